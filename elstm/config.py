@@ -1,0 +1,187 @@
+"""Typed configs: what each YAML group may hold, with the allowed values beside each field.
+
+Hydra composes YAML onto these dataclasses, so a wrong type or an unknown key is refused; `validate`
+checks ranges and choices, which types cannot say. Knows no torch, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
+
+
+def bounded(
+    default: Any, *, ge: float | None = None, gt: float | None = None,
+    le: float | None = None, lt: float | None = None,
+) -> Any:  # fmt: skip
+    """A number within bounds (None passes where the field is Optional)."""
+    return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
+
+
+def choice(default: Any, *allowed: Any) -> Any:
+    """One of the values listed."""
+    return field(default=default, metadata={"choices": allowed})
+
+
+def bias(default: float | str) -> Any:
+    """A gate bias: a number, or "chrono" for log-uniform over the sequence length."""
+    return field(default=default, metadata={"number_or": ("chrono",)})
+
+
+# --- model: the fields are the constructor arguments of the layers in elstm.nn
+
+
+@dataclass
+class LSTMConfig:
+    name: str = "lstm"
+    hidden_size: int = bounded(128, ge=1)
+    num_layers: int = bounded(1, ge=1)
+    bidirectional: bool = False
+    dropout: float = bounded(0.0, ge=0, lt=1)
+    forget_bias: Union[float, str] = bias(1.0)
+    input_bias: Union[float, str] = bias(0.0)
+    recurrent_init: str = choice("orthogonal", "orthogonal", "identity")
+    state_noise: float = bounded(0.0, ge=0)
+    learn_initial_state: bool = False
+    backend: str = "auto"
+
+
+@dataclass
+class BNLSTMConfig(LSTMConfig):
+    name: str = "bn_lstm"
+    eps: float = bounded(0.1, gt=0)
+    momentum: Optional[float] = bounded(0.1, gt=0, le=1)
+    gamma_ih: float = 1.0
+    gamma_hh: float = 1.0
+    gamma_c: float = 1.0
+    normalize_input: bool = True
+    normalize_hidden: bool = True
+
+
+@dataclass
+class ELSTMBNConfig(BNLSTMConfig):
+    name: str = "elstm_bn"
+    cell_norm: str = choice(
+        "update", "none", "output", "update", "increment", "terms", "carry", "update_output"
+    )
+
+
+# --- data
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = "${oc.env:ELSTM_DATA,data}"
+    pixels_per_step: int = bounded(28, ge=1)
+    permute: bool = False
+    permute_seed: int = bounded(0, ge=0)
+    train_size: Optional[int] = bounded(None, ge=2)
+    batch_size: int = bounded(128, ge=2)
+    eval_batch_size: int = bounded(1000, ge=2)
+
+
+# --- optimizer
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = bounded(1e-3, gt=0)
+    weight_decay: float = bounded(0.0, ge=0)
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    """Adam, and AdamW under the name adamw."""
+
+    name: str = "adam"
+    beta1: float = bounded(0.9, ge=0, lt=1)
+    beta2: float = bounded(0.999, ge=0, lt=1)
+    eps: float = bounded(1e-8, gt=0)
+
+
+@dataclass
+class RMSpropConfig(OptimizerConfig):
+    name: str = "rmsprop"
+    alpha: float = bounded(0.99, ge=0, lt=1)
+    momentum: float = bounded(0.0, ge=0)
+    eps: float = bounded(1e-8, gt=0)
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    momentum: float = bounded(0.9, ge=0)
+    nesterov: bool = False
+
+
+# --- scheduler: each with a linear warm-up over warmup_steps training steps (0: none)
+
+
+@dataclass
+class SchedulerConfig:
+    name: str = "constant"
+    warmup_steps: int = bounded(0, ge=0)
+
+
+@dataclass
+class CosineConfig(SchedulerConfig):
+    """Half a cosine from lr to min_lr over all training steps after the warm-up."""
+
+    name: str = "cosine"
+    min_lr: float = bounded(0.0, ge=0)
+
+
+@dataclass
+class StepConfig(SchedulerConfig):
+    """lr times gamma after every step_epochs epochs."""
+
+    name: str = "step"
+    step_epochs: int = bounded(10, ge=1)
+    gamma: float = bounded(0.1, gt=0, le=1)
+
+
+@dataclass
+class PlateauConfig(SchedulerConfig):
+    """lr times factor when validation accuracy has not risen for `patience` epochs."""
+
+    name: str = "plateau"
+    factor: float = bounded(0.5, gt=0, lt=1)
+    patience: int = bounded(3, ge=0)
+
+
+# --- trainer
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = bounded(10, ge=1)
+    max_steps: Optional[int] = bounded(None, ge=1)
+    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
+    precision: str = choice("fp32", "fp32", "bf16", "fp16")
+    deterministic: bool = False
+    compile: bool = False
+    profile: bool = False
+    clip_grad_norm: Optional[float] = bounded(1.0, gt=0)
+    early_stopping_epochs: Optional[int] = bounded(None, ge=1)
+    log_every: int = bounded(50, ge=1)
+    checkpoint_every: Optional[int] = bounded(None, ge=1)  # steps; None: after each epoch
+    threads: Optional[int] = bounded(None, ge=1)
+    recompute_batches: int = bounded(10, ge=0)  # 0: evaluate with the moving averages
+    recompute_batch_size: int = bounded(1000, ge=2)
+    overfit_batches: Optional[int] = bounded(None, ge=1)
+    progress: bool = True
+    resume: Optional[str] = None
+
+
+@dataclass
+class Config:
+    model: LSTMConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: SchedulerConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = bounded(0, ge=0)
