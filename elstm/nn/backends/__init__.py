@@ -1,0 +1,42 @@
+"""The registry of recurrences: one function, several implementations, chosen here and nowhere else.
+
+A backend is a module of this package with two functions of the same arguments as
+`elstm.nn.recurrence.recurrence`: `recurrence`, and `refuses`, which returns why it cannot serve a
+call, or None where it can. It is imported when it is first asked.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from elstm.nn import recurrence as reference
+from elstm.nn.recurrence import Recurrence
+
+# Fastest first; the reference serves every call.
+_MODULES: dict[str, str] = {}
+BACKENDS = ("auto", *_MODULES, "reference")
+
+
+def check_backend(name: str) -> None:
+    """Raises ValueError unless `name` is one of BACKENDS."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+
+
+def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
+    """The backend for a call of `recurrence`, with its name.
+
+    Raises:
+        ValueError: a backend asked for by name cannot serve the call; the message says why.
+    """
+    for candidate, module_name in _MODULES.items():
+        if name not in ("auto", candidate):
+            continue
+        module = import_module(module_name)
+        reason = module.refuses(*call)
+        if reason is None:
+            return candidate, module.recurrence
+        if name == candidate:
+            raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
+    return "reference", reference.recurrence

@@ -1,0 +1,56 @@
+"""Classifiers of sequences, and the registry that `model=` names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+from elstm.config import LSTMConfig
+from elstm.nn import BNLSTM, ELSTMBN, LSTM
+from elstm.nn.layers import NormalizedLSTM
+
+RECURRENT_LAYERS: dict[str, type[LSTM] | type[NormalizedLSTM]] = {
+    "lstm": LSTM,
+    "bn_lstm": BNLSTM,
+    "bn_lstm_input": ELSTMBN,  # cell_norm none, normalize_hidden false: Laurent et al. 2015
+    "elstm_bn": ELSTMBN,
+}
+
+
+class SequenceClassifier(nn.Module):
+    """Recurrent layers, and a linear head on the last hidden state.
+
+        logits = W h_T + b        with h_T of both directions, where there are two
+
+    Attributes:
+        rnn: a layer of elstm.nn.
+        head: nn.Linear(D * H, num_classes).
+    """
+
+    def __init__(self, rnn: LSTM | NormalizedLSTM, num_classes: int) -> None:
+        super().__init__()
+        self.rnn = rnn
+        self.directions = 2 if rnn.bidirectional else 1
+        self.head = nn.Linear(self.directions * rnn.hidden_size, num_classes)
+
+    def logits(self, h_n: Tensor) -> Tensor:
+        """(L * D, B, H), the layers' final state, to (B, num_classes)."""
+        return self.head(h_n[-self.directions :].transpose(0, 1).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, B, F) to (B, num_classes)."""
+        _, (h_n, _) = self.rnn(x)
+        return self.logits(h_n)
+
+
+def build_model(
+    config: LSTMConfig, *, input_size: int, num_steps: int, num_classes: int
+) -> SequenceClassifier:
+    """The model that a config names; every other field is an argument of its layer.
+
+    The layer keeps statistics for each of the `num_steps` steps.
+    """
+    options = asdict(config)
+    layer = RECURRENT_LAYERS[options.pop("name")]
+    return SequenceClassifier(layer(input_size, max_steps=num_steps, **options), num_classes)

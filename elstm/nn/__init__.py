@@ -1,0 +1,19 @@
+"""LSTM layers with batch normalisation, used like torch.nn.LSTM. Needs torch alone."""
+
+from elstm.nn.backends import BACKENDS
+from elstm.nn.diagnostics import hidden_gradient_norms
+from elstm.nn.layers import BNLSTM, ELSTMBN, LSTM
+from elstm.nn.norm import batch_statistics, recompute_statistics, statistics_norms
+from elstm.nn.recurrence import CELL_NORMS
+
+__all__ = [
+    "BACKENDS",
+    "BNLSTM",
+    "CELL_NORMS",
+    "ELSTMBN",
+    "LSTM",
+    "batch_statistics",
+    "hidden_gradient_norms",
+    "recompute_statistics",
+    "statistics_norms",
+]

@@ -1,0 +1,43 @@
+"""Looking into a recurrence: how much of the loss's gradient reaches each time step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from elstm.nn.base import RecurrentBase, State
+from elstm.nn.norm import batch_statistics
+from elstm.nn.recurrence import recurrence
+
+
+def hidden_gradient_norms(
+    layer: RecurrentBase,
+    x: Tensor | PackedSequence,
+    loss: Callable[[Tensor | PackedSequence, State], Tensor],
+) -> Tensor:
+    """|dL/dh_t| for every step t of the last layer, forward direction: (T,).
+
+    The total derivative, through all later steps, as the Frobenius norm over batch and units. The
+    reference recurrence computes it, in batch mode without dropout or noise; statistics, gradients
+    and the random state stay as they were.
+
+    Args:
+        layer: LSTM, BNLSTM or ELSTMBN.
+        x: a batch as `layer` takes it.
+        loss: loss(output, (h_n, c_n)) -> scalar.
+    """
+    taps: list[list[Tensor]] = []
+
+    def tapped(*call: Any) -> Any:
+        taps.append([])
+        return recurrence(*call, hidden=taps[-1])
+
+    with batch_statistics(layer), torch.enable_grad():
+        value = loss(*layer._run(x, None, tapped))
+        forward = taps[-2 if layer.bidirectional else -1]
+        gradients = torch.autograd.grad(value, forward)
+    return torch.stack([gradient.norm() for gradient in gradients])

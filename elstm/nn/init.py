@@ -1,0 +1,61 @@
+"""Initial weights and gate biases, the same for every layer so that only normalisation differs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+RECURRENT_INITS = ("orthogonal", "identity")
+
+
+def check_gate_bias(name: str, value: float | str) -> None:
+    """Raises ValueError unless `value` is a finite number or "chrono"."""
+    if value == "chrono":
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value)):
+        raise ValueError(f'{name} must be a finite number or "chrono", got {value!r}')
+
+
+@torch.no_grad()
+def init_weight_ih(weight: Tensor) -> None:
+    """W_x (4H, I) from N(0, 1/I): an input of unit variance gives W_x x_t unit variance.
+
+    The variance matters although W_x x_t may be normalised: it is what eps is compared with.
+    """
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+
+
+@torch.no_grad()
+def init_weight_hh(weight: Tensor, how: str = "orthogonal") -> None:
+    """W_h (4H, H): one orthogonal matrix per gate; "identity": the identity for gate g.
+
+    Orthogonal blocks keep the length of h_{t-1}; the identity is what Cooijmans et al. (2017,
+    section 5.1) take for pixel-by-pixel MNIST.
+    """
+    gates = weight.chunk(4)
+    for gate in gates:
+        nn.init.orthogonal_(gate)
+    if how == "identity":
+        nn.init.eye_(gates[2])
+
+
+@torch.no_grad()
+def init_gate_bias(
+    bias: Tensor, forget_bias: float | str, input_bias: float | str, steps: int
+) -> None:
+    """b (4H,): `forget_bias` and `input_bias` in their blocks, zero elsewhere.
+
+    "chrono" (Tallec and Ollivier 2018, arXiv 1804.11188, equation 16) draws
+    b_f ~ log U(1, T - 1) and sets b_i = -b_f, so that the memories of the units spread over T
+    steps; T is `steps`.
+    """
+    bias.zero_()
+    b_i, b_f, _, _ = bias.chunk(4)
+    chrono = torch.empty_like(b_f)
+    if "chrono" in (forget_bias, input_bias):
+        chrono.uniform_(1.0, max(steps - 1.0, 1.0)).log_()
+    b_f.copy_(chrono) if forget_bias == "chrono" else b_f.fill_(float(forget_bias))
+    b_i.copy_(-chrono) if input_bias == "chrono" else b_i.fill_(float(input_bias))

@@ -1,0 +1,331 @@
+"""Recurrent layers with the constructor, the call and the shapes of torch.nn.LSTM."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from elstm.nn import init
+from elstm.nn.base import Direction, RecurrentBase, State, check_size
+from elstm.nn.norm import StepBatchNorm
+from elstm.nn.recurrence import CELL_NORMS
+from elstm.nn.sequences import check_features, unpack
+
+
+class LSTM(RecurrentBase, nn.LSTM):
+    """torch.nn.LSTM, with its parameters' names and this project's initialisation.
+
+        z_t = W_x x_t + b_x + W_h h_{t-1} + b_h        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
+        c_t = f * c_{t-1} + i * g                      h_t = o * tanh(c_t)
+
+    Args:
+        input_size ... dtype: as torch.nn.LSTM.
+        max_steps: T of the chrono biases; the plain LSTM uses it for nothing else.
+        forget_bias, input_bias: initial values in the forget and input gates' blocks of the bias,
+            or "chrono" (see elstm.nn.init.init_gate_bias). The default forget bias of 1 keeps
+            c_t's gradient alive at the start (Jozefowicz et al. 2015).
+        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        backend: "auto", or a name from elstm.nn.BACKENDS.
+
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
+    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
+    h_n and c_n (L * D, B, H), for D directions and L layers.
+
+    Raises:
+        ValueError: an argument out of range, or an input of another size.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        max_steps: int = 1024,
+        forget_bias: float | str = 1.0,
+        input_bias: float | str = 0.0,
+        recurrent_init: str = "orthogonal",
+        state_noise: float = 0.0,
+        learn_initial_state: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        _check_shape(input_size, hidden_size, num_layers, dropout)
+        # Before torch's constructor, because that one ends with reset_parameters.
+        self._set_options(
+            max_steps, forget_bias, input_bias, recurrent_init,
+            state_noise, learn_initial_state, backend,
+        )  # fmt: skip
+        nn.LSTM.__init__(
+            self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device, dtype,
+        )  # fmt: skip
+        if learn_initial_state:
+            self._add_initial_state(proj_size or hidden_size, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.LSTM.reset_parameters(self)  # weight_hr, with proj_size, keeps torch's
+        for suffix in self._suffixes():
+            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
+            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            if self.bias:
+                gate_bias = getattr(self, f"bias_ih_{suffix}")
+                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+                nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
+        self._reset_initial_state()
+
+    def _direction(self, suffix: str) -> Direction:
+        if self.proj_size:
+            raise ValueError("proj_size needs torch's own LSTM: backend='auto'")
+        bias = None
+        if self.bias:
+            bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
+        weight_ih, weight_hh = (getattr(self, f"weight_{kind}_{suffix}") for kind in ("ih", "hh"))
+        return Direction(weight_ih, weight_hh, bias, (None,) * 4, "none")
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        if self.backend != "auto":
+            return self._run(input, hx)
+        self.last_backend = "torch"
+        if self.state_noise or self.learn_initial_state:
+            hx = self._torch_state(input, hx)
+        elif not isinstance(input, PackedSequence):
+            check_features(input, self.input_size)
+        return nn.LSTM.forward(self, input, hx)
+
+    def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
+        """The initial state as torch.nn.LSTM takes it, in the input's order of sequences."""
+        batch = unpack(input, self.batch_first, self.input_size)
+        if batch.unbatched and hx is not None:
+            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+        width = self.proj_size or self.hidden_size
+        h_0, c_0 = self._initial_state(hx, batch.x, batch.x.shape[1], width)
+        return (h_0.squeeze(1), c_0.squeeze(1)) if batch.unbatched else (h_0, c_0)
+
+
+class NormalizedLSTM(RecurrentBase):
+    """The recurrence with batch normalisation; BNLSTM and ELSTMBN say where it stands.
+
+    Normalisation at step t is BN(x; γ, β) = (x - mean_t) / sqrt(var_t + eps) * γ + β. In training,
+    mean_t and var_t (biased) are those of the batch's sequences alive at t; in eval mode they are
+    population statistics, one row per step (see elstm.nn.norm.StepBatchNorm for how training moves
+    them, and for sequences longer than max_steps). The moving averages lag behind the weights, so
+    before an evaluation call elstm.nn.recompute_statistics(model, batches) with training batches.
+
+    Args:
+        input_size ... dtype: as torch.nn.LSTM; proj_size must be 0.
+        max_steps: steps that have statistics of their own; later ones share the last row. 1024
+            rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
+        eps: added to the variance. The default 0.1 is of the order of the activations' variance
+            (weights are initialised so that projections of unit-variance input have variance 1),
+            because a feature that is constant over most batches, as on MNIST's blank rows, would
+            otherwise be blown up by 1 / sqrt(eps) when one sequence differs: with 1e-3 training is
+            unstable and population statistics do not stand for the batches'.
+        momentum: of the moving averages, 0.1 as in torch.nn.BatchNorm1d; None: cumulative average.
+        gamma_ih, gamma_hh, gamma_c: initial γ of the input's, the hidden state's and the cell's
+            norms. Default 1: 0.1, which Cooijmans et al. used, trains more slowly at 28 steps, and
+            in a carried cell it cuts the memory to about two steps.
+        forget_bias, input_bias: initial biases of the two gates, or "chrono" (over max_steps). In a
+            cell that is normalised at each step, forgetting is relative: the ratio of the two
+            gates decides. They are ignored with bias=False.
+        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training; 0.1 is Cooijmans et
+            al.'s remedy for blank first steps, which the default eps makes unnecessary.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        normalize_input, normalize_hidden: BN of W_x x_t and of W_h h_{t-1}; off: as they are.
+        cell_norm: where BN stands in the cell, a key of elstm.nn.CELL_NORMS (equations there).
+        backend: "auto" takes the fastest that serves a call; or a name from elstm.nn.BACKENDS.
+
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
+    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
+    h_n and c_n (L * D, B, H), for D directions and L layers. The reverse direction counts its steps
+    from the end of each sequence.
+
+    Parameters, for layer k (the reverse direction ends in _reverse), gate order i, f, g, o:
+    weight_ih_lk (4H, I), weight_hh_lk (4H, H), bias_lk (4H,); norm_ih_lk and norm_hh_lk with weight
+    (4H,); norm_c_lk, and norm_c2_lk for `terms` and `update_output`, with weight and bias (H,).
+
+    Raises:
+        ValueError: an argument out of range, an input of another size, or one sequence in training.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        cell_norm: str = "update",
+        max_steps: int = 1024,
+        eps: float = 0.1,
+        momentum: float | None = 0.1,
+        gamma_ih: float = 1.0,
+        gamma_hh: float = 1.0,
+        gamma_c: float = 1.0,
+        forget_bias: float | str = 1.0,
+        input_bias: float | str = 0.0,
+        recurrent_init: str = "orthogonal",
+        state_noise: float = 0.0,
+        learn_initial_state: bool = False,
+        normalize_input: bool = True,
+        normalize_hidden: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        _check_shape(input_size, hidden_size, num_layers, dropout)
+        if proj_size != 0:
+            raise ValueError(f"proj_size must be 0 on a batch-normalised LSTM, got {proj_size}")
+        if cell_norm not in CELL_NORMS:
+            raise ValueError(f"cell_norm must be one of {', '.join(CELL_NORMS)}; got {cell_norm!r}")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps must be a number > 0, got {eps!r}")
+        if momentum is not None and not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
+        gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
+        for name, gamma in gammas.items():
+            if not math.isfinite(gamma):
+                raise ValueError(f"gamma_{name} must be a finite number, got {gamma!r}")
+        self._set_options(
+            max_steps, forget_bias, input_bias, recurrent_init,
+            state_noise, learn_initial_state, backend,
+        )  # fmt: skip
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional, self.proj_size = bidirectional, proj_size
+        self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
+        self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        gates = 4 * hidden_size
+        norms = {"norm_ih": normalize_input, "norm_hh": normalize_hidden}
+        norms |= dict.fromkeys(CELL_NORMS[cell_norm], True)
+        for row, suffix in enumerate(self._suffixes()):
+            lower_layer = row >= self._directions
+            features = hidden_size * self._directions if lower_layer else input_size
+            weights: dict[str, tuple[int, ...]] = {
+                "weight_ih": (gates, features),
+                "weight_hh": (gates, hidden_size),
+            }
+            if bias:
+                weights["bias"] = (gates,)
+            for name, shape in weights.items():
+                parameter = nn.Parameter(torch.empty(shape, **factory))
+                self.register_parameter(f"{name}_{suffix}", parameter)
+            for name, wanted in norms.items():
+                of_cell = name.startswith("norm_c")
+                norm = StepBatchNorm(
+                    hidden_size if of_cell else gates,
+                    max_steps=max_steps,
+                    eps=eps,
+                    momentum=momentum,
+                    gamma=gamma_c if of_cell else gammas[name.removeprefix("norm_")],
+                    bias=of_cell,
+                    **factory,
+                )
+                self.register_module(f"{name}_{suffix}", norm if wanted else None)
+        if learn_initial_state:
+            self._add_initial_state(hidden_size, **factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for suffix in self._suffixes():
+            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
+            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            if self.bias:
+                gate_bias = getattr(self, f"bias_{suffix}")
+                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+        for module in self.children():
+            if isinstance(module, StepBatchNorm):
+                module.reset_parameters()
+        self._reset_initial_state()
+
+    def _direction(self, suffix: str) -> Direction:
+        def part(name: str) -> Any:
+            return getattr(self, f"{name}_{suffix}", None)
+
+        norms = tuple(part(name) for name in ("norm_ih", "norm_hh", "norm_c", "norm_c2"))
+        return Direction(part("weight_ih"), part("weight_hh"), part("bias"), norms, self.cell_norm)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        return self._run(input, hx)
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        if self.num_layers != 1:
+            text += f", num_layers={self.num_layers}"
+        for name in ("batch_first", "bidirectional"):
+            if getattr(self, name):
+                text += f", {name}=True"
+        if self.dropout:
+            text += f", dropout={self.dropout}"
+        return f"{text}, cell_norm={self.cell_norm}"
+
+
+class BNLSTM(NormalizedLSTM):
+    """BN-LSTM (Cooijmans et al. 2017, arXiv 1603.09025): `cell_norm` is "output".
+
+        z_t = BN(W_h h_{t-1}; γ_h, 0) + BN(W_x x_t; γ_x, 0) + b
+        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
+        c_t = f * c_{t-1} + i * g
+        h_t = o * tanh(BN(c_t; γ_c, β_c))
+
+    Arguments, shapes and errors: see NormalizedLSTM.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        if "cell_norm" in options:
+            raise ValueError("BNLSTM has cell_norm='output'; ELSTMBN takes the others")
+        super().__init__(*args, cell_norm="output", **options)
+
+
+_parameters = inspect.signature(NormalizedLSTM).parameters.values()
+BNLSTM.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # for help() and editors
+    [parameter for parameter in _parameters if parameter.name != "cell_norm"]
+)
+
+
+class ELSTMBN(NormalizedLSTM):
+    """eLSTM-BN (Wang et al. 2019, doi:10.1007/978-3-030-36708-4_61): BN in the cell's update.
+
+        z_t = BN(W_h h_{t-1}; γ_h, 0) + BN(W_x x_t; γ_x, 0) + b
+        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
+        c_t = BN(f * c_{t-1} + i * g; γ_c, β_c)
+        h_t = o * tanh(c_t)
+
+    The paper's equations are not to be had; this is the plain reading of its abstract, "BN in the
+    update of the LSTM cell". Other readings: `cell_norm`.
+
+    Arguments, shapes and errors: see NormalizedLSTM.
+    """
+
+
+def _check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
+    check_size("input_size", input_size)
+    check_size("hidden_size", hidden_size)
+    check_size("num_layers", num_layers)
+    if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")

@@ -1,0 +1,87 @@
+"""Batches of sequences: torch.nn.LSTM's input layouts to padded (T, B, F) and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+class Batch(NamedTuple):
+    """Sequences as the recurrences take them."""
+
+    x: Tensor  # (T, B, F); where sizes is given, rows by falling length
+    sizes: list[int] | None  # alive rows at each step, for a packed batch
+    packed: PackedSequence | None
+    unbatched: bool
+
+    @property
+    def order(self) -> Tensor | None:
+        """Row b of x is sequence order[b] of the input, where they were sorted by length."""
+        return None if self.packed is None else self.packed.sorted_indices
+
+
+def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> Batch:
+    """(T, B, F), (B, T, F) with batch_first, (T, F) for a single sequence, or packed.
+
+    Raises:
+        ValueError: another number of dimensions or features, or no step or sequence at all.
+    """
+    if isinstance(input, PackedSequence):
+        check_features(input.data, features)
+        sizes = input.batch_sizes.tolist()
+        # Padding here keeps the packed order: rows sorted by length.
+        in_order = PackedSequence(input.data, input.batch_sizes)
+        x, _ = pad_packed_sequence(in_order)
+        return Batch(x, sizes, input, False)
+    if input.dim() not in (2, 3):
+        raise ValueError(f"input must be 2-D or 3-D, got {input.dim()}-D")
+    check_features(input, features)
+    x = input.unsqueeze(1) if input.dim() == 2 else input
+    if batch_first and input.dim() == 3:
+        x = x.transpose(0, 1)
+    if 0 in x.shape[:2]:
+        raise ValueError(
+            f"input must hold at least one step of one sequence, got {tuple(input.shape)}"
+        )
+    return Batch(x, None, None, input.dim() == 2)
+
+
+def check_features(x: Tensor, features: int) -> None:
+    """Raises ValueError unless the last dimension of x has `features` elements."""
+    if x.shape[-1] != features:
+        raise ValueError(f"input must have {features} features (input_size), got {x.shape[-1]}")
+
+
+def pack_like(
+    batch: Batch, output: Tensor, h_n: Tensor, c_n: Tensor, batch_first: bool
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    """Gives output (T, B, F) and the state (L, B, ·) the layout of the input."""
+    if batch.unbatched:
+        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+    if batch.packed is None:
+        return output.transpose(0, 1) if batch_first else output, (h_n, c_n)
+    lengths = sequence_lengths(batch.sizes or [])
+    data = pack_padded_sequence(output, lengths).data
+    _, sizes, order, back = batch.packed
+    if back is not None:
+        h_n, c_n = h_n.index_select(1, back), c_n.index_select(1, back)
+    return PackedSequence(data, sizes, order, back), (h_n, c_n)
+
+
+def sequence_lengths(sizes: list[int]) -> Tensor:
+    """(B,) lengths of the rows, from the number of rows alive at each step."""
+    alive = torch.tensor(sizes)
+    return (alive.unsqueeze(1) > torch.arange(sizes[0])).sum(0)
+
+
+def reverse_alive(x: Tensor, sizes: list[int] | None) -> Tensor:
+    """Turns each sequence of x (T, B, F) round within its own length; padding stays in place."""
+    if sizes is None:
+        return x.flip(0)
+    lengths = sequence_lengths(sizes).to(x.device)
+    t = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    source = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
+    return x.gather(0, source.unsqueeze(2).expand_as(x))
