@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +73,7 @@ class RecurrentBase(nn.Module):
         if recurrent_init not in init.RECURRENT_INITS:
             allowed = ", ".join(init.RECURRENT_INITS)
             raise ValueError(f"recurrent_init must be one of {allowed}; got {recurrent_init!r}")
-        if not 0 <= state_noise < math.inf:
+        if not init.is_number(state_noise) or state_noise < 0:
             raise ValueError(f"state_noise must be a number >= 0, got {state_noise!r}")
         check_backend(backend)
         self.max_steps = max_steps

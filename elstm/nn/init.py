@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 RECURRENT_INITS = ("orthogonal", "identity")
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite real number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_gate_bias(name: str, value: float | str) -> None:
     """Raises ValueError unless `value` is a finite number or "chrono"."""
-    if value == "chrono":
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(float(value)):
+    if value != "chrono" and not is_number(value):
         raise ValueError(f'{name} must be a finite number or "chrono", got {value!r}')
 
 

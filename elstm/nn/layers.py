@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -199,13 +198,13 @@ class NormalizedLSTM(RecurrentBase):
             raise ValueError(f"proj_size must be 0 on a batch-normalised LSTM, got {proj_size}")
         if cell_norm not in CELL_NORMS:
             raise ValueError(f"cell_norm must be one of {', '.join(CELL_NORMS)}; got {cell_norm!r}")
-        if not 0 < eps < math.inf:
+        if not init.is_number(eps) or eps <= 0:
             raise ValueError(f"eps must be a number > 0, got {eps!r}")
-        if momentum is not None and not 0 < momentum <= 1:
+        if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
         for name, gamma in gammas.items():
-            if not math.isfinite(gamma):
+            if not init.is_number(gamma):
                 raise ValueError(f"gamma_{name} must be a finite number, got {gamma!r}")
         self._set_options(
             max_steps, forget_bias, input_bias, recurrent_init,
@@ -327,5 +326,5 @@ def _check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: fl
     check_size("input_size", input_size)
     check_size("hidden_size", hidden_size)
     check_size("num_layers", num_layers)
-    if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+    if not init.is_number(dropout) or not 0 <= dropout <= 1:
         raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")
