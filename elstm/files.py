@@ -1,0 +1,116 @@
+"""Files that survive a kill: written whole or not at all, cut back, locked. Knows no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from elstm.errors import UserError
+
+
+def write_atomic(
+    path: Path, write: bytes | Callable[[IO[bytes]], object], *, sync: bool = True
+) -> None:
+    """Puts a new file in the place of `path`: at every moment the old one or the new one is there.
+
+    Args:
+        path: the file; its folder must exist.
+        write: the bytes, or a function that writes them to an open file.
+        sync: wait until the disk has them, which a power failure asks for and a kill does not.
+
+    Raises:
+        UserError: the disk is full, the folder is read-only or gone. `path` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path, "; what was there before is unharmed"):
+            with temporary.open("wb") as file:
+                if callable(write):
+                    write(file)
+                else:
+                    file.write(write)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+            if sync:
+                _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path, note: str = "") -> Iterator[None]:
+    """Turns the errors of the system in writing `path` into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}{note}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed `write_atomic` left in `folder`."""
+    for temporary in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself reaches the disk with its folder (where folders can be opened)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cut(file: IO[bytes], path: Path, size: int) -> int:
+    """Cuts `file`, open for appending at `path`, back to its first `size` bytes.
+
+    Returns the bytes missing: 0, or by how much the file was shorter than `size`.
+    """
+    with writing(path):
+        missing = max(size - file.seek(0, os.SEEK_END), 0)
+        if not missing:
+            file.truncate(size)
+            file.seek(0, os.SEEK_END)
+    return missing
+
+
+def lock(file: IO[bytes], owner: Path) -> None:
+    """Claims `file` for this process until it is closed or the process ends.
+
+    A lock of the file's own (POSIX record lock): nothing is left behind by a kill, and it holds
+    across machines on NFS. Where the system has no such locks the claim is not made.
+
+    Raises:
+        UserError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(
+            f"{owner} is in use by another process, which is still training there: "
+            "wait for it or end it"
+        ) from error
+    except OSError:
+        return  # a file system without locks
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`, or None where there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
