@@ -1,0 +1,77 @@
+"""The pictures that a run makes, as PNG bytes. matplotlib is imported when one is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> bytes:
+    """|dL/dh_t| over t on a logarithmic scale.
+
+    Args:
+        norms: (T,).
+        epoch: when it was taken.
+        title: which model and data.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    t = np.arange(1, len(norms) + 1)
+    # Zero cannot be drawn on this scale: a gradient that has vanished leaves a gap.
+    axes.semilogy(t, np.where(norms > 0, norms, np.nan), color="#0072B2", linewidth=1.8)
+    axes.set_xlabel("time step t")
+    axes.set_ylabel("|∂L/∂h$_t$|")
+    axes.set_title(f"{title}, epoch {epoch:g}", fontsize=10)
+    axes.set_xlim(1, max(len(norms), 2))
+    axes.grid(True, which="major", alpha=0.3)
+    return _png(figure)
+
+
+def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
+    """The confusion matrix: colours by the share of the true class, numbers of images written in.
+
+    Args:
+        confusion: (C, C); row: the true class, column: the predicted one.
+    """
+    classes = len(class_names)
+    size = 2.4 + 0.55 * classes
+    figure, axes = _figure(size + 0.6, size)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    # The colours follow the square root, so that confusions of a few per cent can be seen.
+    image = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if share[row, column] > 0.3 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(classes), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_ticks(
+        [p**0.5 for p in (0, 0.01, 0.05, 0.2, 0.5, 1)], labels=["0", "1", "5", "20", "50", "100"]
+    )
+    bar.set_label("share of the true class, %")
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    """Without pyplot, which keeps every figure and may look for a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,244 @@
+"""What a run tells the world: metrics.csv and the TensorBoard event file.
+
+metrics.csv has one row per log point of training, one per evaluation, and at the end one for the
+test; a cell is empty where a row does not measure. Accuracies are fractions.
+
+    epoch                    epochs of training done, e.g. 1.25
+    step                     optimizer steps done
+    train_seconds            time spent in training alone, summed over resumes
+    wall_seconds             with evaluations, recomputed statistics and checkpoints
+    lr                       learning rate of the last step
+    train_loss               mean cross-entropy over the steps since the last log point
+    train_accuracy           likewise, on the batches as they were trained on
+    grad_norm                likewise, norm of the whole gradient before clipping
+    samples_per_second       likewise, over train_seconds
+    val_loss, val_accuracy   with population statistics
+    val_accuracy_batch_stats with the statistics of each evaluation batch
+    test_loss, test_accuracy, test_accuracy_batch_stats
+                             of the best checkpoint by val_accuracy; in the last row alone
+
+Both files are appended to, and a resume cuts both back to the size that they had at its checkpoint:
+no point is lost, doubled or out of order.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import nn
+from torch.utils.tensorboard import summary as summaries
+
+from elstm import files
+from elstm.config import Config
+from elstm.nn import statistics_norms
+
+CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
+TAGS = {  # column: scalar in TensorBoard
+    "lr": "lr",
+    "train_loss": "train/loss",
+    "train_accuracy": "train/accuracy",
+    "grad_norm": "grad_norm",
+    "samples_per_second": "samples_per_second",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+    "val_accuracy_batch_stats": "val/accuracy_batch_stats",
+    "test_loss": "test/loss",
+    "test_accuracy": "test/accuracy",
+    "test_accuracy_batch_stats": "test/accuracy_batch_stats",
+}
+COLUMNS = ("epoch", "step", "train_seconds", "wall_seconds", *TAGS)
+HISTOGRAM_BINS = 64
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes metrics.csv and the event file of one run.
+
+    `open` claims the run folder for this process; `start` begins the files or cuts them back.
+
+    Args:
+        run_dir: the run's folder.
+        active: False on all processes of a run but the first: nothing is written.
+    """
+
+    def __init__(self, run_dir: Path, *, active: bool = True) -> None:
+        self.run_dir, self.active = run_dir, active
+        self.csv_path = run_dir / "metrics.csv"
+        self._csv: IO[bytes] | None = None
+        self._events: EventFile | None = None
+        if active:
+            with files.writing(self.csv_path):
+                self._csv = self.csv_path.open("ab")
+            files.lock(self._csv, run_dir)
+
+    def start(self, hparams: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
+        """Begins the files, or goes on where they had the `sizes` that a checkpoint holds."""
+        if self._csv is None:
+            return
+        missing = files.cut(self._csv, self.csv_path, sizes["metrics"] if sizes else 0)
+        self._events = EventFile(self.run_dir, sizes["events"] if sizes else None)
+        if missing or self._events.missing:
+            log.warning(
+                "metrics.csv or the event file in %s is shorter than it was at the checkpoint: "
+                "their curves have a gap",
+                self.run_dir,
+            )
+        if sizes is None:
+            self._write_row(COLUMNS)
+            # Session info alone, and no experiment summary: TensorBoard then gathers the table's
+            # columns from all runs. Of several experiment summaries it would show only the first.
+            _, begin, _ = summaries.hparams(dict(hparams), {})
+            self._events.add(begin, 0)
+        self.flush()
+
+    def log(self, position: Mapping[str, float], values: Mapping[str, float]) -> None:
+        """One row and its scalars.
+
+        Args:
+            position: epoch, step, train_seconds and wall_seconds.
+            values: what was measured, by column.
+        """
+        if self._events is None:
+            return
+        cells = {**position, **values}
+        self._write_row([_cell(cells[c]) if c in cells else "" for c in COLUMNS])
+        scalars = [Summary.Value(tag=TAGS[c], simple_value=v) for c, v in values.items()]
+        self._events.add(Summary(value=scalars), int(position["step"]))
+        self.flush()
+
+    def log_norms(self, model: nn.Module, step: int) -> None:
+        """Histograms of γ, β and the running statistics of every normalisation."""
+        if self._events is None:
+            return
+        for name, norm in statistics_norms(model):
+            tensors = {
+                "gamma": norm.weight,
+                "beta": norm.bias,
+                "running_mean": norm.running_mean,
+                "running_var": norm.running_var,
+            }
+            for kind, tensor in tensors.items():
+                if tensor is not None:
+                    tag = f"{kind}/{name.rpartition('.')[2]}"
+                    values = tensor.detach().float().cpu().numpy()
+                    self._events.add(summaries.histogram(tag, values, HISTOGRAM_BINS), step)
+
+    def log_picture(self, tag: str, png: bytes, step: int) -> None:
+        if self._events is not None:
+            image = Summary.Image(colorspace=4, encoded_image_string=png)
+            self._events.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+    def log_end(self, step: int) -> None:
+        """Marks the run as finished in the HPARAMS tab."""
+        if self._events is not None:
+            _, _, end = summaries.hparams({}, {})
+            self._events.add(end, step)
+            self.flush()
+
+    def flush(self) -> None:
+        """Lets readers see everything that was logged."""
+        with files.writing(self.run_dir):
+            for file in self._open_files():
+                file.flush()
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the files, for a checkpoint; their bytes are on the disk when it returns."""
+        if self._csv is None or self._events is None:
+            return {}
+        self.flush()
+        with files.writing(self.run_dir):
+            for file in self._open_files():
+                os.fsync(file.fileno())
+        return {"metrics": self._csv.tell(), "events": self._events.file.tell()}
+
+    def close(self) -> None:
+        """Never fails, so that it cannot hide the error that ended the run."""
+        for file in self._open_files():
+            try:
+                file.close()
+            except OSError as error:
+                log.warning("cannot write to %s: %s", self.run_dir, error)
+        self._csv = self._events = None
+
+    def _open_files(self) -> list[IO[bytes]]:
+        events = None if self._events is None else self._events.file
+        return [file for file in (self._csv, events) if file is not None]
+
+    def _write_row(self, cells: Any) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        if self._csv is not None:
+            with files.writing(self.csv_path):
+                self._csv.write(line.getvalue().encode())
+
+
+class EventFile:
+    """The run's one event file, in TensorBoard's record format.
+
+    torch's SummaryWriter starts a file for each process, named after the machine, and writes from a
+    thread; here a resume goes on in the same file, whose size is known at every checkpoint.
+
+    On a resume the file is cut back and gets a new name: a TensorBoard that is watching would
+    otherwise look for more bytes at its old place in it. The SessionLog.START at the file's head
+    makes it drop what it had read before.
+
+    Args:
+        folder: the run's.
+        size: at the checkpoint; None: a new file, in place of any others.
+    """
+
+    def __init__(self, folder: Path, size: int | None) -> None:
+        # Named by the time, since TensorBoard reads the files of a folder in order of name.
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.elstm"
+        self.missing = 0  # bytes that the file lacked
+        existing = sorted(folder.glob("events.out.tfevents.*.elstm"))
+        with files.writing(self.path):
+            if size is not None and existing:
+                existing.pop().replace(self.path)
+            for stale in existing:
+                stale.unlink()
+            self.file = self.path.open("ab")
+        if size is not None:
+            self.missing = files.cut(self.file, self.path, size)
+        self._records = RecordWriter(self.file)
+        if self.file.tell() == 0:
+            self._write(Event(file_version="brain.Event:2"))
+            self._write(Event(session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, summary: Summary, step: int) -> None:
+        self._write(Event(summary=summary, step=step))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with files.writing(self.path):
+            self._records.write(event.SerializeToString())
+
+
+def hparams(config: Config) -> dict[str, bool | int | float | str]:
+    """The config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128, ...}.
+
+    Without what cannot change a result, and without what is null.
+    """
+    skip = {"data.root", "trainer.progress", "trainer.resume", "trainer.profile"}
+    flat = {"seed": config.seed}
+    for group, options in asdict(config).items():
+        if isinstance(options, dict):
+            for name, value in options.items():
+                flat[group if name == "name" else f"{group}.{name}"] = value
+    return {k: v for k, v in flat.items() if v is not None and k not in skip}
+
+
+def _cell(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"  # exact for float32
