@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM: finish the step, save, and say so."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; raised between two steps, where everything can be saved."""
+
+
+class Interrupts:
+    """While it is entered, Ctrl-C (SIGINT) and SIGTERM set `requested` and the run goes on.
+
+    Before `graceful` is set there is nothing to save, and they raise KeyboardInterrupt at once; so
+    does a second Ctrl-C. On leaving, the handlers are those of before: a sweep runs many jobs in
+    one process. Outside the main thread Python has no handlers, and none are set.
+    """
+
+    def __init__(self) -> None:
+        self.graceful = False
+        self.requested: str | None = None  # what came
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # None: a handler that was not set from Python and cannot be put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def check_together(self, accelerator: Accelerator) -> None:
+        """The same in all processes of a run, if a signal came to one of them."""
+        if accelerator.num_processes > 1:
+            came = torch.tensor(float(self.requested is not None), device=accelerator.device)
+            if accelerator.reduce(came) > 0:
+                raise Interrupted(self.requested or "a signal to another process")
+        self.check()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = self.requested is not None and number == signal.SIGINT
+        self.requested = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if again or not self.graceful:
+            raise KeyboardInterrupt
