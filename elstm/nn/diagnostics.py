@@ -21,9 +21,9 @@ def hidden_gradient_norms(
 ) -> Tensor:
     """|dL/dh_t| for every step t of the last layer, forward direction: (T,).
 
-    The total derivative, through all later steps, as the Frobenius norm over batch and units. The
-    reference recurrence computes it, in batch mode without dropout or noise; statistics, gradients
-    and the random state stay as they were.
+    The total derivative, through all later steps, as the Frobenius norm over units and over the
+    sequences alive at t. The reference recurrence computes it, in batch mode without dropout or
+    noise; statistics, gradients and the random state stay as they were.
 
     Args:
         layer: LSTM, BNLSTM or ELSTMBN.
@@ -32,12 +32,14 @@ def hidden_gradient_norms(
     """
     taps: list[list[Tensor]] = []
 
-    def tapped(*call: Any) -> Any:
+    def tapped(x: Tensor, *call: Any) -> Any:
         taps.append([])
-        return recurrence(*call, hidden=taps[-1])
+        if not x.requires_grad:  # or there would be no graph where the parameters are frozen
+            x = x.detach().requires_grad_()
+        return recurrence(x, *call, hidden=taps[-1])
 
     with batch_statistics(layer), torch.enable_grad():
         value = loss(*layer._run(x, None, tapped))
         forward = taps[-2 if layer.bidirectional else -1]
-        gradients = torch.autograd.grad(value, forward)
+        gradients = torch.autograd.grad(value, forward, materialize_grads=True)
     return torch.stack([gradient.norm() for gradient in gradients])

@@ -135,7 +135,7 @@ def recurrence(
         norm_ih, norm_hh: norms of the two projections in (1); None: the projection itself.
         norm_c, norm_c2: BN and BN2 of the cell, as `cell_norm` has them.
         cell_norm: a key of CELL_NORMS.
-        hidden: a list that is given every h_t as it enters step t + 1, for looking at gradients.
+        hidden: a list that is given every h_t, of the rows alive at t, for looking at gradients.
 
     Returns:
         output (T, B, H), zero where a row is not alive; h_n and c_n (B, H), each row's state after
@@ -185,7 +185,7 @@ def recurrence(
             output = F.pad(h, (0, 0, 0, batch - alive))
         outputs.append(output)
         if hidden is not None:
-            hidden.append(h_all)
+            hidden.append(h)
     dtype = projected.dtype
     return (
         torch.stack(outputs).to(dtype),
