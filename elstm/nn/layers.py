@@ -13,7 +13,7 @@ from elstm.nn import init
 from elstm.nn.base import Direction, RecurrentBase, State, check_size
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import CELL_NORMS
-from elstm.nn.sequences import check_features, unpack
+from elstm.nn.sequences import check_input
 
 
 class LSTM(RecurrentBase, nn.LSTM):
@@ -72,6 +72,8 @@ class LSTM(RecurrentBase, nn.LSTM):
             self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, proj_size, device, dtype,
         )  # fmt: skip
+        if proj_size and backend != "auto":
+            raise ValueError(f"proj_size must be 0 with backend={backend!r}, got {proj_size}")
         if learn_initial_state:
             self._add_initial_state(proj_size or hidden_size, device=device, dtype=dtype)
 
@@ -88,7 +90,7 @@ class LSTM(RecurrentBase, nn.LSTM):
 
     def _direction(self, suffix: str) -> Direction:
         if self.proj_size:
-            raise ValueError("proj_size needs torch's own LSTM: backend='auto'")
+            raise ValueError("only torch's own LSTM (backend='auto') has projections (proj_size)")
         bias = None
         if self.bias:
             bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
@@ -101,20 +103,23 @@ class LSTM(RecurrentBase, nn.LSTM):
         if self.backend != "auto":
             return self._run(input, hx)
         self.last_backend = "torch"
-        if self.state_noise or self.learn_initial_state:
+        check_input(input, self.input_size)
+        if hx is not None or self.state_noise or self.learn_initial_state:
             hx = self._torch_state(input, hx)
-        elif not isinstance(input, PackedSequence):
-            check_features(input, self.input_size)
         return nn.LSTM.forward(self, input, hx)
 
     def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
         """The initial state as torch.nn.LSTM takes it, in the input's order of sequences."""
-        batch = unpack(input, self.batch_first, self.input_size)
-        if batch.unbatched and hx is not None:
-            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
         width = self.proj_size or self.hidden_size
-        h_0, c_0 = self._initial_state(hx, batch.x, batch.x.shape[1], width)
-        return (h_0.squeeze(1), c_0.squeeze(1)) if batch.unbatched else (h_0, c_0)
+        if isinstance(input, PackedSequence):
+            return self._initial_state(hx, input.data, int(input.batch_sizes[0]), width)
+        if input.dim() == 3:
+            size = input.shape[0 if self.batch_first else 1]
+            return self._initial_state(hx, input, size, width)
+        if hx is not None:
+            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+        h_0, c_0 = self._initial_state(hx, input, 1, width)
+        return h_0.squeeze(1), c_0.squeeze(1)
 
 
 class NormalizedLSTM(RecurrentBase):

@@ -29,16 +29,13 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     Raises:
         ValueError: another number of dimensions or features, or no step or sequence at all.
     """
+    check_input(input, features)
     if isinstance(input, PackedSequence):
-        check_features(input.data, features)
         sizes = input.batch_sizes.tolist()
         # Padding here keeps the packed order: rows sorted by length.
         in_order = PackedSequence(input.data, input.batch_sizes)
         x, _ = pad_packed_sequence(in_order)
         return Batch(x, sizes, input, False)
-    if input.dim() not in (2, 3):
-        raise ValueError(f"input must be 2-D or 3-D, got {input.dim()}-D")
-    check_features(input, features)
     x = input.unsqueeze(1) if input.dim() == 2 else input
     if batch_first and input.dim() == 3:
         x = x.transpose(0, 1)
@@ -49,8 +46,11 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     return Batch(x, None, None, input.dim() == 2)
 
 
-def check_features(x: Tensor, features: int) -> None:
-    """Raises ValueError unless the last dimension of x has `features` elements."""
+def check_input(input: Tensor | PackedSequence, features: int) -> None:
+    """Raises ValueError unless the input is packed, 2-D or 3-D and its last size is `features`."""
+    x = input.data if isinstance(input, PackedSequence) else input
+    if x is input and x.dim() not in (2, 3):
+        raise ValueError(f"input must be 2-D or 3-D, got {x.dim()}-D")
     if x.shape[-1] != features:
         raise ValueError(f"input must have {features} features (input_size), got {x.shape[-1]}")
 
