@@ -1,13 +1,14 @@
 """Typed configs: what each YAML group may hold, with the allowed values beside each field.
 
 Hydra composes YAML onto these dataclasses, so a wrong type or an unknown key is refused; `validate`
-checks ranges and choices, which types cannot say. Knows no torch, so that `--help` is quick.
+checks types, ranges and choices again, wherever a config came from. Knows neither torch nor Hydra.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from pathlib import Path
+from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 
@@ -36,12 +37,12 @@ def bias(default: float | str) -> Any:
 @dataclass
 class LSTMConfig:
     name: str = "lstm"
-    hidden_size: int = bounded(128, ge=1)
-    num_layers: int = bounded(1, ge=1)
+    hidden_size: int = bounded(128, ge=1, le=65_536)
+    num_layers: int = bounded(1, ge=1, le=100)
     bidirectional: bool = False
     dropout: float = bounded(0.0, ge=0, lt=1)
-    forget_bias: Union[float, str] = bias(1.0)
-    input_bias: Union[float, str] = bias(0.0)
+    forget_bias: int | float | str = bias(1.0)
+    input_bias: int | float | str = bias(0.0)
     recurrent_init: str = choice("orthogonal", "orthogonal", "identity")
     state_noise: float = bounded(0.0, ge=0)
     learn_initial_state: bool = False
@@ -52,7 +53,7 @@ class LSTMConfig:
 class BNLSTMConfig(LSTMConfig):
     name: str = "bn_lstm"
     eps: float = bounded(0.1, gt=0)
-    momentum: Optional[float] = bounded(0.1, gt=0, le=1)
+    momentum: float | None = bounded(0.1, gt=0, le=1)
     gamma_ih: float = 1.0
     gamma_hh: float = 1.0
     gamma_c: float = 1.0
@@ -70,15 +71,17 @@ class ELSTMBNConfig(BNLSTMConfig):
 
 # --- data
 
+DATA_ROOT = "${oc.env:ELSTM_DATA,data}"  # the one resolver that a config may hold
+
 
 @dataclass
 class DataConfig:
     name: str = MISSING
-    root: str = "${oc.env:ELSTM_DATA,data}"
+    root: str = DATA_ROOT
     pixels_per_step: int = bounded(28, ge=1)
     permute: bool = False
     permute_seed: int = bounded(0, ge=0)
-    train_size: Optional[int] = bounded(None, ge=2)
+    train_size: int | None = bounded(None, ge=2)
     batch_size: int = bounded(128, ge=2)
     eval_batch_size: int = bounded(1000, ge=2)
 
@@ -159,22 +162,31 @@ class PlateauConfig(SchedulerConfig):
 @dataclass
 class TrainerConfig:
     max_epochs: int = bounded(10, ge=1)
-    max_steps: Optional[int] = bounded(None, ge=1)
+    max_steps: int | None = bounded(None, ge=1)
     device: str = choice("auto", "auto", "cpu", "cuda", "mps")
     precision: str = choice("fp32", "fp32", "bf16", "fp16")
     deterministic: bool = False
     compile: bool = False
     profile: bool = False
-    clip_grad_norm: Optional[float] = bounded(1.0, gt=0)
-    early_stopping_epochs: Optional[int] = bounded(None, ge=1)
+    clip_grad_norm: float | None = bounded(1.0, gt=0)
+    early_stopping_epochs: int | None = bounded(None, ge=1)
     log_every: int = bounded(50, ge=1)
-    checkpoint_every: Optional[int] = bounded(None, ge=1)  # steps; None: after each epoch
-    threads: Optional[int] = bounded(None, ge=1)
+    checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch
+    threads: int | None = bounded(None, ge=1)
     recompute_batches: int = bounded(10, ge=0)  # 0: evaluate with the moving averages
     recompute_batch_size: int = bounded(1000, ge=2)
-    overfit_batches: Optional[int] = bounded(None, ge=1)
+    overfit_batches: int | None = bounded(None, ge=1)
     progress: bool = True
-    resume: Optional[str] = None
+    resume: str | None = None
+
+
+# --- sweep: how elstm-train -m goes about its runs; no run depends on it
+
+
+@dataclass
+class SweepConfig:
+    fail_fast: bool = False  # stop at the first run that fails
+    rerun: bool = False  # train again what is done already
 
 
 @dataclass
@@ -184,4 +196,47 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    seed: int = bounded(0, ge=0)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = bounded(0, ge=0, le=2**32 - 1)  # what every generator takes
+
+
+# The dataclass of each option, by the `name` that its YAML gives it.
+SCHEMAS: dict[str, dict[str, type[Any]]] = {
+    "model": {
+        "lstm": LSTMConfig,
+        "bn_lstm": BNLSTMConfig,
+        "bn_lstm_input": ELSTMBNConfig,
+        "elstm_bn": ELSTMBNConfig,
+    },
+    "data": dict.fromkeys(("digits", "mnist", "fashion_mnist", "kmnist"), DataConfig),
+    "optimizer": {
+        "adam": AdamConfig,
+        "adamw": AdamConfig,
+        "rmsprop": RMSpropConfig,
+        "sgd": SGDConfig,
+    },
+    "scheduler": {
+        "constant": SchedulerConfig,
+        "cosine": CosineConfig,
+        "step": StepConfig,
+        "plateau": PlateauConfig,
+    },
+}
+
+
+def validate(config: Config) -> None:
+    """Raises UserError naming the first key whose value is wrong, and what is allowed there."""
+    from elstm.validation import check_config
+
+    check_config(config)
+
+
+def load_run_config(run_dir: str | Path) -> Config:
+    """The config of a run, from RUN_DIR/.hydra/config.yaml; nothing that it holds is executed.
+
+    Raises:
+        UserError: not a run folder, or the file is damaged or holds wrong values.
+    """
+    from elstm.validation import read_run_config
+
+    return read_run_config(Path(run_dir))

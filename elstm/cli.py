@@ -1,0 +1,116 @@
+"""What all commands share: one line per error, and the exit codes.
+
+0    done                     130  interrupted (Ctrl-C)
+1    the user's to mend       143  ended (SIGTERM)
+2    no such option
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from elstm.errors import UserError
+
+FAILED, USAGE = 1, 2
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the process to stop.
+
+    Args:
+        name: the signal's.
+        said: the user has been told.
+    """
+
+    def __init__(self, name: str, *, said: bool = False) -> None:
+        super().__init__(name)
+        self.said = said
+
+
+def command(prog: str, body: Callable[[], int]) -> int:
+    """Runs a command's body and returns its exit code; whatever it raises becomes one line.
+
+    An error that is not the user's is a bug: its traceback is shown where ELSTM_TRACEBACK=1 is set.
+    """
+    previous = _on_sigterm()
+    try:
+        code = body()
+        sys.stdout.flush()  # here, so that a closed pipe is met here
+        return code
+    except UserError as error:
+        say_error(prog, error)
+        return FAILED
+    except KeyboardInterrupt as interrupt:
+        name = interrupted_by(interrupt)
+        if not getattr(interrupt, "said", False):
+            say(f"{prog}: interrupted by {name}")
+        return exit_code(name)
+    except BrokenPipeError:  # elstm-train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if os.environ.get("ELSTM_TRACEBACK") == "1":
+            traceback.print_exc()
+        say_error(prog, f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)")
+        return FAILED
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _on_sigterm() -> Any:
+    """SIGTERM raises Ended while nobody handles it better; returns the handler of before."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Ended(signal.Signals(number).name)
+
+    try:
+        return signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread
+        return None
+
+
+def interrupted_by(interrupt: KeyboardInterrupt) -> str:
+    """The signal's name."""
+    return str(interrupt) if str(interrupt) in signal.Signals.__members__ else "SIGINT"
+
+
+def exit_code(signal_name: str) -> int:
+    """128 and the signal's number, as shells have it."""
+    return 128 + signal.Signals[signal_name].value
+
+
+def summary(error: BaseException) -> str:
+    """The type of an exception and the first line of its message."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def say_error(prog: str, error: object) -> None:
+    say(f"{prog}: error: {' '.join(str(error).split())}")
+
+
+def say(line: str) -> None:
+    """A line on the terminal, beside what the command prints."""
+    with suppress(OSError):  # the terminal may be gone
+        print(line, file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with the nearest option that there is."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        options = [o for action in self._actions for o in action.option_strings]
+        near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1)
+        hint = f"; did you mean {near[0]}?" if near and unknown != message else ""
+        say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help has all)")
+        sys.exit(USAGE)

@@ -1,0 +1,147 @@
+"""One run in its folder: its log, how it ended, and what is said about that on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from elstm.cli import FAILED, Ended, say_error, summary
+from elstm.config import Config
+from elstm.errors import UserError
+
+PROG = "elstm-train"
+LOG = "train.log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int  # of the process's exit
+    metric: float  # best validation accuracy, a fraction; NaN where the run failed
+
+
+def train_job(cfg: DictConfig) -> float:
+    """What Hydra launches, once it has made the folder of a run of a sweep.
+
+    Returns the metric for its sweeper to maximise: best validation accuracy, NaN where it failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from elstm.compose import typed
+
+    # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none.
+    resume = HydraConfig.get().output_subdir is None
+    return execute(typed(cfg), folder_made(), resume=resume).metric
+
+
+def folder_made() -> Path:
+    """The run folder that Hydra has made, relative to the current directory where it lies there."""
+    from hydra.core.hydra_config import HydraConfig
+
+    folder, here = Path(HydraConfig.get().runtime.output_dir), Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
+    """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
+
+    Raises:
+        Ended: a signal asked to stop.
+    """
+    with run_log(run_dir):
+        try:
+            from elstm.training import run  # torch: seconds
+
+            result = run(config, run_dir, resume=resume)
+        except UserError as error:
+            _append(run_dir, f"error: {error}")
+            say_error(PROG, error)
+            return Outcome(FAILED, math.nan)
+        except KeyboardInterrupt as interrupt:
+            _append(run_dir, f"interrupted {interrupt}")
+            raise
+        except Exception as error:
+            _append(run_dir, traceback.format_exc())
+            say_error(PROG, f"{summary(error)} (the traceback is in {run_dir / LOG})")
+            return Outcome(FAILED, math.nan)
+    if result.state == "interrupted":
+        raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
+    best = result.best_val_accuracy
+    return Outcome(0, math.nan if best is None else best)
+
+
+def main_process() -> bool:
+    """Of the processes that torchrun or accelerate started, the first: it alone writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shared_folder(run_dir: Path | None, config: Config) -> Path:
+    """The first process's run folder, told to all the others, who give None."""
+    from accelerate.utils import broadcast_object_list
+
+    from elstm.runtime import accelerator_for
+
+    with accelerator_for(config.trainer):
+        folder = broadcast_object_list([run_dir])[0]
+    assert isinstance(folder, Path)
+    return folder
+
+
+@contextmanager
+def run_log(run_dir: Path) -> Iterator[None]:
+    """While it is entered, what is logged goes to the terminal, and with the time to train.log.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    root = logging.getLogger()
+    level, hydra_level = root.level, logging.getLogger("hydra").level
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [terminal]
+    if main_process():
+        path = run_dir / LOG
+        if path.is_symlink():
+            raise UserError(f"{path} is a link: only plain files are written in a run folder")
+        try:
+            file = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    else:
+        terminal.setLevel(logging.WARNING)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(min(level, logging.INFO) or logging.INFO)  # hydra.verbose may have set DEBUG
+    logging.getLogger("hydra").setLevel(hydra_level or logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        logging.getLogger("hydra").setLevel(hydra_level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
+def _append(run_dir: Path, text: str) -> None:
+    """To the log alone: the terminal gets one line."""
+    if not main_process():
+        return
+    # The folder may be gone, or the disk full, which the terminal's line says.
+    with suppress(OSError), (run_dir / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n")

@@ -1,0 +1,47 @@
+"""What Hydra is told of elstm: the dataclasses that YAML is merged onto, and names for folders."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from hydra import version
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from elstm.config import MISSING, SCHEMAS, DataConfig, SweepConfig, TrainerConfig
+
+
+def run_name() -> str:
+    """A folder's name that no other run has: the time to the microsecond, and six digits."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}-{secrets.token_hex(3)}"
+
+
+@dataclass
+class Root:
+    """The root that YAML is merged onto; the groups bring their own schemas."""
+
+    model: Any = MISSING
+    data: DataConfig = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = 0
+
+
+def register() -> None:
+    """Makes the schemas and the resolver known to Hydra; again does no harm."""
+    version.setbase("1.3")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root, provider="elstm")
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            if group != "data":
+                store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+register()

@@ -1,0 +1,193 @@
+"""`elstm-train`: parses, refuses, composes, validates, makes the run folder, and trains in it.
+
+Hydra composes, makes the folder and launches. It is driven here rather than by `hydra.main`, so
+that everything is checked before there is a folder, and every error is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import elstm
+from elstm.cli import Parser, command
+from elstm.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from elstm.compose import Composer
+
+PROG = "elstm-train"
+RESUME = ("trainer.resume=", "+trainer.resume=", "++trainer.resume=")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (see elstm.cli)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
+    # Imported late, here and below: --help answers at once, and only training waits for torch.
+    args = _parse(words)
+    if args.help:
+        from elstm.usage import find_config_dir, text
+
+        print(text(find_config_dir()))
+        return 0
+    if args.version:
+        print(f"elstm {elstm.__version__}")
+        return 0
+    if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
+        return resume(words)
+    from elstm.compose import Composer
+
+    composer = Composer(args.config_dir)
+    if args.shell_completion or args.hydra_help or args.info or args.cfg:
+        return _show(args, composer)
+    if args.multirun or _mode(args.overrides) == "MULTIRUN":
+        from elstm.sweep import run_sweep
+
+        return run_sweep(composer, args.overrides)
+    return train(composer, args.overrides)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Hydra's flags, but for those that load other configs or a pickle."""
+    parser = Parser(prog=PROG, add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    for names in (
+        ("--help", "-h"), ("--version",), ("--hydra-help",), ("--multirun", "-m"), ("--run", "-r"),
+        ("--resolve",), ("--shell-completion", "-sc"),
+    ):  # fmt: skip
+        parser.add_argument(*names, action="store_true")
+    for names in (("--package", "-p"), ("--config-dir", "-cd")):
+        parser.add_argument(*names)
+    topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
+    refused = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
+    for word in words:
+        if word.partition("=")[0] in refused:
+            parser.error(f"{word}: refused; --config-dir DIR adds options to the groups")
+    args = parser.parse_intermixed_args(words)
+    commands = (args.run, args.multirun, args.shell_completion, args.cfg, args.info)
+    if sum(map(bool, commands)) > 1:
+        parser.error("only one of --run, --multirun, --cfg, --info, --shell-completion is possible")
+    if args.resolve and not args.cfg:
+        parser.error("--resolve goes with --cfg")
+    return args
+
+
+def _mode(words: Sequence[str]) -> str | None:
+    """hydra.mode, where it is given."""
+    modes = [word.partition("=")[2] for word in words if word.startswith("hydra.mode=")]
+    return modes[-1].strip("'\"").upper() if modes else None
+
+
+def train(composer: Composer, words: Sequence[str]) -> int:
+    """A single run in a folder of its own; returns the exit code."""
+    from elstm.compose import CONFIG_NAME, typed
+    from elstm.job import (
+        Outcome,
+        execute,
+        folder_made,
+        main_process,
+        processes,
+        shared_folder,
+    )
+
+    cfg, config = composer.compose([*words, "hydra.mode=RUN"])
+    if not main_process():
+        return execute(config, shared_folder(None, config)).code
+    _check_run_dir(cfg)
+    outcomes: list[Outcome] = []
+
+    def task(cfg: DictConfig) -> None:
+        run_dir = folder_made()
+        if processes() > 1:
+            shared_folder(run_dir.absolute(), config)
+        outcomes.append(execute(typed(cfg), run_dir))
+
+    try:
+        composer.hydra().run(CONFIG_NAME, task, [*words, "hydra.mode=RUN"])
+    except OSError as error:
+        raise UserError(f"cannot make the run folder: {error}") from error
+    return outcomes[0].code
+
+
+def _check_run_dir(cfg: DictConfig) -> None:
+    """A folder given by hydra.run.dir has to be new or empty."""
+    from elstm.explain import explain
+    from elstm.validation import show
+
+    try:
+        run_dir = Path(str(cfg.hydra.run.dir))
+        foreign = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"hydra.run.dir: {show(error)}") from error
+    except Exception as error:  # an interpolation that leads nowhere
+        raise explain(error) from error
+    if foreign:
+        raise UserError(
+            f"hydra.run.dir={show(run_dir)} is there and not empty: a run wants a folder of its "
+            "own; to go on with a run: trainer.resume=RUN_DIR"
+        )
+
+
+def resume(words: Sequence[str]) -> int:
+    """Goes on with the run in trainer.resume=RUN_DIR, by its own config; returns the exit code."""
+    from elstm.config import load_run_config
+    from elstm.validation import show
+
+    value = next(w.partition("=")[2] for w in words if w.startswith(RESUME)).strip("'\"")
+    others = [word for word in words if not word.startswith(RESUME)]
+    if others or len(words) > 1:
+        raise UserError(
+            f"{show((others or words)[-1])}: trainer.resume=RUN_DIR goes alone, since the run's "
+            "own config is taken; to change something, start a new run"
+        )
+    if value in ("", "null"):
+        raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/RUN")
+    run_dir = Path(value).expanduser()
+    config = load_run_config(run_dir)
+    from elstm.job import execute
+
+    return execute(config, run_dir, resume=True).code
+
+
+def _show(args: argparse.Namespace, composer: Composer) -> int:
+    """What Hydra shows of itself and of the config."""
+    from hydra._internal.utils import get_args_parser
+
+    from elstm.compose import CONFIG_NAME
+    from elstm.explain import explain
+
+    hydra, words = composer.hydra(), args.overrides
+    try:
+        if args.shell_completion:
+            hydra.shell_completion(CONFIG_NAME, words)
+        elif args.hydra_help:
+            composer.parse(words)
+            hydra.hydra_help(None, get_args_parser(), args)
+        else:
+            composer.compose(words)
+            if args.info:
+                hydra.show_info(args.info, CONFIG_NAME, words)
+            else:
+                hydra.show_cfg(CONFIG_NAME, words, args.cfg, args.package, args.resolve)
+    except (UserError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise explain(error) from error
+    return 0
+
+
+if __name__ == "__main__":
+    from elstm.train import main as imported  # not __main__'s, which other processes cannot import
+
+    sys.exit(imported())
