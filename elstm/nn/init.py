@@ -8,6 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from elstm.nn.recurrence import at_least_float32
+
 RECURRENT_INITS = ("orthogonal", "identity")
 
 
@@ -40,7 +42,9 @@ def init_weight_hh(weight: Tensor, how: str = "orthogonal") -> None:
     """
     gates = weight.chunk(4)
     for gate in gates:
-        nn.init.orthogonal_(gate)
+        # In float32 at least: torch has no QR decomposition in half precision.
+        exact = torch.empty_like(gate, dtype=at_least_float32(gate.dtype))
+        gate.copy_(nn.init.orthogonal_(exact))
     if how == "identity":
         nn.init.eye_(gates[2])
 
