@@ -1,0 +1,326 @@
+"""The figures of a report, as PNG and SVG; for print and for the colour-blind."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from elstm.reporting.groups import Group
+from elstm.reporting.measures import Analysis, Reach
+from elstm.reporting.runs import Curve, Run
+from elstm.reporting.stats import Band, Summary, band
+
+# Okabe and Ito's colours, with grey for the yellow, which is too pale on paper; lines and markers
+# differ too, so that no two groups look alike in black and white either.
+COLOURS = (
+    "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
+PNG_DPI = 200
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#d9d9d9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "svg.hashsalt": "elstm",  # the same runs give the same bytes
+    "text.parse_math": False,  # a $ in a label is a $
+    "axes.formatter.use_mathtext": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a group is drawn in every figure."""
+
+    colour: str
+    line: str | tuple[int, tuple[float, ...]]
+    marker: str
+
+
+def looks(sections: Sequence[Sequence[str]]) -> list[dict[str, Look]]:
+    """For each section a look for each of its labels, the baseline's first.
+
+    Within a section all looks differ, up to 8 labels by colour and up to 40 with the line. A
+    label keeps its look from section to section as far as that allows.
+    """
+    kept: dict[str, int] = {}
+    result = []
+    for labels in sections:
+        taken: dict[str, int] = {}
+        for label in [label for label in labels if label in kept] + [*labels]:
+            if label not in taken:
+                wanted = 0 if label == labels[0] else kept.get(label, 0)
+                free = next(i for i in (wanted, *range(1, 10_000)) if i not in taken.values())
+                taken[label] = free
+                kept.setdefault(label, free)
+        result.append({label: _look(index) for label, index in taken.items()})
+    return result
+
+
+def _look(index: int) -> Look:
+    n = len(COLOURS)
+    # Black stays the baseline's.
+    colour = COLOURS[index] if index < n else COLOURS[1 + (index - n) % (n - 1)]
+    return Look(colour, LINES[(index + index // n) % len(LINES)], MARKERS[index % len(MARKERS)])
+
+
+def curves_figure(
+    groups: Sequence[Group],
+    look: dict[str, Look],
+    curve_of: Callable[[Run], Curve],
+    ylabel: str,
+    *,
+    title: str,
+    percent: bool,
+) -> Figure | None:
+    """A quantity against epochs (left) and wall-clock time (right); None where nothing is logged.
+
+    Mean over seeds with a 95 % t band. Where some of the seeds have not come so far, the mean of
+    the others goes on as a thin line without a band.
+    """
+    bands: list[tuple[Group, Band]] = []
+    for group in groups:
+        curves = [curve_of(run) for run in group.runs]
+        measured = [(c.epoch, c.seconds, c.value) for c in curves if len(c)]
+        if measured:
+            bands.append((group, band(measured)))
+    if not bands:
+        return None
+    scale = 100.0 if percent else 1.0
+    latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
+    per_unit, unit = time_unit(latest)
+    with rc_context(STYLE):
+        figure, (left, right) = _axes(len(bands), [_legend(group) for group, _ in bands])
+        for group, b in bands:
+            style = look[group.label]
+            _line(left, b.x, b, scale, style, _legend(group))
+            if _any(b.seconds):
+                _line(right, b.seconds / per_unit, b, scale, style, None)
+        left.set_xlabel("epoch")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        right.set_xlabel(f"wall-clock time, {unit}, with evaluation")
+        left.set_ylabel(ylabel)
+        left.set_title(title)
+        for axes in (left, right):
+            axes.set_xlim(left=0)
+        if percent:
+            _limit_accuracy(left, np.concatenate([b.mean for _, b in bands]) * scale)
+        else:
+            _log_axis(left, np.concatenate([b.mean for _, b in bands]))
+        if not any(_any(b.seconds) for _, b in bands):
+            right.text(0.5, 0.5, "no times logged", ha="center", transform=right.transAxes)
+        _legend_below(figure, left)
+    return figure
+
+
+def accuracy_figure(
+    analysis: Analysis, groups: Sequence[Group], look: dict[str, Look]
+) -> Figure | None:
+    """Final test accuracy: every seed as a small mark, mean and 95 % t interval beside them."""
+    by_label = {result.group.label: result for result in analysis.results}
+    rows = [group for group in groups if by_label[group.label].test_accuracy is not None]
+    if not rows:
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for y, group in enumerate(rows):
+            style = look[group.label]
+            values = [100 * r.test_accuracy for r in group.runs if r.test_accuracy is not None]
+            axes.plot(
+                values, [y + 0.16] * len(values), style.marker,
+                color=style.colour, ms=4, alpha=0.55, mec="none",
+            )  # fmt: skip
+            summary = by_label[group.label].test_accuracy
+            assert summary is not None
+            _mean_mark(axes, y - 0.16, summary, 100, summary.half_width, style)
+        _rows(axes, [_legend(group, only_done=True) for group in rows])
+        axes.set_xlabel("test accuracy, %")
+        axes.set_title(analysis.section.title)
+    return figure
+
+
+def reach_figure(
+    analysis: Analysis, groups: Sequence[Group], look: dict[str, Look]
+) -> Figure | None:
+    """Epochs and wall-clock time to the best validation accuracy of the baseline."""
+    by_label = {result.group.label: result for result in analysis.results}
+    found = [(group, by_label[group.label].to_best.reach) for group in groups]
+    rows = [(group, reach) for group, reach in found if reach is not None]
+    if len(rows) < 2:
+        return None
+    slowest = max((r.seconds.mean for _, r in rows if r.seconds is not None), default=0.0)
+    per_unit, unit = time_unit(slowest)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.1 + 0.34 * len(rows)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for y, (group, reach) in enumerate(rows):
+            _bar(left, y, reach, reach.epochs, 1, look[group.label])
+            _bar(right, y, reach, reach.seconds, per_unit, look[group.label])
+        _rows(left, [group.label for group, _ in rows])
+        left.set_xlabel("epochs")
+        right.set_xlabel(f"wall-clock time, {unit}")
+        right.tick_params(left=False)
+        right.grid(False, axis="y")
+        left.set_title(f"{analysis.section.title}: to {analysis.section.baseline.label}'s best")
+        for axes in (left, right):
+            axes.set_xlim(0, 1.27 * axes.dataLim.xmax)  # room for the numbers
+    return figure
+
+
+def render(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as (PNG, SVG)."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    FigureCanvasAgg(figure)
+    with rc_context(STYLE), warnings.catch_warnings():
+        # A label may be in a script that the font lacks: boxes are drawn then.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    return png.getvalue(), svg.getvalue()
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(seconds per unit, its sign) in which a time of this size reads well."""
+    if seconds < 180:
+        return 1.0, "s"
+    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
+
+
+def _axes(lines: int, labels: Sequence[str]) -> tuple[Figure, tuple[Axes, Axes]]:
+    rows = -(-lines // _columns(labels))
+    figure = Figure(figsize=(7.2, 3.05 + 0.2 * rows), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    return figure, (left, right)
+
+
+def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look, label: str | None) -> None:
+    y, half = b.mean * scale, b.half_width * scale
+    whole = b.n == b.n.max()  # every seed that has any point has this one
+    every = max(1, len(x) // 8)
+    axes.plot(
+        np.where(whole, x, np.nan), y, color=style.colour, ls=style.line, marker=style.marker,
+        ms=4.5, markevery=every, mec="white", mew=0.5, label=label,
+    )  # fmt: skip
+    if not whole.all():
+        # Joined to the last point that all seeds have.
+        rest = np.convolve(~whole, [1, 1, 1], mode="same") > 0
+        axes.plot(np.where(rest, x, np.nan), y, color=style.colour, ls=style.line, lw=0.7)
+    shown = whole & np.isfinite(half)
+    if shown.any():
+        axes.fill_between(
+            x, y - half, y + half, where=shown, color=style.colour, alpha=0.15, lw=0,
+        )  # fmt: skip
+
+
+def _limit_accuracy(axes: Axes, values: np.ndarray) -> None:
+    """Cuts the first steep epochs off where they would squeeze the rest into a few pixels."""
+    values = values[np.isfinite(values)]
+    low, high = float(np.quantile(values, 0.08)), float(values.max())
+    if low - float(values.min()) < 0.3 * (high - low):
+        low = float(values.min())
+    pad = 0.06 * max(high - low, 0.5)
+    axes.set_ylim(max(low - pad, 0), min(high + pad, 100.5))
+
+
+def _log_axis(axes: Axes, values: np.ndarray) -> None:
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive) or len(positive) < np.isfinite(values).sum():
+        return  # a loss of 0 has no place on a logarithmic axis
+    axes.set_yscale("log")
+    axes.margins(y=0.06)
+    if positive.max() / positive.min() < 30:
+        ticks = (1, 1.5, 2, 3, 4, 5, 7) if positive.max() / positive.min() < 8 else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=ticks, numticks=12))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mean_mark(
+    axes: Axes, y: float, summary: Summary, scale: float, half: float | None, style: Look
+) -> None:
+    axes.errorbar(
+        [scale * summary.mean], [y], xerr=None if half is None else [scale * half],
+        color=style.colour, marker=style.marker, ms=6.5, mec="white", mew=0.6,
+        capsize=3, elinewidth=1.6, capthick=1.4, ls="none",
+    )  # fmt: skip
+
+
+def _bar(
+    axes: Axes, y: float, reach: Reach, summary: Summary | None, per_unit: float, style: Look
+) -> None:
+    if summary is None:
+        return
+    mean = summary.mean / per_unit
+    error = summary.half_width / per_unit if summary.half_width and reach.all_reached else None
+    fill = to_rgba(style.colour, 0.55 if reach.all_reached else 0.0)
+    axes.barh(
+        y, mean, height=0.55, color=fill, edgecolor=style.colour, xerr=error,
+        hatch=None if reach.all_reached else "////",
+        error_kw={"elinewidth": 1.1, "capsize": 2.5, "ecolor": "#000000"},
+    )  # fmt: skip
+    sign = "" if reach.all_reached else "> "
+    note = "" if reach.all_reached else f" ({reach.reached}/{reach.runs})"
+    axes.annotate(
+        f"{sign}{mean:.3g}{note}", (mean + (error or 0), y), (4, 0),
+        textcoords="offset points", va="center", fontsize=8,
+    )  # fmt: skip
+
+
+def _rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.55)  # first on top
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", left=False)
+
+
+def _legend(group: Group, *, only_done: bool = False) -> str:
+    """The label with the number of runs behind the line."""
+    label = f" {group.label}" if group.label.startswith("_") else group.label  # _ hides a line
+    done = group.count("done")
+    if only_done:
+        return f"{label} (n = {done})"
+    notes = [f"n = {len(group.runs)}"]
+    for state in ("running", "interrupted"):
+        if count := group.count(state):
+            notes.append(f"{count} {state}")
+    return f"{label} ({', '.join(notes)})"
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Columns of the legend that fit under a figure 7.2 inches wide."""
+    longest = max(len(label) for label in labels)
+    return max(1, min(4, len(labels), 118 // (longest + 9)))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=_columns(labels), handlelength=3.2,
+        columnspacing=1.6,
+    )  # fmt: skip
+
+
+def _any(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).any())

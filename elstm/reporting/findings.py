@@ -1,0 +1,133 @@
+"""A section in sentences, as far as its numbers carry them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from elstm.reporting import wording
+from elstm.reporting.document import Bold, Inline
+from elstm.reporting.groups import Group, foremost
+from elstm.reporting.measures import Analysis, Result
+
+MAX_LINES = 12  # groups in a figure ...
+LINES_OF_MANY = 8  # ... and of more than that, as many as have a colour of their own
+
+
+def drawn_groups(analysis: Analysis) -> list[Group]:
+    """The groups in the figures, the baseline first."""
+    return foremost(analysis.section, MAX_LINES, LINES_OF_MANY)
+
+
+def findings(analysis: Analysis) -> list[Inline]:
+    """A sentence for each group that the figures show, then what to keep in mind."""
+    baseline = analysis.section.baseline
+    drawn = drawn_groups(analysis)
+    rows = [result for result in analysis.results if result.group in drawn]
+    rows.sort(key=lambda result: drawn.index(result.group))
+    items: list[Inline] = []
+    for result in rows:
+        if result.group is baseline:
+            accuracy = result.test_accuracy
+            if accuracy is None:
+                rest = " is the baseline; none of its runs is done."
+            else:
+                rest = f" is the baseline: test accuracy {wording.percent(accuracy)} %"
+                rest += f" ({wording.plural(accuracy.n, 'seed')})."
+            items.append([Bold(baseline.label), rest])
+        else:
+            items.append([Bold(result.group.label), ": " + _finding(result, baseline.label)])
+    items += [_against(rows, other.label) for other in analysis.baselines[1:]]
+    tested = [r for r in analysis.results if r.test_accuracy is not None]
+    single = [r.group.label for r in tested if r.test_accuracy and r.test_accuracy.n == 1]
+    if single:
+        more = f" and {len(single) - 8} more" if len(single) > 8 else ""
+        names = f" in {', '.join(single[:8])}{more}" if len(single) < len(tested) else " per group"
+        items.append(f"One finished seed{names}: nothing can be said about variance there.")
+    items += _warnings(analysis)
+    return items
+
+
+def _finding(result: Result, baseline: str) -> str:
+    test = result.comparisons[baseline].test_accuracy
+    way = result.to_best
+    if test is None:
+        said = "no finished seed shared with the baseline"
+    elif test.p_holm is None or test.low is None or test.high is None:
+        said = (
+            f"test accuracy {wording.signed(100 * test.difference)} points against the baseline "
+            f"({wording.plural(test.n, 'pair')}: no test)"
+        )
+    else:
+        verdict = "higher than" if test.difference > 0 else "lower than"
+        if test.p_holm >= 0.05:
+            verdict = "not shown to differ from"
+        low, high = wording.signed(100 * test.low), wording.signed(100 * test.high)
+        said = (
+            f"test accuracy {verdict} the baseline's: {wording.signed(100 * test.difference)} "
+            f"points (95 % interval {low} to {high}; p {_equals(wording.p_value(test.p_holm))} "
+            f"after Holm; {wording.plural(test.n, 'pair')})"
+        )
+    if way.reach is None or way.epochs_ratio is None:
+        return f"{said}."
+    if not way.reach.all_reached:
+        return (
+            f"{said}; {way.reach.reached} of {wording.plural(way.reach.runs, 'run')} reached the "
+            "baseline's best validation accuracy."
+        )
+    clock = "" if way.seconds_ratio is None else f" and {way.seconds_ratio:.2f} of its time"
+    return (
+        f"{said}; the baseline's best validation accuracy in {way.epochs_ratio:.2f} of its "
+        f"epochs{clock}."
+    )
+
+
+def _against(rows: Sequence[Result], baseline: str) -> Inline:
+    """The test accuracies against a further baseline, in one sentence."""
+    verdicts: dict[str, list[str]] = {"higher": [], "lower": [], "not shown to differ": []}
+    for result in rows:
+        test = result.comparisons[baseline].test_accuracy
+        if test is not None and test.p_holm is not None:
+            side = "higher" if test.difference > 0 else "lower"
+            verdict = side if test.p_holm < 0.05 else "not shown to differ"
+            p = wording.p_value(test.p_holm)
+            difference = wording.signed(100 * test.difference)
+            verdicts[verdict].append(f"{result.group.label} ({difference}, p {_equals(p)})")
+    said = [f"{verdict}: {', '.join(who)}" for verdict, who in verdicts.items() if who]
+    start = ["Test accuracy against ", Bold(baseline), " (points, p by Holm): "]
+    return [*start, ("; ".join(said) or "no two finished seeds are shared") + "."]
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"
+
+
+def _warnings(analysis: Analysis) -> list[Inline]:
+    """What makes the comparison less than fair."""
+    items: list[Inline] = []
+    runs = [run for group in analysis.section.groups for run in group.runs]
+    machines = Counter(
+        ", ".join(
+            [run.made_with.get("device", "device unknown")]
+            + [f"{run.made_with[k]} {k}" for k in ("threads",) if k in run.made_with]
+        )
+        for run in runs
+    )
+    if len(machines) > 1:
+        counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
+        items.append(f"Times are not like for like, runs by device: {counts}.")
+    commits = {run.made_with.get("commit", "unknown") for run in runs}
+    if len(commits) > 1:
+        items.append(f"The runs were made with {len(commits)} states of the code (see the end).")
+    ends = {round(run.epoch, 3) for run in runs if run.state == "done"}
+    if len(ends) > 1:
+        items.append(
+            f"Finished runs have trained between {min(ends):g} and {max(ends):g} epochs: curves "
+            "and best accuracies have had unequal chances."
+        )
+    failed = sum(len(group.failed) for group in analysis.section.groups)
+    if failed:
+        items.append(
+            f"{wording.plural(failed, 'failed run')}, in none of these numbers (see the end)."
+        )
+    return items

@@ -1,0 +1,286 @@
+"""Which runs belong together: sections by data set, groups by whatever differs besides the seed."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from elstm.errors import UserError
+from elstm.reporting.files import Config, Value, one_line
+from elstm.reporting.runs import Run
+
+# Differences that do not make another experiment: where files lie, what is shown and how often.
+IGNORED = (
+    "seed",
+    "data.root",
+    "trainer.progress",
+    "trainer.resume",
+    "trainer.log_every",
+    "trainer.checkpoint_every",
+    "sweep",
+    "hydra",
+)
+# Of the settings under data., these belong to the model's training, the others to the task.
+TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
+# The order in which models are listed, plainest first; others follow by name.
+MODEL_ORDER = ("lstm", "gru", "ln_lstm", "bn_lstm_input", "bn_lstm", "elstm_bn")
+MAX_LABEL = 60
+
+_RANK = {"done": 0, "running": 1, "interrupted": 2, "failed": 3}
+
+
+@dataclass(eq=False)
+class Group:
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    model: str
+    settings: Config  # what differs between the groups of the section
+    runs: list[Run]  # one per seed, by seed, without the failed
+    failed: list[Run]
+    superseded: list[Run]  # left out: another run with the same config and seed got further
+
+    def count(self, state: str) -> int:
+        return sum(run.state == state for run in self.runs)
+
+    @property
+    def furthest(self) -> list[Run]:
+        """The runs that are done; while none is, those that are under way."""
+        return [run for run in self.runs if run.state == "done"] or self.runs
+
+    @property
+    def best_validation(self) -> float:
+        """Mean over the runs of the best validation accuracy; -1 where there is none."""
+        bests = [run.best_val_accuracy for run in self.furthest]
+        values = [best for best in bests if best is not None]
+        return sum(values) / len(values) if values else -1.0
+
+
+@dataclass
+class Section:
+    """All groups on one task: a data set, cut into sequences in one way."""
+
+    title: str
+    data: str
+    groups: list[Group]
+    common: Config  # what all runs of the section share
+    baseline: Group = field(init=False)
+
+
+def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Section]:
+    """Sections by name, their groups in a natural order; `baseline` is not yet chosen."""
+    skipped = (*IGNORED, *ignored)
+    tasks: dict[tuple[str, frozenset[tuple[str, Value]]], list[Run]] = defaultdict(list)
+    for run in runs:
+        task = {k: v for k, v in run.config.items() if _is_task(k) and not _is_in(k, skipped)}
+        tasks[run.data, frozenset(task.items())].append(run)
+    by_name: dict[str, list[Config]] = defaultdict(list)
+    for name, items in tasks:
+        by_name[name].append(dict(items))
+    sections = []
+    for (name, items), members in tasks.items():
+        varying = differing_keys(by_name[name])
+        title = make_label(name, dict(items), varying)
+        groups, common = _groups(members, skipped)
+        sections.append(Section(title, name, groups, common))
+    sections.sort(key=lambda section: natural(section.title))
+    _make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
+    return sections
+
+
+def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], Config]:
+    members: dict[frozenset[tuple[str, Value]], list[Run]] = defaultdict(list)
+    for run in runs:
+        kept = {key: value for key, value in run.config.items() if not _is_in(key, skipped)}
+        members[frozenset(kept.items())].append(run)
+    configs = [dict(items) for items in members]
+    varying = differing_keys(configs)
+    common = {key: value for key, value in configs[0].items() if key not in varying}
+    groups = []
+    for config, group_runs in zip(configs, members.values(), strict=True):
+        model = group_runs[0].model
+        of_model = [c for c in configs if c.get("model.name") == config.get("model.name")]
+        settings = {key: config[key] for key in varying if key in config}
+        label = make_label(model, settings, telling_keys(of_model))
+        groups.append(_group(label, model, settings, group_runs))
+    groups.sort(key=_group_order)
+    for index, group in enumerate(groups, start=1):
+        if len(group.label) > MAX_LABEL:
+            group.label = f"{group.model} #{index}"
+    _make_unique(groups, lambda g: g.label, lambda g, label: setattr(g, "label", label))
+    return groups, common
+
+
+def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:
+    best: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda r: (-_RANK[r.state], r.epoch, r.started, r.path)):
+        best[run.seed] = run  # the furthest wins
+    kept = sorted(best.values(), key=lambda run: run.seed)
+    return Group(
+        label,
+        model,
+        settings,
+        runs=[run for run in kept if run.state != "failed"],
+        failed=[run for run in kept if run.state == "failed"],
+        superseded=[run for run in runs if best[run.seed] is not run],
+    )
+
+
+def differing_keys(configs: Sequence[Config]) -> list[str]:
+    """Keys whose values are not the same everywhere (absence counts as a value), in order."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    absent = object()
+    first = configs[0]
+    return sorted(
+        key
+        for key in keys
+        if any(config.get(key, absent) != first.get(key, absent) for config in configs)
+    )
+
+
+def telling_keys(configs: Sequence[Config]) -> list[str]:
+    """Differing keys without those that follow from another: adam's beta1 from optimizer.name."""
+    keys = differing_keys(configs)
+
+    def follows(key: str) -> bool:
+        name = key.rpartition(".")[0] + ".name"
+        if key == name or name not in keys:
+            return False
+        values: dict[Value, set[object]] = defaultdict(set)
+        for config in configs:
+            values[config.get(name)].add(config.get(key, follows))  # itself: absent
+        return all(len(of_name) == 1 for of_name in values.values())
+
+    return [key for key in keys if not follows(key)]
+
+
+def make_label(name: str, settings: Config, keys: Sequence[str]) -> str:
+    """The name, then each differing setting under the shortest name that tells it apart."""
+    parts = [
+        f"{short_name(key, settings)}={show_value(settings[key])}"
+        for key in keys
+        if key in settings and key not in ("model.name", "data.name")
+    ]
+    return " ".join([name, *parts])
+
+
+def short_name(key: str, keys: Iterable[str]) -> str:
+    """The last part of a dotted key, or as many as needed to be unique among the keys."""
+    parts = key.split(".")
+    if parts[-1] == "name" and len(parts) > 1:  # optimizer.name -> optimizer
+        parts = parts[:-1]
+    for length in range(1, len(parts)):
+        tail = ".".join(parts[-length:])
+        if not any(k != key and (k == tail or k.endswith("." + tail)) for k in keys):
+            return one_line(tail, 30)
+    return one_line(".".join(parts), 40)
+
+
+def show_value(value: Value) -> str:
+    """A setting as YAML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return one_line(value, 30)
+
+
+def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[str]:
+    """Sets each section's `baseline`: by the first spec, else `lstm`, else the first group.
+
+    Of several groups that a spec fits, the one with the best validation accuracy is taken: a
+    baseline deserves its best setting. Returns the specs, checked.
+
+    Raises:
+        UserError: a spec fits no group of any section.
+    """
+    for spec in specs:
+        if not any(matches(section, spec) for section in sections):
+            labels = sorted({group.label for section in sections for group in section.groups})
+            shown = "; ".join(labels[:12]) + ("; ..." if len(labels) > 12 else "")
+            raise UserError(f"--baseline {spec}: no such group; give KEY=VALUE or one of: {shown}")
+    for section in sections:
+        section.baseline = (
+            (matches(section, specs[0]) if specs else None)
+            or matches(section, "model=lstm")
+            or section.groups[0]
+        )
+        others = [group for group in section.groups if group is not section.baseline]
+        section.groups = [section.baseline, *others]
+    return list(specs)
+
+
+def matches(section: Section, spec: str) -> Group | None:
+    """The group with this label, or the best by validation of those with this key=value."""
+    exact = [group for group in section.groups if group.label == spec]
+    key, _, value = spec.partition("=")
+    fitting = exact or [group for group in section.groups if _has(group, section, key, value)]
+    if not fitting and not value:
+        fitting = [group for group in section.groups if group.model == spec]
+    return max(fitting, key=lambda group: group.best_validation, default=None)
+
+
+def _has(group: Group, section: Section, key: str, value: str) -> bool:
+    settings = {**section.common, **group.settings}
+    return any(
+        show_value(setting) == value and (f".{name}".endswith((f".{key}", f".{key}.name")))
+        for name, setting in settings.items()
+    )
+
+
+def foremost(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
+    """All groups if they are few; else the baseline, each model's best, and the best of the rest.
+
+    Best by validation accuracy, never by test accuracy.
+
+    Args:
+        at_most: groups that count as few.
+        otherwise: how many to choose if they are more; None: at_most.
+    """
+    if len(section.groups) <= at_most:
+        return list(section.groups)
+    ranked = sorted(section.groups, key=lambda group: -group.best_validation)
+    firsts = {group.model: group for group in reversed(ranked)}  # each model's best
+    leading = [section.baseline, *sorted(firsts.values(), key=ranked.index), *ranked]
+    chosen: list[Group] = []
+    for group in leading:
+        if group not in chosen:
+            chosen.append(group)
+    return chosen[: at_most if otherwise is None else otherwise]
+
+
+def natural(text: str) -> list[tuple[int, float, str]]:
+    """Sorting key that puts lr=0.003 before lr=0.01 and 2 before 10."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [(1, float(p), "") if i % 2 else (0, 0.0, p) for i, p in enumerate(parts)]
+
+
+def _group_order(group: Group) -> tuple[int, list[tuple[int, float, str]]]:
+    known = MODEL_ORDER.index(group.model) if group.model in MODEL_ORDER else len(MODEL_ORDER)
+    return known, natural(group.label)
+
+
+def _is_task(key: str) -> bool:
+    return key.startswith("data.") and key not in TRAINING_DATA_KEYS
+
+
+def _is_in(key: str, groups: Sequence[str]) -> bool:
+    return any(key == group or key.startswith(group + ".") for group in groups)
+
+
+def _make_unique(
+    items: Sequence[Section] | Sequence[Group],
+    get: Callable[..., str],
+    put: Callable[..., None],
+) -> None:
+    seen: set[str] = set()
+    for item in items:
+        name, count = get(item), 1
+        while get(item) in seen:
+            count += 1
+            put(item, f"{name} ({count})")
+        seen.add(get(item))

@@ -1,0 +1,263 @@
+"""What the report says of each group: accuracy, convergence, cost, and tests against baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from elstm.reporting.groups import Group, Section, matches
+from elstm.reporting.runs import Curve, Run
+from elstm.reporting.stats import PairedTest, Summary, holm, paired_test, summarize
+
+# Candidates for the accuracies whose reaching is reported, in percent.
+ROUND_ACCURACIES = (
+    *range(10, 80, 10), 75, 80, 82, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95, 96, 97,
+    97.5, 98, 98.5, 99, 99.2, 99.5, 99.7,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When the runs of a group first evaluate at or above an accuracy.
+
+    Where not all do, the others count with what they have trained so far: the means are then
+    lower bounds.
+    """
+
+    reached: int
+    runs: int
+    epochs: Summary
+    seconds: Summary | None
+
+    @property
+    def all_reached(self) -> bool:
+        return self.reached == self.runs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A group against a baseline, over the seeds that both have."""
+
+    test_accuracy: PairedTest | None
+    area: PairedTest | None
+
+
+@dataclass(frozen=True)
+class ToBest:
+    """The way to the baseline's best validation accuracy, seed by seed, and its ratio to the
+    baseline's own way (means over the same seeds; None without shared seeds or clock)."""
+
+    reach: Reach | None
+    paired: bool  # False: no shared seeds; the target is the mean of the baseline's bests
+    epochs_ratio: float | None
+    seconds_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """All measures of one group."""
+
+    group: Group
+    test_accuracy: Summary | None
+    best_validation: Summary | None
+    area: Summary | None
+    reaches: list[Reach | None]  # one per threshold
+    to_best: ToBest
+    validation: tuple[Summary, Summary, Summary] | None  # population, batch, batch - population
+    test: tuple[Summary, Summary, Summary] | None
+    train_seconds: Summary | None  # per epoch
+    wall_seconds: Summary | None  # per epoch, with evaluation
+    parameters: list[int]
+    comparisons: dict[str, Comparison]  # by the label of the baseline
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A section with its numbers."""
+
+    section: Section
+    thresholds: list[float]  # fractions
+    horizon: float | None  # epochs that the area under the curve covers
+    baselines: list[Group]
+    results: list[Result]
+
+
+def analyse(
+    section: Section, baselines: Sequence[str] = (), thresholds: Sequence[float] | None = None
+) -> Analysis:
+    """All measures of a section whose baseline is chosen; thresholds as fractions."""
+    named = [matches(section, spec) for spec in baselines[1:]]
+    chosen = [section.baseline]
+    for group in named:
+        if group is not None and group not in chosen:
+            chosen.append(group)
+    chosen_thresholds = default_thresholds(section.groups) if thresholds is None else thresholds
+    horizon = common_horizon(section.groups)
+    comparisons = {
+        baseline.label: _compare_all(section.groups, baseline, horizon) for baseline in chosen
+    }
+    results = [
+        Result(
+            group=group,
+            test_accuracy=summarize([run.test_accuracy for run in group.runs]),
+            best_validation=summarize([run.best_val_accuracy for run in group.furthest]),
+            area=summarize([_area(run, horizon) for run in group.runs]),
+            reaches=[
+                reach(group.runs, [threshold] * len(group.runs)) for threshold in chosen_thresholds
+            ],
+            to_best=to_best(group, section.baseline),
+            validation=_gap(
+                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.runs]
+            ),
+            test=_gap([(run.test_accuracy, run.test_accuracy_batch_stats) for run in group.runs]),
+            train_seconds=summarize([_per_epoch(r, r.train_seconds) for r in group.runs]),
+            wall_seconds=summarize([_per_epoch(r, r.wall_seconds) for r in group.runs]),
+            parameters=sorted({r.parameters for r in group.runs if r.parameters is not None}),
+            comparisons={label: of[index] for label, of in comparisons.items()},
+        )
+        for index, group in enumerate(section.groups)
+    ]
+    return Analysis(section, list(chosen_thresholds), horizon, chosen, results)
+
+
+def first_reach(curve: Curve, accuracy: float) -> tuple[float, float] | None:
+    """(epoch, seconds) of the first evaluation at or above the accuracy; not interpolated."""
+    at = np.flatnonzero(curve.value >= accuracy - 1e-9)
+    return (float(curve.epoch[at[0]]), float(curve.seconds[at[0]])) if len(at) else None
+
+
+def reach(runs: Sequence[Run], accuracies: Sequence[float]) -> Reach | None:
+    """When each run reaches its accuracy; None where no run has been evaluated."""
+    epochs: list[float] = []
+    seconds: list[float] = []
+    reached = 0
+    for run, accuracy in zip(runs, accuracies, strict=True):
+        if not len(run.validation):
+            continue
+        first = first_reach(run.validation, accuracy)
+        reached += first is not None
+        at = first or (float(run.validation.epoch[-1]), float(run.validation.seconds[-1]))
+        epochs.append(at[0])
+        seconds.append(at[1])
+    over_epochs = summarize(epochs)
+    if over_epochs is None:
+        return None
+    over_seconds = summarize(seconds) if np.isfinite(seconds).all() else None
+    return Reach(reached, len(epochs), over_epochs, over_seconds)
+
+
+def to_best(group: Group, baseline: Group) -> ToBest:
+    """How the group comes to the best validation accuracy of the baseline."""
+    targets = {
+        run.seed: (run.best_val_accuracy, run)
+        for run in baseline.furthest
+        if run.best_val_accuracy is not None
+    }
+    if not targets:
+        return ToBest(None, False, None, None)
+    shared = [run for run in group.runs if run.seed in targets and len(run.validation)]
+    if not shared:
+        mean = float(np.mean([best for best, _ in targets.values()]))
+        return ToBest(reach(group.runs, [mean] * len(group.runs)), False, None, None)
+    bests = [targets[run.seed][0] for run in shared]
+    ours = reach(shared, bests)
+    theirs = reach([targets[run.seed][1] for run in shared], bests)
+    return ToBest(ours, True, *_ratios(ours, theirs))
+
+
+def _ratios(ours: Reach | None, theirs: Reach | None) -> tuple[float | None, float | None]:
+    if ours is None or theirs is None:
+        return None, None
+    epochs = ours.epochs.mean / theirs.epochs.mean if theirs.epochs.mean else None
+    if ours.seconds is None or theirs.seconds is None or not theirs.seconds.mean:
+        return epochs, None
+    return epochs, ours.seconds.mean / theirs.seconds.mean
+
+
+def area_under_curve(curve: Curve, horizon: float) -> float | None:
+    """Mean height of the curve over epochs, from its first point to the horizon (trapezoids).
+
+    None where the curve does not reach the horizon, or has one point only.
+    """
+    kept = curve.epoch <= horizon + 1e-6
+    x, y = curve.epoch[kept], curve.value[kept]
+    if len(x) < 2 or x[-1] < horizon - 1e-6:
+        return None
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
+
+
+def common_horizon(groups: Sequence[Group]) -> float | None:
+    """The last epoch that every finished run has: areas are compared over the same epochs."""
+    ends = [
+        float(run.validation.epoch[-1])
+        for group in groups
+        for run in group.runs
+        if run.state == "done" and len(run.validation)
+    ]
+    return min(ends, default=None)
+
+
+def default_thresholds(groups: Sequence[Group]) -> list[float]:
+    """Up to three round accuracies: what the weakest, the middle and the best group reach."""
+    bests = sorted(group.best_validation for group in groups if group.best_validation > 0)
+    if not bests:
+        return []
+    candidates = [a / 100 for a in ROUND_ACCURACIES if a / 100 <= bests[-1]]
+    chosen: set[float] = set()
+    for best in (bests[-1], bests[len(bests) // 2], bests[0]):
+        below = [c for c in candidates if c <= best and c not in chosen]
+        chosen.update(below[-1:])
+    return sorted(chosen)
+
+
+def _area(run: Run, horizon: float | None) -> float | None:
+    if horizon is None or run.state != "done":
+        return None
+    return area_under_curve(run.validation, horizon)
+
+
+def _per_epoch(run: Run, seconds: float | None) -> float | None:
+    return seconds / run.epoch if seconds is not None and run.epoch > 0 else None
+
+
+def _gap(
+    pairs: Sequence[tuple[float | None, float | None]],
+) -> tuple[Summary, Summary, Summary] | None:
+    known = [(p, b) for p, b in pairs if p is not None and b is not None]
+    population = summarize([p for p, _ in known])
+    batch = summarize([b for _, b in known])
+    gap = summarize([b - p for p, b in known])
+    if population is None or batch is None or gap is None:
+        return None
+    return population, batch, gap
+
+
+def _compare_all(
+    groups: Sequence[Group], baseline: Group, horizon: float | None
+) -> list[Comparison]:
+    """Each group against the baseline; Holm's correction over the groups, per quantity."""
+    test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
+    area = _tests(groups, baseline, lambda run: _area(run, horizon))
+    return [Comparison(a, b) for a, b in zip(test_accuracy, area, strict=True)]
+
+
+def _tests(
+    groups: Sequence[Group], baseline: Group, value: Callable[[Run], float | None]
+) -> list[PairedTest | None]:
+    theirs = {run.seed: v for run in baseline.runs if (v := value(run)) is not None}
+    tests: list[PairedTest | None] = []
+    for group in groups:
+        if group is baseline:
+            tests.append(None)
+            continue
+        ours = {run.seed: v for run in group.runs if (v := value(run)) is not None}
+        seeds = sorted(ours.keys() & theirs.keys())
+        tests.append(paired_test([ours[s] for s in seeds], [theirs[s] for s in seeds]))
+    p_values = [test.p for test in tests if test is not None and test.p is not None]
+    adjusted = iter(holm(p_values))
+    return [
+        replace(test, p_holm=next(adjusted)) if test is not None and test.p is not None else test
+        for test in tests
+    ]

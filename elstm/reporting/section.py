@@ -1,0 +1,226 @@
+"""What a report says of one task: findings, tables, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from elstm.reporting import wording
+from elstm.reporting.document import (
+    Block,
+    Bold,
+    Bullets,
+    Code,
+    Details,
+    Heading,
+    Inline,
+    Paragraph,
+    Picture,
+    Table,
+)
+from elstm.reporting.findings import drawn_groups, findings
+from elstm.reporting.groups import foremost, short_name, show_value
+from elstm.reporting.measures import Analysis, Result
+from elstm.reporting.stats import PairedTest
+
+MAX_ROWS = 40  # groups in a table; summary.csv has them all
+# Named under a section's heading where all its runs share them.
+MAIN_KEYS = (
+    "data.pixels_per_step",
+    "data.permute",
+    "data.train_size",
+    "data.batch_size",
+    "model.hidden_size",
+    "model.num_layers",
+    "optimizer.name",
+    "optimizer.lr",
+    "scheduler.name",
+    "trainer.max_epochs",
+)
+
+
+class Pictures(NamedTuple):
+    """Figures of a section; None where there is nothing to draw."""
+
+    validation: Picture | None
+    loss: Picture | None
+    accuracy: Picture | None
+    reach: Picture | None
+
+
+def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
+    """Everything about one task."""
+    section = analysis.section
+    rows = shown_results(analysis)
+    blocks: list[Block] = [Heading(2, section.title)]
+    shared = [k for k in MAIN_KEYS if section.common.get(k) is not None]
+    if shared:
+        settings = [f"{short_name(k, shared)}={show_value(section.common[k])}" for k in shared]
+        blocks.append(Paragraph(f"All runs: {', '.join(settings)}."))
+    blocks.append(Bullets(findings(analysis)))
+    drawn = len(drawn_groups(analysis))
+    if len(section.groups) > drawn:
+        tables = f"the tables show {len(rows)}, " if len(section.groups) > len(rows) else ""
+        blocks.append(
+            Paragraph(
+                f"Of {len(section.groups)} groups {tables}the sentences above and the figures "
+                f"{drawn}: the baseline, each model's best by validation accuracy, and the best "
+                "of the rest. summary.csv has all."
+            )
+        )
+    blocks += [Heading(3, "Accuracy and cost"), _main_table(rows)]
+    blocks += [picture for picture in (pictures.accuracy,) if picture]
+    blocks += [Heading(3, "Convergence")]
+    blocks += [picture for picture in (pictures.validation, pictures.loss) if picture]
+    blocks += _reach_blocks(analysis, rows)
+    blocks += [picture for picture in (pictures.reach,) if picture]
+    for baseline in analysis.baselines:
+        blocks += _test_blocks(rows, baseline.label)
+    blocks += _gap_blocks(rows)
+    blocks += _settings_blocks(analysis, rows)
+    return blocks
+
+
+def shown_results(analysis: Analysis) -> list[Result]:
+    """The rows of the tables, the baseline first."""
+    by_label = {result.group.label: result for result in analysis.results}
+    return [by_label[group.label] for group in foremost(analysis.section, MAX_ROWS)]
+
+
+def _main_table(rows: Sequence[Result]) -> Block:
+    header = [
+        "Group", "Runs", "Test accuracy, % (seeds)", "95 % interval", "Best validation, %",
+        "Area under curve, %", "Parameters", "Training, s/epoch", "In all, s/epoch",
+    ]  # fmt: skip
+    body = [
+        [
+            r.group.label,
+            wording.states(r.group),
+            wording.percent(r.test_accuracy)
+            + (f" ({r.test_accuracy.n})" if r.test_accuracy else ""),
+            wording.interval(r.test_accuracy),
+            wording.percent(r.best_validation),
+            wording.percent(r.area),
+            " / ".join(f"{count:,}" for count in r.parameters) or wording.NONE,
+            wording.seconds(r.train_seconds),
+            wording.seconds(r.wall_seconds),
+        ]
+        for r in rows
+    ]
+    return Table(header, body, left=(0, 1))
+
+
+def _reach_blocks(analysis: Analysis, rows: Sequence[Result]) -> list[Block]:
+    baseline = analysis.section.baseline.label
+    names = [f"{100 * threshold:g} %" for threshold in analysis.thresholds]
+    header = ["Group", *names, f"{baseline}'s best", "ratio to it"]
+    tables = []
+    for clock in ("epochs", "seconds"):
+        body = []
+        for r in rows:
+            way = r.to_best
+            mark = "" if way.paired or way.reach is None else " †"
+            best = wording.reached(way.reach, clock) + mark
+            ratio = wording.ratio(getattr(way, f"{clock}_ratio"), way.reach)
+            at = [wording.reached(reach, clock) for reach in r.reaches]
+            body.append([r.group.label, *at, best, ratio])
+        tables.append(Table(header, body))
+    blocks: list[Block] = [
+        Paragraph([Bold("Epochs"), " to a validation accuracy (mean ± standard deviation):"]),
+        tables[0],
+        Paragraph([Bold("Wall-clock seconds"), ", evaluation included, to the same:"]),
+        tables[1],
+    ]
+    if any(not r.to_best.paired and r.to_best.reach is not None for r in rows):
+        blocks.append(
+            Paragraph("† No seeds shared with the baseline: held to the mean of its bests instead.")
+        )
+    return blocks
+
+
+def _test_blocks(rows: Sequence[Result], baseline: str) -> list[Block]:
+    tested = [r for r in rows if r.group.label != baseline]
+    if not tested:
+        return []
+    blocks: list[Block] = [Heading(3, f"Paired tests against {baseline}")]
+    if not any(_has_test(r, baseline) for r in tested):
+        blocks.append(
+            Paragraph("No group shares two finished seeds with the baseline: no test is possible.")
+        )
+        return blocks
+    header = [
+        "Group", "Pairs", "Difference, points (95 % interval)", "t", "p", "p (Holm)", "d_z",
+    ]  # fmt: skip
+    for name, field in (("Test accuracy", "test_accuracy"), ("Area under the curve", "area")):
+        tests: list[PairedTest | None] = [getattr(r.comparisons[baseline], field) for r in tested]
+        if any(test is not None for test in tests):
+            body = [_test_row(r, test) for r, test in zip(tested, tests, strict=True)]
+            blocks += [Paragraph([Bold(name), ":"]), Table(header, body)]
+    return blocks
+
+
+def _has_test(result: Result, baseline: str) -> bool:
+    comparison = result.comparisons[baseline]
+    return any(t is not None and t.n > 1 for t in (comparison.test_accuracy, comparison.area))
+
+
+def _test_row(result: Result, test: PairedTest | None) -> list[str]:
+    if test is None:
+        return [result.group.label, "0", *[wording.NONE] * 5]
+    return [
+        result.group.label,
+        str(test.n),
+        wording.points(test),
+        wording.NONE if test.t is None else wording.signed(test.t),
+        wording.p_value(test.p),
+        wording.p_value(test.p_holm),
+        wording.NONE if test.effect is None else wording.signed(test.effect),
+    ]
+
+
+def _gap_blocks(rows: Sequence[Result]) -> list[Block]:
+    measured = [r for r in rows if r.validation is not None or r.test is not None]
+    if not measured:
+        return []
+    header = [
+        "Group", "Validation: population, %", "batch, %", "gap, points",
+        "Test: population, %", "batch, %", "gap, points",
+    ]  # fmt: skip
+    body = []
+    for r in measured:
+        cells = []
+        for gap in (r.validation, r.test):
+            if gap is None:
+                cells += [wording.NONE] * 3
+            else:
+                population, batch, difference = gap
+                sd = "" if difference.sd is None else f" ± {100 * difference.sd:.2f}"
+                shown = wording.signed(100 * difference.mean) + sd
+                cells += [wording.percent(population), wording.percent(batch), shown]
+        body.append([r.group.label, *cells])
+    return [
+        Heading(3, "Population against batch statistics"),
+        Paragraph(
+            "The gap is the accuracy with the statistics of the evaluated batch less that with "
+            "the population statistics, at the last evaluation and in the final test."
+        ),
+        Table(header, body),
+    ]
+
+
+def _settings_blocks(analysis: Analysis, rows: Sequence[Result]) -> list[Block]:
+    blocks: list[Block] = []
+    body: list[list[Inline]] = [
+        [
+            r.group.label,
+            Code(", ".join(f"{k}={show_value(v)}" for k, v in sorted(r.group.settings.items()))),
+        ]
+        for r in rows
+    ]
+    if any(r.group.settings for r in rows):
+        blocks.append(Details("Settings that differ", [Table(["Group", "Settings"], body, (0, 1))]))
+    common = sorted(analysis.section.common.items())
+    if common:
+        shown: list[list[Inline]] = [[Code(k), Code(show_value(v))] for k, v in common[:200]]
+        blocks.append(Details("Settings that all share", [Table(["Key", "Value"], shown, (0, 1))]))
+    return [Heading(3, "Settings"), *blocks] if blocks else []

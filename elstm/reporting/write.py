@@ -1,0 +1,176 @@
+"""The whole way from run folders to the files of a report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from elstm.errors import UserError
+from elstm.reporting import figures, pages, wording
+from elstm.reporting.document import Block, Picture, to_html, to_markdown
+from elstm.reporting.findings import drawn_groups
+from elstm.reporting.groups import choose_baselines, make_sections
+from elstm.reporting.measures import Analysis, analyse
+from elstm.reporting.runs import load_runs
+from elstm.reporting.section import Pictures, section_blocks, shown_results
+from elstm.reporting.tables import results_csv, summary_csv
+
+
+def write_report(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    title: str = "Comparison of runs",
+    baselines: Sequence[str] = (),
+    thresholds: Sequence[float] | None = None,
+    ignored: Sequence[str] = (),
+) -> str:
+    """Reads the runs in the folders and writes the report; returns what to tell the user.
+
+    Raises:
+        UserError: no runs, a baseline that is none, an output that cannot be written.
+    """
+    runs, damaged = load_runs(folders)
+    if not runs:
+        where = ", ".join(map(str, folders))
+        if damaged:
+            raise UserError(f"no readable run in {where}; {damaged[0][0]}: {damaged[0][1]}")
+        raise UserError(f"no run folders in {where}: elstm-train makes them under outputs/")
+    sections = make_sections(runs, ignored)
+    specs = choose_baselines(sections, baselines)
+    with _writing(output):
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+    analyses = [analyse(section, specs, thresholds) for section in sections]
+
+    drawn = [drawn_groups(analysis) for analysis in analyses]
+    looks = figures.looks([[group.label for group in groups] for groups in drawn])
+
+    blocks = pages.opening(title, analyses, runs, damaged)
+    files: dict[str, bytes] = {}
+    names: set[str] = set()
+    for analysis, groups, look in zip(analyses, drawn, looks, strict=True):
+        name = _file_name(analysis.section.title, names)
+        pictures = _pictures(analysis, groups, look, name, files)
+        blocks += section_blocks(analysis, pictures)
+    blocks += [*pages.run_lists(analyses, runs, damaged), *pages.method(), *pages.made_with(runs)]
+    files |= _texts(title, blocks, analyses)
+    _write(output, files)
+    return _message(output, len(runs), analyses, damaged)
+
+
+def _pictures(
+    analysis: Analysis,
+    groups: Sequence[figures.Group],
+    look: dict[str, figures.Look],
+    name: str,
+    files: dict[str, bytes],
+) -> Pictures:
+    """Draws the figures of a section into `files`."""
+    baseline = analysis.section.baseline.label
+    title = analysis.section.title
+    seeds = "Mean over seeds with a 95 % t band; thin lines: not all seeds have come so far."
+
+    def picture(kind: str, figure: figures.Figure | None, caption: str) -> Picture | None:
+        if figure is None:
+            return None
+        path = f"figures/{name}-{kind}"
+        files[f"{path}.png"], files[f"{path}.svg"] = figures.render(figure)
+        return Picture(f"{path}.png", files[f"{path}.svg"], f"{title}: {caption}")
+
+    return Pictures(
+        validation=picture(
+            "validation-accuracy",
+            figures.curves_figure(
+                groups,
+                look,
+                lambda run: run.validation,
+                "validation accuracy, %",
+                title=title,
+                percent=True,
+            ),
+            f"validation accuracy against epochs and wall-clock time. {seeds}",
+        ),
+        loss=picture(
+            "training-loss",
+            figures.curves_figure(
+                groups,
+                look,
+                lambda run: run.loss,
+                "training loss, nats",
+                title=title,
+                percent=False,
+            ),
+            f"training loss (mean over each epoch) against epochs and wall-clock time. {seeds}",
+        ),
+        accuracy=picture(
+            "test-accuracy",
+            figures.accuracy_figure(analysis, groups, look),
+            "final test accuracy: mean with its 95 % interval, and below it each seed.",
+        ),
+        reach=picture(
+            "time-to-baseline",
+            figures.reach_figure(analysis, groups, look),
+            f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
+            "with its 95 % interval. Hatched bars are lower bounds: not all runs have reached it.",
+        ),
+    )
+
+
+def _texts(title: str, blocks: Sequence[Block], analyses: Sequence[Analysis]) -> dict[str, bytes]:
+    return {
+        "report.md": to_markdown(blocks).encode(),
+        "report.html": to_html(title, blocks).encode(),
+        "results.csv": results_csv(analyses).encode(),
+        "summary.csv": summary_csv(analyses).encode(),
+    }
+
+
+def _file_name(title: str, taken: set[str]) -> str:
+    """A section's title as a short name for files, not given before."""
+    stem = re.sub(r"[^A-Za-z0-9_.=-]+", "-", title).strip("-.")[:60] or "runs"
+    name, count = stem, 1
+    while name.lower() in taken:
+        count += 1
+        name = f"{stem}-{count}"
+    taken.add(name.lower())
+    return name
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}; choose another -o") from None
+
+
+def _write(output: Path, files: dict[str, bytes]) -> None:
+    """Each file whole or not at all: a report may be read while it is made anew."""
+    with _writing(output):
+        for name, content in files.items():
+            temporary = output / f"{name}.tmp-{os.getpid()}"
+            temporary.write_bytes(content)
+            temporary.replace(output / name)
+
+
+def _message(
+    output: Path, runs: int, analyses: Sequence[Analysis], damaged: Sequence[object]
+) -> str:
+    lines = []
+    for analysis in analyses:
+        lines.append(f"{analysis.section.title}:")
+        rows = shown_results(analysis)[:12]
+        width = max(len(result.group.label) for result in rows)
+        for result in rows:
+            accuracy = wording.percent(result.test_accuracy)
+            baseline = "  (baseline)" if result.group is analysis.section.baseline else ""
+            states = wording.states(result.group)
+            lines.append(f"  {result.group.label:{width}}  test {accuracy} %  {states}{baseline}")
+        if len(analysis.results) > 12:
+            lines.append(f"  ... and {len(analysis.results) - 12} more groups")
+    read = wording.plural(runs, "run") + (f", {len(damaged)} unreadable" if damaged else "")
+    lines.append(f"{read}; report: {output / 'report.html'}")
+    return "\n".join(lines)
