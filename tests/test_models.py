@@ -1,0 +1,116 @@
+"""SequenceClassifier, and the layers that the configs name."""
+
+import inspect
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+import torch
+
+from elstm.config import SCHEMAS, BNLSTMConfig, ELSTMBNConfig, LSTMConfig
+from elstm.models import RECURRENT_LAYERS, SequenceClassifier, build_model
+from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM, recompute_statistics, statistics_norms
+from elstm.nn.init import RECURRENT_INITS
+
+T, B, F, H, CLASSES = 5, 4, 3, 6, 10
+CONFIGS = {
+    "lstm": LSTMConfig(),
+    "bn_lstm": BNLSTMConfig(),
+    "bn_lstm_input": ELSTMBNConfig(
+        name="bn_lstm_input", cell_norm="none", normalize_hidden=False
+    ),
+    "elstm_bn": ELSTMBNConfig(),
+}  # fmt: skip
+
+
+def build(name, **options):
+    config = CONFIGS[name]
+    config = type(config)(**asdict(config) | {"hidden_size": H} | options)
+    return build_model(config, input_size=F, num_steps=T, num_classes=CLASSES)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+def test_logits_are_the_head_s_on_the_last_hidden_state(name, options):
+    model = build(name, **options).eval()
+    x = torch.randn(T, B, F)
+    logits = model(x)
+    assert logits.shape == (B, CLASSES)
+    output, _ = model.rnn(x)
+    last = output[-1]  # of the last layer
+    if options:  # the backward direction ends at the first step
+        last = torch.cat((output[-1, :, :H], output[0, :, H:]), dim=1)
+    expected = last.detach().numpy() @ model.head.weight.detach().numpy().T
+    expected += model.head.bias.detach().numpy()
+    np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_training_lowers_the_loss(name):
+    torch.manual_seed(0)
+    model = build(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, y = torch.randn(T, B, F), torch.arange(B)
+    losses = []
+    for _ in range(5):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    recompute_statistics(model, [x])
+    loss = torch.nn.functional.cross_entropy(model.eval()(x), y).item()
+    assert loss < losses[-1]
+
+
+def test_the_names_stand_for_the_layers_of_the_docs():
+    assert CONFIGS.keys() == RECURRENT_LAYERS.keys() == SCHEMAS["model"].keys()
+    layers = {name: build(name).rnn for name in CONFIGS}
+    assert {name: type(layer) for name, layer in layers.items()} == {
+        "lstm": LSTM,
+        "bn_lstm": BNLSTM,
+        "bn_lstm_input": ELSTMBN,
+        "elstm_bn": ELSTMBN,
+    }
+    norms = {name: [n for n, _ in statistics_norms(layer)] for name, layer in layers.items()}
+    assert norms == {
+        "lstm": [],
+        "bn_lstm": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
+        "bn_lstm_input": ["norm_ih_l0"],
+        "elstm_bn": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
+    }
+    assert layers["bn_lstm"].cell_norm == "output"
+    assert layers["elstm_bn"].cell_norm == "update"
+
+
+def test_statistics_are_kept_for_each_step():
+    model = build("elstm_bn")
+    assert model.rnn.max_steps == T
+    assert all(norm.running_mean.shape[0] == T for _, norm in statistics_norms(model))
+
+
+@pytest.mark.parametrize("config_class", [LSTMConfig, BNLSTMConfig, ELSTMBNConfig])
+def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_class):
+    """max_steps follows from the data, and what the runner has no use for stays out."""
+    layer = RECURRENT_LAYERS[config_class().name]
+    arguments = inspect.signature(layer).parameters
+    config = {field.name: field for field in fields(config_class) if field.name != "name"}
+    unused = {"input_size", "bias", "batch_first", "proj_size", "device", "dtype", "max_steps"}
+    assert config.keys() == arguments.keys() - unused
+    for name, field in config.items():
+        if name != "hidden_size":
+            assert field.default == arguments[name].default, name
+
+
+def test_the_choices_of_the_config_are_those_of_the_layers():
+    config = {field.name: field.metadata for field in fields(ELSTMBNConfig)}
+    assert set(config["cell_norm"]["choices"]) == CELL_NORMS.keys()
+    assert set(config["recurrent_init"]["choices"]) == set(RECURRENT_INITS)
+
+
+def test_any_layer_takes_a_head():
+    model = SequenceClassifier(ELSTMBN(F, H, bidirectional=True, cell_norm="terms"), 3)
+    assert model.head.in_features == 2 * H
+    assert model(torch.randn(T, B, F)).shape == (B, 3)
