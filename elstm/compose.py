@@ -28,7 +28,7 @@ from elstm.config import MISSING, SCHEMAS, Config
 from elstm.errors import UserError
 from elstm.explain import explain
 from elstm.schema import register
-from elstm.usage import find_config_dir
+from elstm.usage import GROUPS, find_config_dir
 from elstm.validation import (
     config_from,
     no_such,
@@ -118,8 +118,8 @@ class Composer:
             raise UserError(f"{show(word)}: options have their place, no @package can be given")
         if override.is_sweep_override() and not sweep:
             raise UserError(
-                f"{show(word)}: several values are a sweep: elstm-train -m {show(word)}; "
-                f"a list is written [a,b]"
+                f"{show(word)}: several values are a sweep: elstm-train -m {show(word)}; a comma "
+                "that is no separator is quoted: 'KEY=\"A,B\"'"
             )
         if override.is_hydra_override() or key == "hydra":
             self._check_hydra(override, word)
@@ -127,8 +127,10 @@ class Composer:
             for value in values(override):
                 self._check_option(override, value)
         elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key):
-            group = key.partition(".")[0]
-            raise UserError(f"{show(word)}: choose with {group}={show(values(override)[0])}")
+            group, name = key.partition(".")[0], show(word.partition("=")[2])
+            raise UserError(f"{show(word)}: choose with {group}={name}")
+        elif "/" in key:
+            raise UserError(no_such(show_key(key), "group", key, GROUPS))
         return override
 
     def _check_hydra(self, override: Override, word: str) -> None:
@@ -139,6 +141,11 @@ class Composer:
         elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
             names = ", ".join([*HYDRA_GROUPS, *HYDRA_KEYS, *(f"{node}*" for node in HYDRA_NODES)])
             raise UserError(f"{show(word)}: of Hydra's own settings these can be set: {names}")
+        value = override.value()
+        if key == "hydra.mode" and value not in ("RUN", "MULTIRUN"):
+            raise UserError(f"{show(word)}: has to be RUN or MULTIRUN")
+        if key == "hydra.verbose" and not isinstance(value, bool | str):
+            raise UserError(f"{show(word)}: has to be true, false or a logger's name")
 
     def options(self, group: str) -> list[str]:
         """The options of a config group; empty if there is no such group."""

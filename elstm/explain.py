@@ -31,12 +31,15 @@ def explain(error: BaseException) -> UserError:
 
 def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     key, owner = str(error.full_key), error.object_type
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if key.startswith("hydra."):
+        return UserError(f"{show_key(key)}: {show(text)}")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return unknown_key(key, _known_keys(key, owner))
     owner = Config if owner is Root else owner
-    name, known = key.rpartition(".")[2], getattr(owner, "__dataclass_fields__", {})
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if owner is None or name not in known or (owner is Config and name != "seed"):
+    name = key.rpartition(".")[2]
+    ours = owner is not None and owner.__module__ == Config.__module__
+    if not ours or (owner is Config and name != "seed"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
     given = value[1] if value else outer.splitlines()[0].rpartition("=")[2]

@@ -126,12 +126,14 @@ def _check_run_dir(cfg: DictConfig) -> None:
     from elstm.validation import show
 
     try:
-        run_dir = Path(str(cfg.hydra.run.dir))
-        foreign = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"hydra.run.dir: {show(error)}") from error
+        given = str(cfg.hydra.run.dir)
     except Exception as error:  # an interpolation that leads nowhere
         raise explain(error) from error
+    try:
+        run_dir = Path(given)
+        foreign = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"hydra.run.dir={show(given)}: {error}") from error
     if foreign:
         raise UserError(
             f"hydra.run.dir={show(run_dir)} is there and not empty: a run wants a folder of its "

@@ -196,6 +196,8 @@ def allowed(owner: type[Any], name: str) -> str:
 
 def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
     line = f"{key}={show(value)}: has to be {allowed(owner, name)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        line += ", and finite"
     choices = _field(owner, name).metadata.get("choices", ())
     return UserError(line + did_you_mean(value, choices, always_list=False))
 
@@ -210,14 +212,14 @@ def keys_of(config: Config) -> list[str]:
 
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The line for a key that is not there: the nearest one, and its neighbours."""
-    known = list(known)
+    known = [k for k in known if not k.endswith(".name")]  # chosen with GROUP=OPTION
     group, _, leaf = key.rpartition(".")
     near = [k for k in known if k.rpartition(".")[2] == leaf]  # hidden_size: model.hidden_size
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    top = sorted({k.partition(".")[0] for k in known})
+    near = near or difflib.get_close_matches(key, known if group else top, n=1, cutoff=0.75)
     leaves = {k.rpartition(".")[2]: k for k in known}
     near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
-    top = sorted({k.partition(".")[0] for k in known})
     hint = f"; did you mean {near[0]}?" if near else ";"
     inside = f" in {group}" if group and siblings else ""
     place = ", ".join(siblings if group and siblings else top)
@@ -230,8 +232,9 @@ def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
 
 
 def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
-    options = [str(option) for option in options]
-    near = difflib.get_close_matches(str(name)[:80], options, n=1, cutoff=0.5)
+    options, name = [str(option) for option in options], show(name)
+    near = [option for option in options if len(name) > 2 and option.startswith(name)]
+    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     if not always_list:
         return hint
