@@ -52,7 +52,7 @@ class LSTMConfig:
 @dataclass
 class BNLSTMConfig(LSTMConfig):
     name: str = "bn_lstm"
-    eps: float = bounded(0.1, gt=0)
+    eps: float | None = bounded(None, gt=0)  # None: by what each norm needs (elstm.nn)
     momentum: float | None = bounded(0.1, gt=0, le=1)
     gamma_ih: float = 1.0
     gamma_hh: float = 1.0

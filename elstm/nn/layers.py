@@ -122,6 +122,10 @@ class LSTM(RecurrentBase, nn.LSTM):
         return h_0.squeeze(1), c_0.squeeze(1)
 
 
+DEFAULT_EPS = 0.1
+CARRIED = ("update", "terms", "carry", "update_output")  # norm_c's result goes on to the next step
+
+
 class NormalizedLSTM(RecurrentBase):
     """The recurrence with batch normalisation; BNLSTM and ELSTMBN say where it stands.
 
@@ -135,18 +139,23 @@ class NormalizedLSTM(RecurrentBase):
         input_size ... dtype: as torch.nn.LSTM; proj_size must be 0.
         max_steps: steps that have statistics of their own; later ones share the last row. 1024
             rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
-        eps: added to the variance. The default 0.1 is of the order of the activations' variance
-            (weights are initialised so that projections of unit-variance input have variance 1),
-            because a feature that is constant over most batches, as on MNIST's blank rows, would
-            otherwise be blown up by 1 / sqrt(eps) when one sequence differs: with 1e-3 training is
-            unstable and population statistics do not stand for the batches'.
+        eps: added to the variance, in every norm; None: DEFAULT_EPS, but for a norm whose result is
+            carried to the next step no less than gamma_c ** 2, which is 1 by default. Both are of
+            the order of the activations' variance, because features that are constant over most of
+            a batch (MNIST's blank rows and borders) would otherwise be blown up by 1 / sqrt(eps)
+            where one sequence differs: training is then unstable, and no population statistics
+            stand for a batch's. In a carried cell a step multiplies small deviations by up to
+            gamma_c / sqrt(eps): above 1, they grow from step to step until outliers rule the
+            variance. scripts/stability.py shows both.
         momentum: of the moving averages, 0.1 as in torch.nn.BatchNorm1d; None: cumulative average.
         gamma_ih, gamma_hh, gamma_c: initial γ of the input's, the hidden state's and the cell's
             norms. Default 1: 0.1, which Cooijmans et al. used, trains more slowly at 28 steps, and
             in a carried cell it cuts the memory to about two steps.
         forget_bias, input_bias: initial biases of the two gates, or "chrono" (over max_steps). In a
-            cell that is normalised at each step, forgetting is relative: the ratio of the two
-            gates decides. They are ignored with bias=False.
+            cell that is normalised at each step, forgetting is relative: the ratio of the two gates
+            decides. From a hundred steps on, and where the length is known, take "chrono" for both
+            and max_steps = T: with 1 and 0 the memory is too short to learn from the first steps.
+            They are ignored with bias=False.
         recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
         state_noise: standard deviation of Gaussian noise on h_0 in training; 0.1 is Cooijmans et
             al.'s remedy for blank first steps, which the default eps makes unnecessary.
@@ -183,7 +192,7 @@ class NormalizedLSTM(RecurrentBase):
         *,
         cell_norm: str = "update",
         max_steps: int = 1024,
-        eps: float = 0.1,
+        eps: float | None = None,
         momentum: float | None = 0.1,
         gamma_ih: float = 1.0,
         gamma_hh: float = 1.0,
@@ -203,8 +212,8 @@ class NormalizedLSTM(RecurrentBase):
             raise ValueError(f"proj_size must be 0 on a batch-normalised LSTM, got {proj_size}")
         if cell_norm not in CELL_NORMS:
             raise ValueError(f"cell_norm must be one of {', '.join(CELL_NORMS)}; got {cell_norm!r}")
-        if not init.is_number(eps) or eps <= 0:
-            raise ValueError(f"eps must be a number > 0, got {eps!r}")
+        if eps is not None and (not init.is_number(eps) or eps <= 0):
+            raise ValueError(f"eps must be a number > 0, or None; got {eps!r}")
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
@@ -219,6 +228,7 @@ class NormalizedLSTM(RecurrentBase):
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, proj_size
         self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
+        self.gamma_c = gamma_c
         self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -242,7 +252,7 @@ class NormalizedLSTM(RecurrentBase):
                 norm = StepBatchNorm(
                     hidden_size if of_cell else gates,
                     max_steps=max_steps,
-                    eps=eps,
+                    eps=self._eps(name),
                     momentum=momentum,
                     gamma=gamma_c if of_cell else gammas[name.removeprefix("norm_")],
                     bias=of_cell,
@@ -252,6 +262,12 @@ class NormalizedLSTM(RecurrentBase):
         if learn_initial_state:
             self._add_initial_state(hidden_size, **factory)
         self.reset_parameters()
+
+    def _eps(self, norm: str) -> float:
+        if self.eps is not None:
+            return self.eps
+        carried = norm == "norm_c" and self.cell_norm in CARRIED
+        return max(DEFAULT_EPS, self.gamma_c**2) if carried else DEFAULT_EPS
 
     def reset_parameters(self) -> None:
         for suffix in self._suffixes():
