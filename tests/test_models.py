@@ -93,14 +93,17 @@ def test_statistics_are_kept_for_each_step():
 
 @pytest.mark.parametrize("config_class", [LSTMConfig, BNLSTMConfig, ELSTMBNConfig])
 def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_class):
-    """max_steps follows from the data, and what the runner has no use for stays out."""
+    """But for the biases, because the runner knows the length that "chrono" spreads over.
+
+    max_steps follows from the data, and what the runner has no use for stays out.
+    """
     layer = RECURRENT_LAYERS[config_class().name]
     arguments = inspect.signature(layer).parameters
     config = {field.name: field for field in fields(config_class) if field.name != "name"}
     unused = {"input_size", "bias", "batch_first", "proj_size", "device", "dtype", "max_steps"}
     assert config.keys() == arguments.keys() - unused
     for name, field in config.items():
-        if name != "hidden_size":
+        if name not in {"hidden_size", "forget_bias", "input_bias"}:
             assert field.default == arguments[name].default, name
 
 

@@ -102,8 +102,8 @@ def one_direction(layer, state, lengths, batch_mode, values, suffix, x, h, c):
             else:
                 row = population_row(state, name, t)
                 mean, var = state[f"{name}.running_mean"][row], state[f"{name}.running_var"][row]
-            beta = state.get(f"{name}.bias", 0.0)
-            return (v - mean) / np.sqrt(var + layer.eps) * state[f"{name}.weight"] + beta
+            gamma, beta = state[f"{name}.weight"], state.get(f"{name}.bias", 0.0)
+            return (v - mean) / np.sqrt(var + layer.get_submodule(name).eps) * gamma + beta
 
         z = norm("norm_hh", h[alive] @ w_h.T) + norm("norm_ih", x[t, alive] @ w_x.T) + bias
         i, f, g, o = (z[:, k * units : (k + 1) * units] for k in range(4))

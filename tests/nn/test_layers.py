@@ -150,6 +150,21 @@ def test_names_and_shapes_of_parameters_and_statistics(cell_norm):
     assert {name: tuple(value.shape) for name, value in layer.state_dict().items()} == expected
 
 
+def test_eps_of_each_norm():
+    """By default no less than γ² where the result is carried: no deviation grows step by step."""
+    for cell_norm, carried in {"output": False, "increment": False, "update": True}.items():
+        layer = ELSTMBN(F, H, cell_norm=cell_norm)
+        assert layer.norm_ih_l0.eps == layer.norm_hh_l0.eps == 0.1
+        assert layer.norm_c_l0.eps == (1.0 if carried else 0.1)
+    for cell_norm in ("terms", "carry", "update_output"):
+        norms = dict(ELSTMBN(F, H, cell_norm=cell_norm, gamma_c=2.0).named_children())
+        assert norms["norm_c_l0"].eps == 4.0
+        assert "norm_c2_l0" not in norms or norms["norm_c2_l0"].eps == 0.1
+    assert ELSTMBN(F, H, gamma_c=0.1).norm_c_l0.eps == 0.1
+    layer = ELSTMBN(F, H, cell_norm="terms", eps=1e-5)
+    assert {module.eps for module in layer.children()} == {1e-5}
+
+
 def test_the_signature_is_torch_s_and_then_keywords():
     theirs = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
     theirs += ["bidirectional", "proj_size", "device", "dtype"]
@@ -255,7 +270,7 @@ def test_gradients_of_two_layers_and_both_directions_with_a_learned_state(traini
         ({"num_layers": 0}, r"num_layers .*got 0"),
         ({"max_steps": 0}, r"max_steps .*got 0"),
         ({"max_steps": 2.0}, r"max_steps .*got 2\.0"),
-        ({"eps": 0}, r"eps .*> 0, got 0"),
+        ({"eps": 0}, r"eps .*> 0.*got 0"),
         ({"eps": float("nan")}, r"eps .*got nan"),
         ({"momentum": 0.0}, r"momentum .*\(0, 1\], or None; got 0\.0"),
         ({"momentum": 1.5}, r"momentum .*got 1\.5"),

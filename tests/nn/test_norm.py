@@ -82,7 +82,7 @@ def test_statistics_are_as_torch_s_batch_norm_keeps_them():
     for momentum in (0.1, None):
         ours = make(max_steps=1, cell_norm="none", normalize_hidden=False, bias=False,
                     momentum=momentum)  # fmt: skip
-        theirs = nn.BatchNorm1d(4 * H, ours.eps, momentum, dtype=torch.float64)
+        theirs = nn.BatchNorm1d(4 * H, 0.1, momentum, dtype=torch.float64)
         for seed in range(3):
             x = sequences(1, 5, F, seed=seed)
             ours(x)

@@ -36,9 +36,8 @@ def arguments(layer, x, h_0, c_0, batch_sizes, batch_steps):
         if batch_steps < T:
             rows = [population_row(to_numpy(layer), name, t) for t in range(x.shape[0])]
             population = (state[f"{name}.running_mean"][rows], state[f"{name}.running_var"][rows])
-        return NormInputs(
-            state[f"{name}.weight"], state.get(f"{name}.bias"), *population, layer.eps
-        )
+        weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+        return NormInputs(weight, bias, *population, layer.get_submodule(name).eps)
 
     weights = state["weight_ih_l0"], state["weight_hh_l0"], state.get("bias_l0")
     norms = [norm(name) for name in NORMS]
