@@ -152,3 +152,33 @@ def write_run(
     }
     (folder / "status.json").write_text(json.dumps({**fields, **(status or {})}, indent=2))
     return folder
+
+
+def write_events(
+    folder: Path,
+    histograms: dict[str, list[np.ndarray]],
+    over_time: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """An event file: histograms once per epoch, and tensors over time steps at the end."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    path = folder / "events.out.tfevents.1.elstm"
+    with path.open("wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(file_version="brain.Event:2").SerializeToString())
+        for tag, points in histograms.items():
+            for epoch, values in enumerate(points, start=1):
+                histogram = HistogramProto(
+                    num=values.size, sum=values.sum(), sum_squares=(values**2).sum()
+                )
+                summary = Summary(value=[Summary.Value(tag=tag, histo=histogram)])
+                event = Event(step=epoch * STEPS_PER_EPOCH, summary=summary)
+                writer.write(event.SerializeToString())
+        for tag, values in (over_time or {}).items():
+            tensor = make_tensor_proto(values.astype(np.float32))
+            summary = Summary(value=[Summary.Value(tag=tag, tensor=tensor)])
+            writer.write(Event(step=1, summary=summary).SerializeToString())
+    return path

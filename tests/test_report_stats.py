@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def curve(*values, first=1, seconds=10.0):
 def run(seed, *values, state="done", seconds=10.0):
     c = curve(*values, seconds=seconds)
     return Run(
-        path="", config={}, model="m", data="d", seed=seed, state=state, stalled=False, error="",
+        path="", folder=Path(), config={}, model="m", data="d", seed=seed, state=state,
+        stalled=False, error="",
         epoch=float(len(values)), max_epochs=None, validation=c, loss=curve(),
         val_accuracy=None, val_accuracy_batch_stats=None,
         best_val_accuracy=max(values, default=None), test_accuracy=None,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -19,69 +15,7 @@ from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import Band, Summary, band
-
-# Okabe and Ito's colours, with grey for the yellow, which is too pale on paper; lines and markers
-# differ too, so that no two groups look alike in black and white either.
-COLOURS = (
-    "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C",
-)  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
-PNG_DPI = 200
-
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#d9d9d9",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.6,
-    "svg.hashsalt": "elstm",  # the same runs give the same bytes
-    "text.parse_math": False,  # a $ in a label is a $
-    "axes.formatter.use_mathtext": False,
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a group is drawn in every figure."""
-
-    colour: str
-    line: str | tuple[int, tuple[float, ...]]
-    marker: str
-
-
-def looks(sections: Sequence[Sequence[str]]) -> list[dict[str, Look]]:
-    """For each section a look for each of its labels, the baseline's first.
-
-    Within a section all looks differ, up to 8 labels by colour and up to 40 with the line. A
-    label keeps its look from section to section as far as that allows.
-    """
-    kept: dict[str, int] = {}
-    result = []
-    for labels in sections:
-        taken: dict[str, int] = {}
-        for label in [label for label in labels if label in kept] + [*labels]:
-            if label not in taken:
-                wanted = 0 if label == labels[0] else kept.get(label, 0)
-                free = next(i for i in (wanted, *range(1, 10_000)) if i not in taken.values())
-                taken[label] = free
-                kept.setdefault(label, free)
-        result.append({label: _look(index) for label, index in taken.items()})
-    return result
-
-
-def _look(index: int) -> Look:
-    n = len(COLOURS)
-    # Black stays the baseline's.
-    colour = COLOURS[index] if index < n else COLOURS[1 + (index - n) % (n - 1)]
-    return Look(colour, LINES[(index + index // n) % len(LINES)], MARKERS[index % len(MARKERS)])
+from elstm.reporting.style import STYLE, Look, legend_below, legend_columns, time_unit
 
 
 def curves_figure(
@@ -113,9 +47,9 @@ def curves_figure(
         figure, (left, right) = _axes(len(bands), [_legend(group) for group, _ in bands])
         for group, b in bands:
             style = look[group.label]
-            _line(left, b.x, b, scale, style, _legend(group))
+            _line(left, b.x, b, scale, style)
             if _any(b.seconds):
-                _line(right, b.seconds / per_unit, b, scale, style, None)
+                _line(right, b.seconds / per_unit, b, scale, style)
         left.set_xlabel("epoch")
         left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         right.set_xlabel(f"wall-clock time, {unit}, with evaluation")
@@ -124,12 +58,16 @@ def curves_figure(
         for axes in (left, right):
             axes.set_xlim(left=0)
         if percent:
-            _limit_accuracy(left, np.concatenate([b.mean for _, b in bands]) * scale)
+            _limit_accuracy(
+                left,
+                scale * np.concatenate([b.mean for _, b in bands]),
+                scale * np.concatenate([b.mean + b.half_width for _, b in bands]),
+            )
         else:
             _log_axis(left, np.concatenate([b.mean for _, b in bands]))
         if not any(_any(b.seconds) for _, b in bands):
             right.text(0.5, 0.5, "no times logged", ha="center", transform=right.transAxes)
-        _legend_below(figure, left)
+        legend_below(figure, [(_legend(group), look[group.label]) for group, _ in bands])
     return figure
 
 
@@ -188,39 +126,20 @@ def reach_figure(
     return figure
 
 
-def render(figure: Figure) -> tuple[bytes, bytes]:
-    """The figure as (PNG, SVG)."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure)
-    with rc_context(STYLE), warnings.catch_warnings():
-        # A label may be in a script that the font lacks: boxes are drawn then.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return png.getvalue(), svg.getvalue()
-
-
-def time_unit(seconds: float) -> tuple[float, str]:
-    """(seconds per unit, its sign) in which a time of this size reads well."""
-    if seconds < 180:
-        return 1.0, "s"
-    return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
-
-
 def _axes(lines: int, labels: Sequence[str]) -> tuple[Figure, tuple[Axes, Axes]]:
-    rows = -(-lines // _columns(labels))
+    rows = -(-lines // legend_columns(labels))
     figure = Figure(figsize=(7.2, 3.05 + 0.2 * rows), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     return figure, (left, right)
 
 
-def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look, label: str | None) -> None:
+def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look) -> None:
     y, half = b.mean * scale, b.half_width * scale
     whole = b.n == b.n.max()  # every seed that has any point has this one
     every = max(1, len(x) // 8)
     axes.plot(
         np.where(whole, x, np.nan), y, color=style.colour, ls=style.line, marker=style.marker,
-        ms=4.5, markevery=every, mec="white", mew=0.5, label=label,
+        ms=4.5, markevery=every, mec="white", mew=0.5,
     )  # fmt: skip
     if not whole.all():
         # Joined to the last point that all seeds have.
@@ -233,12 +152,14 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look, label: 
         )  # fmt: skip
 
 
-def _limit_accuracy(axes: Axes, values: np.ndarray) -> None:
+def _limit_accuracy(axes: Axes, means: np.ndarray, tops: np.ndarray) -> None:
     """Cuts the first steep epochs off where they would squeeze the rest into a few pixels."""
-    values = values[np.isfinite(values)]
-    low, high = float(np.quantile(values, 0.08)), float(values.max())
-    if low - float(values.min()) < 0.3 * (high - low):
-        low = float(values.min())
+    means, tops = means[np.isfinite(means)], tops[np.isfinite(tops)]
+    low, high = float(np.quantile(means, 0.08)), float(means.max())
+    if low - float(means.min()) < 0.3 * (high - low):
+        low = float(means.min())
+    # Bands count too, unless a few seeds make them very wide.
+    high = min(max([high, *tops]), high + 0.35 * (high - low))
     pad = 0.06 * max(high - low, 0.5)
     axes.set_ylim(max(low - pad, 0), min(high + pad, 100.5))
 
@@ -297,29 +218,13 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 
 def _legend(group: Group, *, only_done: bool = False) -> str:
     """The label with the number of runs behind the line."""
-    label = f" {group.label}" if group.label.startswith("_") else group.label  # _ hides a line
-    done = group.count("done")
     if only_done:
-        return f"{label} (n = {done})"
+        return f"{group.label} (n = {group.count('done')})"
     notes = [f"n = {len(group.runs)}"]
     for state in ("running", "interrupted"):
         if count := group.count(state):
             notes.append(f"{count} {state}")
-    return f"{label} ({', '.join(notes)})"
-
-
-def _columns(labels: Sequence[str]) -> int:
-    """Columns of the legend that fit under a figure 7.2 inches wide."""
-    longest = max(len(label) for label in labels)
-    return max(1, min(4, len(labels), 118 // (longest + 9)))
-
-
-def _legend_below(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=_columns(labels), handlelength=3.2,
-        columnspacing=1.6,
-    )  # fmt: skip
+    return f"{group.label} ({', '.join(notes)})"
 
 
 def _any(values: np.ndarray) -> bool:

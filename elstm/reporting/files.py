@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -30,7 +31,12 @@ class Damaged(Exception):
 
 
 def open_regular(path: Path, max_bytes: int) -> IO[str]:
-    """Opens a UTF-8 text file; refuses links (they may lead out of the folder), pipes, devices."""
+    """Opens a UTF-8 text file, under the conditions of `open_bytes`."""
+    return io.TextIOWrapper(open_bytes(path, max_bytes), encoding="utf-8")
+
+
+def open_bytes(path: Path, max_bytes: int) -> IO[bytes]:
+    """Opens a plain file; refuses links (they may lead out of the folder), pipes and devices."""
     # O_NONBLOCK: opening a pipe must not wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -48,7 +54,7 @@ def open_regular(path: Path, max_bytes: int) -> IO[str]:
             f"larger than {max_bytes:,} bytes" if stat.S_ISREG(info.st_mode) else "not a plain file"
         )
         raise Damaged(f"{path.name} is {reason}")
-    return os.fdopen(descriptor, encoding="utf-8")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_text(path: Path, max_bytes: int) -> str:

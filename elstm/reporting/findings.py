@@ -102,17 +102,18 @@ def _equals(p: str) -> str:
     return p if p.startswith("<") else f"= {p}"
 
 
+def _machine(made_with: dict[str, str]) -> str:
+    """Device and threads, by which times may be compared."""
+    device = made_with.get("device_name") or made_with.get("device", "unknown device")
+    threads = made_with.get("threads")
+    return f"{device}, {threads} threads" if threads else device
+
+
 def _warnings(analysis: Analysis) -> list[Inline]:
     """What makes the comparison less than fair."""
     items: list[Inline] = []
     runs = [run for group in analysis.section.groups for run in group.runs]
-    machines = Counter(
-        ", ".join(
-            [run.made_with.get("device", "device unknown")]
-            + [f"{run.made_with[k]} {k}" for k in ("threads",) if k in run.made_with]
-        )
-        for run in runs
-    )
+    machines = Counter(_machine(run.made_with) for run in runs)
     if len(machines) > 1:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
         items.append(f"Times are not like for like, runs by device: {counts}.")

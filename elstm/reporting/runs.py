@@ -28,6 +28,8 @@ STATES = ("done", "running", "interrupted", "failed")
 STALLED_SECONDS = 3600.0  # a running run writes status.json at least once per epoch
 MAX_FOLDERS = 200_000
 
+MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
+
 COLUMNS = (
     "epoch",
     "step",
@@ -55,6 +57,7 @@ class Run:
     """What the report knows of one run. Accuracies are fractions; None: not measured (yet)."""
 
     path: str
+    folder: Path
     config: Config
     model: str
     data: str
@@ -137,6 +140,7 @@ def load_run(name: str, folder: Path, now: float | None = None) -> Run:
     parameters = number(status, "parameters")
     return Run(
         path=name,
+        folder=folder,
         config=config,
         model=one_line(model, 40),
         data=one_line(data, 40),
@@ -235,7 +239,7 @@ def _age(updated: object, now: float | None) -> float:
 
 
 def _made_with(status: dict[str, Any]) -> dict[str, str]:
-    facts = {key: text(status, key, 60) for key in ("device", "backend", "threads", "precision")}
+    facts = {key: text(status, key, 60) for key in MADE_WITH}
     versions = status.get("versions")
     if isinstance(versions, dict):
         for name in ("python", "torch", "elstm"):

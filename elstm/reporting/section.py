@@ -46,6 +46,8 @@ class Pictures(NamedTuple):
     loss: Picture | None
     accuracy: Picture | None
     reach: Picture | None
+    statistics: Picture | None
+    time_steps: Picture | None
 
 
 def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
@@ -77,6 +79,9 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
     for baseline in analysis.baselines:
         blocks += _test_blocks(rows, baseline.label)
     blocks += _gap_blocks(rows)
+    inside = [picture for picture in (pictures.statistics, pictures.time_steps) if picture]
+    if inside:
+        blocks += [Heading(3, "Inside the recurrence"), *inside]
     blocks += _settings_blocks(analysis, rows)
     return blocks
 

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from elstm.errors import UserError
-from elstm.reporting import figures, pages, wording
+from elstm.reporting import dynamics, figures, pages, style, wording
 from elstm.reporting.document import Block, Picture, to_html, to_markdown
 from elstm.reporting.findings import drawn_groups
-from elstm.reporting.groups import choose_baselines, make_sections
+from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results
@@ -46,7 +48,7 @@ def write_report(
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
     drawn = [drawn_groups(analysis) for analysis in analyses]
-    looks = figures.looks([[group.label for group in groups] for groups in drawn])
+    looks = style.looks([[group.label for group in groups] for groups in drawn])
 
     blocks = pages.opening(title, analyses, runs, damaged)
     files: dict[str, bytes] = {}
@@ -63,21 +65,22 @@ def write_report(
 
 def _pictures(
     analysis: Analysis,
-    groups: Sequence[figures.Group],
-    look: dict[str, figures.Look],
+    groups: Sequence[Group],
+    look: dict[str, style.Look],
     name: str,
     files: dict[str, bytes],
 ) -> Pictures:
     """Draws the figures of a section into `files`."""
     baseline = analysis.section.baseline.label
     title = analysis.section.title
+    read = dynamics.read_groups(groups)
     seeds = "Mean over seeds with a 95 % t band; thin lines: not all seeds have come so far."
 
-    def picture(kind: str, figure: figures.Figure | None, caption: str) -> Picture | None:
+    def picture(kind: str, figure: Figure | None, caption: str) -> Picture | None:
         if figure is None:
             return None
         path = f"figures/{name}-{kind}"
-        files[f"{path}.png"], files[f"{path}.svg"] = figures.render(figure)
+        files[f"{path}.png"], files[f"{path}.svg"] = style.render(figure)
         return Picture(f"{path}.png", files[f"{path}.svg"], f"{title}: {caption}")
 
     return Pictures(
@@ -115,6 +118,18 @@ def _pictures(
             figures.reach_figure(analysis, groups, look),
             f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
             "with its 95 % interval. Hatched bars are lower bounds: not all runs have reached it.",
+        ),
+        statistics=picture(
+            "normalisation",
+            dynamics.statistics_figure(read, look, title),
+            "above, γ of each normalisation over training, mean ± standard deviation over the "
+            "units; below, the standard deviation by which it divides, pooled over time steps and "
+            "units. One run of each group.",
+        ),
+        time_steps=picture(
+            "time-steps",
+            dynamics.time_steps_figure(read, look, title),
+            "over the time steps of the sequence, at the last evaluation. One run of each group.",
         ),
     )
 
