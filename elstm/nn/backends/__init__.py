@@ -14,7 +14,10 @@ from elstm.nn import recurrence as reference
 from elstm.nn.recurrence import Recurrence
 
 # Fastest first; the reference serves every call.
-_MODULES: dict[str, str] = {}
+_MODULES: dict[str, str] = {
+    "triton": "elstm.nn.backends.triton",
+}
+_BY_NAME_ALONE = {"triton"}  # `auto` takes a backend once it has been measured
 BACKENDS = ("auto", *_MODULES, "reference")
 
 
@@ -31,7 +34,7 @@ def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
         ValueError: a backend asked for by name cannot serve the call; the message says why.
     """
     for candidate, module_name in _MODULES.items():
-        if name not in ("auto", candidate):
+        if name != candidate and (name != "auto" or candidate in _BY_NAME_ALONE):
             continue
         module = import_module(module_name)
         reason = module.refuses(*call)

@@ -1,0 +1,260 @@
+"""The recurrence on CUDA by the kernels of triton_kernels: one launch for all steps, each way.
+
+Not yet measured on a GPU, nor run on one: the kernels' arithmetic is checked with Triton's
+interpreter, and they compile for sm_90; so `auto` does not choose this backend.
+
+Serves cell_norm none, output and update, in float32: lower precisions are cast to it, and the
+output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
+uses TF32 if the user allows it; the products inside the kernels are exact float32. For the backward
+pass the forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H
+numbers while the backward pass runs).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from elstm.nn.backends.triton_blocks import Blocks, choose_blocks
+from elstm.nn.recurrence import NormInputs, Statistics
+
+PRECISION = "ieee"  # of the products in the kernels; "tf32x3" would use tensor cores
+_CELL_NORMS = ("none", "output", "update")
+
+
+def _kernels() -> Any:
+    from elstm.nn.backends import triton_kernels  # here, because a CPU-only torch has no triton
+
+    return triton_kernels
+
+
+@cache
+def _blocks(batch: int, hidden: int, device: torch.device) -> tuple[Blocks, Blocks] | None:
+    """For the forward and the backward kernel; None: the call does not fit."""
+    processors = 3  # under the interpreter: few programs, since they run one after another
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4)
+    backward = choose_blocks(batch, hidden, processors, depth=4 * hidden, width=1)
+    return None if forward is None or backward is None else (forward, backward)
+
+
+def refuses(
+    x: Tensor,
+    batch_sizes: list[int] | None,
+    batch_steps: int,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    norm_ih: NormInputs | None,
+    norm_hh: NormInputs | None,
+    norm_c: NormInputs | None,
+    norm_c2: NormInputs | None,
+    cell_norm: str,
+) -> str | None:
+    """Why this backend cannot serve a call of `recurrence`, or None."""
+    if cell_norm not in _CELL_NORMS:
+        return f"cell_norm must be one of {', '.join(_CELL_NORMS)}; got {cell_norm!r}"
+    for tensor in (x, h_0, c_0, weight_ih, weight_hh):
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"computes in float32, got {tensor.dtype}"
+    if find_spec("triton") is None:
+        return "needs the package triton"
+    if x.device.type == "cuda":
+        if torch.cuda.get_device_capability(x.device) < (8, 0):
+            return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
+    elif x.device.type != "cpu" or not _kernels().INTERPRETED:
+        return f"needs CUDA tensors, got {x.device.type}"
+    batch, hidden = h_0.shape
+    if not x.numel():
+        return "the batch is empty"
+    if _blocks(batch, hidden, x.device) is None:
+        return f"{batch} sequences of {hidden} hidden units do not fit its programs"
+    return None
+
+
+class _Plan(NamedTuple):
+    """What does not take part in differentiation."""
+
+    alive: Tensor | None  # batch_sizes on the device, (T,) int32
+    batch_steps: int
+    cell_norm: str
+    statistics: tuple[tuple[Tensor, Tensor] | None, ...]  # ih, hh, c: (T, F) mean and variance
+    eps: tuple[float, ...]
+
+    def last(self, output: Tensor) -> Tensor:
+        """The rows (B, H) of (T, B, H) at each sequence's last alive step, copied."""
+        if self.alive is None:
+            return output[-1].clone()
+        rows = torch.arange(output.shape[1], device=output.device)
+        return output[(self.alive.unsqueeze(1) > rows).sum(0) - 1, rows]
+
+
+@torch.compiler.disable
+def recurrence(
+    x: Tensor,
+    batch_sizes: list[int] | None,
+    batch_steps: int,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    norm_ih: NormInputs | None,
+    norm_hh: NormInputs | None,
+    norm_c: NormInputs | None,
+    norm_c2: NormInputs | None,
+    cell_norm: str,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
+    """elstm.nn.recurrence.recurrence; differentiating its gradient raises RuntimeError."""
+    device = x.device
+    dtype = x.dtype  # of the projections
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    norms = (norm_ih, norm_hh, norm_c)
+    alive = None
+    if batch_sizes is not None:
+        alive = torch.tensor(batch_sizes, dtype=torch.int32).to(device)
+    pairs = tuple(norm and _statistics(norm, x.shape[0], batch_steps) for norm in norms)
+    eps = tuple(float(norm.eps) if norm else 0.0 for norm in norms)
+    plan = _Plan(alive, batch_steps, cell_norm, pairs, eps)
+    gammas = [norm and norm.weight for norm in norms]
+    tensors = (x, h_0, c_0, weight_ih, weight_hh, bias, *gammas, norm_c and norm_c.bias)
+    with torch.autocast(device.type, enabled=False):
+        output, h_n, c_n = _Recurrence.apply(
+            plan, *(None if tensor is None else tensor.float() for tensor in tensors)
+        )
+    statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
+    return output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None)
+
+
+def _statistics(norm: NormInputs, steps: int, batch_steps: int) -> tuple[Tensor, Tensor]:
+    """(T, F) mean and variance: the population's in the rows that the kernel does not write."""
+    if batch_steps == steps:
+        shape = steps, norm.weight.shape[0]
+        mean = torch.empty(shape, dtype=torch.float32, device=norm.weight.device)
+        return mean, torch.empty_like(mean)
+    assert norm.mean is not None
+    assert norm.var is not None  # the layer passes them whenever batch_steps < T
+    return norm.mean.detach().float().clone(), norm.var.detach().float().clone()
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, h_0, c_0, weight_ih, weight_hh, *parameters = map(_contiguous, inputs)
+        steps, batch, _ = x.shape
+        output = x.new_empty(steps, batch, h_0.shape[1])
+        cells = x.new_empty(steps + 1, batch, h_0.shape[1])
+        cells[0] = c_0
+        arguments = _arguments(plan, weight_hh, cells, *parameters)
+        arguments |= {"wx": _product(x, weight_ih), "output": output}
+        launches = [
+            {"t_start": t, "t_end": end, "h_start": output[t - 1] if t else h_0}
+            for t, end in _launches(steps, x.device)
+        ]
+        _launch("forward", launches, arguments)
+        ctx.plan = plan
+        statistics = [part for pair in plan.statistics for part in pair or (None, None)]
+        ctx.save_for_backward(x, h_0, weight_ih, weight_hh, *parameters, output, cells, *statistics)
+        return output, plan.last(output), cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _backward(ctx, *gradients)
+
+
+def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    d_output, d_h, d_c = (gradient.contiguous() for gradient in gradients)
+    x, h_0, weight_ih, weight_hh, *parameters, output, cells = ctx.saved_tensors[:11]
+    plan, needs = ctx.plan, ctx.needs_input_grad
+    steps, _, hidden = output.shape
+    wx = _product(x, weight_ih)
+    wh = torch.empty_like(wx)  # W_h h_{t-1}
+    torch.mm(h_0, weight_hh.t(), out=wh[0])
+    torch.mm(output[:-1].flatten(0, 1), weight_hh.t(), out=wh[1:].flatten(0, 1))
+    sums = x.new_zeros(14 * hidden)
+    d_c = d_c.clone()
+    arguments = _arguments(plan, weight_hh, cells, *parameters)
+    arguments |= {"wx": wx, "wh": wh, "d_output": d_output, "d_h": d_h, "d_c": d_c}
+    arguments |= {"sums": sums, "steps": steps}
+    launches = [{"t_start": t, "t_end": end} for t, end in _launches(steps, x.device)]
+    _launch("backward", launches[::-1], arguments)
+
+    d_wx, d_wh = wx.flatten(0, 1), wh  # the kernel has replaced the projections
+    d_x = (d_wx @ weight_ih).view_as(x) if needs[1] else None
+    d_weight_ih = d_wx.t() @ x.flatten(0, 1) if needs[4] else None
+    d_weight_hh = None
+    if needs[5]:
+        d_weight_hh = torch.mm(d_wh[0].t(), h_0)
+        d_weight_hh.addmm_(d_wh[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
+    d_h_0 = d_wh[0] @ weight_hh if needs[2] else None
+    *of_gates, d_gamma_c, d_beta_c = sums.split([4 * hidden] * 3 + [hidden] * 2)
+    of_parameters = [
+        None if parameter is None else gradient
+        for parameter, gradient in zip(parameters, [*of_gates, d_gamma_c, d_beta_c], strict=True)
+    ]
+    return None, d_x, d_h_0, d_c, d_weight_ih, d_weight_hh, *of_parameters
+
+
+def _contiguous(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T for all steps: (T, B, I), (4H, I) -> (T, B, 4H)."""
+    return torch.mm(x.flatten(0, 1), weight.t()).view(*x.shape[:2], -1)
+
+
+def _arguments(
+    plan: _Plan,
+    weight_hh: Tensor,
+    cells: Tensor,
+    bias: Tensor | None,
+    gamma_ih: Tensor | None,
+    gamma_hh: Tensor | None,
+    gamma_c: Tensor | None,
+    beta_c: Tensor | None,
+) -> dict[str, Any]:
+    """What both kernels take."""
+    named: dict[str, Any] = {
+        "weight_hh": weight_hh, "cells": cells, "bias": bias, "gamma_ih": gamma_ih,
+        "gamma_hh": gamma_hh, "gamma_c": gamma_c, "beta_c": beta_c, "alive_rows": plan.alive,
+        "batch_steps": plan.batch_steps, "batch": cells.shape[1], "H": cells.shape[2],
+        "CELL_NORM": plan.cell_norm, "PRECISION": PRECISION,
+    }  # fmt: skip
+    for name, pair, eps in zip(("ih", "hh", "c"), plan.statistics, plan.eps, strict=True):
+        named[f"mean_{name}"], named[f"var_{name}"] = pair or (None, None)
+        named[f"eps_{name}"] = eps
+    return named
+
+
+def _launches(steps: int, device: torch.device) -> list[tuple[int, int]]:
+    """[t_start, t_end) of each launch: one on a GPU, one a step under the interpreter."""
+    return [(0, steps)] if device.type == "cuda" else [(t, t + 1) for t in range(steps)]
+
+
+def _launch(name: str, launches: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
+    cells = arguments["cells"]
+    forward, backward = _blocks(cells.shape[1], cells.shape[2], cells.device) or (None, None)
+    blocks = forward if name == "forward" else backward
+    assert blocks is not None  # else the call was refused
+    programs, warps, *_ = blocks
+    options = {name: value for name, value in blocks._asdict().items() if name.isupper()}
+    if cells.is_cuda:
+        options |= {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+        options |= {"launch_cooperative_grid": True}
+    kernel = getattr(_kernels(), name)[(programs,)]
+    with torch.cuda.device_of(cells):
+        for launch in launches:
+            counter = torch.zeros(1, dtype=torch.int32, device=cells.device)
+            kernel(**arguments, **launch, **options, counter=counter, BARRIER=cells.is_cuda)
