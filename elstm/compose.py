@@ -92,7 +92,7 @@ class Composer:
         if len(word) > 10_000:
             raise UserError(f"{show(word)}: too long")
         if not word.isprintable():
-            raise UserError(f"{show(word)!r}: holds characters that cannot be printed")
+            raise UserError(f"'{show(word)}': holds characters that cannot be printed")
         code = CODE.search(word)
         if code:
             raise UserError(
@@ -108,7 +108,7 @@ class Composer:
             reason = error.args[0] if isinstance(error, OverrideParseException) else error
             lines = [line for line in str(reason).splitlines() if "See http" not in line]
             raise UserError(
-                f"cannot read {show(word)!r}: {show(' '.join(lines[1:] or lines))}; "
+                f"cannot read '{show(word)}': {show(' '.join(lines[1:] or lines))}; "
                 "write KEY=VALUE, and quote a VALUE with special characters: 'KEY=\"VALUE\"'"
             ) from error
         key = override.key_or_group

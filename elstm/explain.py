@@ -39,10 +39,11 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     owner = Config if owner is Root else owner
     name = key.rpartition(".")[2]
     ours = owner is not None and owner.__module__ == Config.__module__
-    if not ours or (owner is Config and name != "seed"):
+    if not ours or key in SCHEMAS or key in ("trainer", "sweep"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
     given = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
+    assert owner is not None  # it is ours
     return wrong_value(key, given, owner, name)
 
 

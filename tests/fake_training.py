@@ -1,0 +1,49 @@
+"""Stands in for elstm.training where only its callers are tested: no torch, no time."""
+
+import json
+import logging
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Call:
+    config: object
+    run_dir: Path
+    resume: bool
+
+
+@dataclass
+class FakeTraining:
+    """Notes each call of `run` and answers as told.
+
+    answer: config -> state, or an exception to raise; accuracy: config -> fraction.
+    """
+
+    answer: object = lambda config: "done"
+    accuracy: object = lambda config: 0.5
+    calls: list = field(default_factory=list)
+    commit: str = "0" * 40
+
+    def run(self, config, run_dir, *, resume=False):
+        self.calls.append(Call(config, Path(run_dir), resume))
+        logging.getLogger("elstm.training").info("training with seed %d", config.seed)
+        state = self.answer(config)
+        failed = isinstance(state, BaseException)
+        best = None if failed else self.accuracy(config)
+        status = {
+            "state": "failed" if failed else state,
+            "error": str(state) if failed else None,
+            "best_val_accuracy": best,
+            "test_accuracy": best if state == "done" else None,
+            "wall_seconds": 1.5,
+            "git_commit": self.commit,
+        }
+        (run_dir / "status.json").write_text(json.dumps(status))
+        if failed:
+            raise state
+        signal = "SIGTERM" if state == "interrupted" else None
+        return types.SimpleNamespace(
+            state=state, best_val_accuracy=best, test_accuracy=best, status=status, signal=signal
+        )
