@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY",
-        help="a setting that shall not divide groups, such as trainer.threads",
+        help="a setting that shall not divide groups, such as trainer.device",
     )
     parser.add_argument("--title", default="Comparison of runs", help="the report's title")
     return parser

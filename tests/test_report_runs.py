@@ -198,6 +198,20 @@ def test_runs_are_found_at_any_depth_once_and_not_through_links(tmp_path):
     assert [name for name, _ in found] == ["outputs/fashion_mnist/lstm/a"]
 
 
+def test_a_sweeps_folder_names_its_runs(tmp_path):
+    top = tmp_path / "top"
+    for name in ("a", "b"):
+        write_run(top / f"outputs/digits/lstm/{name}", epochs=1)
+    write_run(tmp_path / "outside", epochs=1)
+    sweep = top / "outputs/sweeps/2025"
+    sweep.mkdir(parents=True)
+    names = ["outputs/digits/lstm/b", "outputs/gone", "../outside", str(tmp_path / "outside"), ""]
+    (sweep / "sweep.csv").write_text("seed,run_dir\n" + "".join(f"0,{n}\n" for n in names))
+    assert [path for _, path in find_runs([sweep])] == [top / "outputs/digits/lstm/b"]
+    (sweep / "sweep.csv").write_text("\0")
+    assert list(find_runs([sweep])) == []
+
+
 def test_a_root_that_is_no_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="not a folder"):
         load_runs([tmp_path / "nowhere"])
@@ -226,7 +240,7 @@ def labels(section):
 def test_groups_are_what_differs_besides_the_seed(make):
     [section] = make(
         ("lstm", 0),
-        ("lstm", 1, {"data__root": "/elsewhere", "trainer__log_every": 7, "sweep__rerun": True}),
+        ("lstm", 1, {"data__root": "/elsewhere", "trainer__threads": 7, "sweep__rerun": True}),
         ("elstm_bn", 0, {"optimizer__lr": 0.01}),
     )
     # lr follows from the model here, so that its name says all.
@@ -294,8 +308,8 @@ def test_one_run_per_seed_counts_the_furthest(make):
 
 
 def test_keys_can_be_ignored(make):
-    settings = {"trainer__threads": 1}
-    [section] = make(("lstm", 0), ("lstm", 1, settings), ignored=["trainer.threads"])
+    settings = {"trainer__device": "cpu"}
+    [section] = make(("lstm", 0), ("lstm", 1, settings), ignored=["trainer.device"])
     assert labels(section) == ["lstm"]
 
 

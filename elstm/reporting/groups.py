@@ -11,12 +11,14 @@ from elstm.errors import UserError
 from elstm.reporting.files import Config, Value, one_line
 from elstm.reporting.runs import Run
 
-# Differences that do not make another experiment: where files lie, what is shown and how often.
+# Differences that do not make another experiment: where files lie, what is shown and how often,
+# how many threads there were (a report says where times are not like for like).
 IGNORED = (
     "seed",
     "data.root",
     "trainer.progress",
     "trainer.resume",
+    "trainer.threads",
     "trainer.log_every",
     "trainer.checkpoint_every",
     "sweep",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,14 @@ from elstm.reporting.files import (
     read_config,
     read_metrics,
     read_status,
+    read_text,
     text,
 )
 
 STATES = ("done", "running", "interrupted", "failed")
 STALLED_SECONDS = 3600.0  # a running run writes status.json at least once per epoch
 MAX_FOLDERS = 200_000
+MAX_SWEEP_BYTES = 10_000_000
 
 MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
 
@@ -85,7 +88,8 @@ class Run:
 def find_runs(roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     """(name to show, folder) of every run folder at or below the roots, each once.
 
-    Links to folders are not followed below the roots: a stranger's link may lead anywhere.
+    Of a sweep's folder, those that its sweep.csv names: they lie elsewhere under outputs/. Links
+    to folders are not followed below the roots: a stranger's link may lead anywhere.
 
     Raises:
         UserError: a root is not a folder, or holds more than 200,000 folders.
@@ -95,16 +99,39 @@ def find_runs(roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         if not root.is_dir():
             raise UserError(f"{root} is not a folder: give run folders or folders that hold them")
         top = root.resolve()
-        for number_of_folders, (folder, inner, files) in enumerate(os.walk(top)):
-            if number_of_folders > MAX_FOLDERS:
-                raise UserError(f"{root} holds more than {MAX_FOLDERS:,} folders: give inner ones")
-            inner.sort()
-            if ".hydra" in inner or "status.json" in files or "metrics.csv" in files:
-                inner.clear()
-                path = Path(folder)
-                if path not in seen:
-                    seen.add(path)
-                    yield one_line(path.relative_to(top.parent).as_posix(), 300), path
+        for path in (*_folders_below(top), *_folders_of_sweep(top)):
+            if path not in seen:
+                seen.add(path)
+                shown = path.relative_to(top.parent) if path.is_relative_to(top.parent) else path
+                yield one_line(shown.as_posix(), 300), path
+
+
+def _folders_below(top: Path) -> Iterator[Path]:
+    for number_of_folders, (folder, inner, files) in enumerate(os.walk(top)):
+        if number_of_folders > MAX_FOLDERS:
+            raise UserError(f"{top} holds more than {MAX_FOLDERS:,} folders: give inner ones")
+        inner.sort()
+        if ".hydra" in inner or "status.json" in files or "metrics.csv" in files:
+            inner.clear()
+            yield Path(folder)
+
+
+def _folders_of_sweep(top: Path) -> Iterator[Path]:
+    """The run folders in top/sweep.csv, which are relative to a folder that holds `top` as well.
+
+    A name that leads out of that folder is passed over.
+    """
+    try:
+        rows = list(csv.DictReader(read_text(top / "sweep.csv", MAX_SWEEP_BYTES).splitlines()))
+    except (Damaged, csv.Error):
+        return
+    for row in rows:
+        name = row.get("run_dir") or ""
+        for base in list(top.parents)[:3]:
+            folder = (base / name).resolve()
+            if name and folder.is_relative_to(base) and (folder / ".hydra").is_dir():
+                yield folder
+                break
 
 
 def load_run(name: str, folder: Path, now: float | None = None) -> Run:
