@@ -123,8 +123,8 @@ def _pictures(
             "normalisation",
             dynamics.statistics_figure(read, look, title),
             "above, γ of each normalisation over training, mean ± standard deviation over the "
-            "units; below, the standard deviation by which it divides, pooled over time steps and "
-            "units. One run of each group.",
+            "units; below, the root of its population variance, mean over time steps and units. "
+            "One run of each group.",
         ),
         time_steps=picture(
             "time-steps",
