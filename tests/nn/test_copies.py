@@ -6,10 +6,19 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo.testing
 from numpy_lstm import packed, randomize, sequences
 from torch import nn
 
-from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM, recompute_statistics, statistics_norms
+from elstm.nn import (
+    BNLSTM,
+    CELL_NORMS,
+    ELSTMBN,
+    LSTM,
+    batch_statistics,
+    recompute_statistics,
+    statistics_norms,
+)
 
 T, B, F, H = 3, 4, 2, 3
 CELLS = ["lstm", *CELL_NORMS]
@@ -214,6 +223,38 @@ def test_compiled_by_inductor(cell):
     compiled = torch.compile(copy.deepcopy(layer))
     for training in (True, False):
         assert_equal(layer.train(training), compiled.train(training), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_model_and_its_statistics():
+    """The two functions reach through a compiled model, and no graphs pile up."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = make(backend="reference")
+            self.head = nn.Linear(H, 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[1][0][-1])
+
+    plain = Model()
+    counters = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(copy.deepcopy(plain), backend=counters, fullgraph=True)
+    batches = [inputs(seed) for seed in range(3)]
+    for _ in range(3):
+        for model in (plain, compiled):
+            model.train()
+            for x in batches:
+                model(x)
+            recompute_statistics(model, batches)
+        for a, b in zip(plain.buffers(), compiled.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
+        with batch_statistics(plain), batch_statistics(compiled):
+            torch.testing.assert_close(plain(batches[0]), compiled(batches[0]))
+        torch.testing.assert_close(plain.eval()(batches[0]), compiled.eval()(batches[0]))
+    assert counters.frame_count == 4  # training, recomputing, batch statistics, evaluation
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # torch's own
