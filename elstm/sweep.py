@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra._internal.core_plugins.basic_launcher import BasicLauncherConf
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.core.plugins import Plugins
@@ -68,7 +68,10 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> int:
     master = composer.load(words, RunMode.MULTIRUN)
     if master.hydra.sweeper._target_ != BasicSweeperConf._target_:
         return _by_plugin(composer, words)
-    root = Path(str(master.hydra.sweep.dir))
+    try:
+        root = Path(str(master.hydra.sweep.dir))
+    except Exception as error:  # an interpolation that leads nowhere
+        raise explain(error) from error
     runs = plan(composer, [*params(composer, master), *overrides], root)
     settings = runs[0].config.sweep
     if not settings.rerun:
@@ -208,7 +211,7 @@ class Sweep:
             if run.state == "done":
                 result = read_result(run.varied, run.folder)
                 self.account(result, f"done already{commit_note(result)}: ")
-        one_by_one = isinstance(self.launcher, BasicLauncher)
+        one_by_one = self.master.hydra.launcher._target_ == BasicLauncherConf._target_
         try:
             for batch in [[run] for run in todo] if one_by_one else [todo]:
                 if batch:
@@ -226,18 +229,21 @@ class Sweep:
         for run in batch:
             how = "" if run.state is None else f", goes on ({run.state})"
             print(f"{self.position(len(batch))}{label(run.varied)}{how}", flush=True)
-        error = None
+            if run.state is None:
+                run.folder = run.folder.with_name(run_name())  # of the time when it begins
         try:
             jobs: Sequence[JobReturn] = self.launcher.launch(
                 [self.job(run) for run in batch], initial_job_idx=len(self.results)
             )
-            error = next(
-                (summary(j._return_value) for j in jobs if isinstance(j._return_value, Exception)),
-                None,
-            )
+            errors = [_error(job) for job in jobs]
+        except KeyboardInterrupt:
+            for run in batch:
+                if run.folder.is_dir():
+                    self.account(read_result(run.varied, run.folder), "")
+            raise
         except Exception as raised:
-            error = summary(raised)
-        for run in batch:
+            errors = [summary(raised)] * len(batch)
+        for run, error in zip(batch, errors, strict=True):
             self.account(read_result(run.varied, run.folder, error), "")
 
     def job(self, run: Run) -> list[str]:
@@ -261,6 +267,12 @@ class Sweep:
     def report(self) -> str:
         """The table of the runs that have ended, and where it is."""
         return f"\n{table(self.results)}\n{self.folder / 'sweep.csv'}"
+
+
+def _error(job: JobReturn) -> str | None:
+    """Why a run did not even begin; what happens in it, elstm.job.execute has caught."""
+    raised = job._return_value
+    return summary(raised) if isinstance(raised, Exception) else None
 
 
 def commit_note(result: Result) -> str:
