@@ -53,6 +53,17 @@ def writing(path: Path, note: str = "") -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}{note}") from error
 
 
+def refuse_links(*paths: Path) -> None:
+    """What is written in a run folder stays in it, whoever made the folder.
+
+    Raises:
+        UserError: one of `paths` is a symbolic link.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise UserError(f"{path} is a link: a run folder has to hold its files itself")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed `write_atomic` left in `folder`."""
     for temporary in folder.glob(".*.tmp"):
@@ -83,28 +94,33 @@ def cut(file: IO[bytes], path: Path, size: int) -> int:
     return missing
 
 
-def lock(file: IO[bytes], owner: Path) -> None:
-    """Claims `file` for this process until it is closed or the process ends.
+def open_locked(path: Path, owner: Path) -> IO[bytes]:
+    """Opens `path` for appending and claims it for this process, until it is closed.
 
-    A lock of the file's own (POSIX record lock): nothing is left behind by a kill, and it holds
-    across machines on NFS. Where the system has no such locks the claim is not made.
+    A lock of the file's own (POSIX record lock): a kill leaves nothing behind, and it holds across
+    machines on NFS. Where the system or the file system has no such locks, no claim is made.
+
+    Args:
+        owner: what the user knows it by.
 
     Raises:
-        UserError: another process has it.
+        UserError: it cannot be written, or another process has claimed it.
     """
+    with writing(path):
+        file = path.open("ab")
     try:
         import fcntl
-    except ImportError:  # Windows
-        return
-    try:
+
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
+        file.close()
         raise UserError(
             f"{owner} is in use by another process, which is still training there: "
             "wait for it or end it"
         ) from error
-    except OSError:
-        return  # a file system without locks
+    except (ImportError, OSError):  # Windows; a file system without locks
+        pass
+    return file
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.graceful = False
-        self.requested: str | None = None  # what came
+        self.requested: str | None = None  # the signal's name
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -54,6 +54,6 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT
-        self.requested = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.requested = signal.Signals(number).name
         if again or not self.graceful:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(self.requested)

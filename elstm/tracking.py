@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes metrics.csv and the event file of one run.
 
-    `open` claims the run folder for this process; `start` begins the files or cuts them back.
+    Making it claims the run's folder for this process; `start` begins the files or cuts them back.
 
     Args:
         run_dir: the run's folder.
@@ -79,9 +79,8 @@ class Tracker:
         self._csv: IO[bytes] | None = None
         self._events: EventFile | None = None
         if active:
-            with files.writing(self.csv_path):
-                self._csv = self.csv_path.open("ab")
-            files.lock(self._csv, run_dir)
+            files.refuse_links(self.csv_path)
+            self._csv = files.open_locked(self.csv_path, run_dir)
 
     def start(self, hparams: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
         """Begins the files, or goes on where they had the `sizes` that a checkpoint holds."""
@@ -204,6 +203,7 @@ class EventFile:
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.elstm"
         self.missing = 0  # bytes that the file lacked
         existing = sorted(folder.glob("events.out.tfevents.*.elstm"))
+        files.refuse_links(*existing)
         with files.writing(self.path):
             if size is not None and existing:
                 existing.pop().replace(self.path)

@@ -27,7 +27,7 @@ from elstm import checkpoint, evaluation, runtime
 from elstm.config import Config
 from elstm.data import load_data
 from elstm.errors import UserError
-from elstm.files import remove_leftovers, writing
+from elstm.files import refuse_links, remove_leftovers, writing
 from elstm.interrupts import Interrupted, Interrupts
 from elstm.models import build_model
 from elstm.optim import Schedule, build_optimizer
@@ -44,12 +44,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is done or interrupted; accuracies are fractions."""
+    """How a run ended: `state` is done or interrupted, by `signal`; accuracies are fractions."""
 
     state: str
     test_accuracy: float | None
     best_val_accuracy: float | None
     status: dict[str, Any]
+    signal: str | None = None
 
 
 def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
@@ -82,13 +83,13 @@ def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
         except BaseException as error:
             status.fail(error)
             raise
-        return _result(status.fields)
+        return _result(status.fields, interrupts.requested)
 
 
-def _result(status: dict[str, Any]) -> RunResult:
-    return RunResult(
-        status["state"], status.get("test_accuracy"), status.get("best_val_accuracy"), status
-    )
+def _result(status: dict[str, Any], signal: str | None = None) -> RunResult:
+    accuracies = status.get("test_accuracy"), status.get("best_val_accuracy")
+    signal = signal if status["state"] == "interrupted" else None
+    return RunResult(status["state"], *accuracies, status, signal)
 
 
 class _Run:
@@ -172,9 +173,11 @@ class _Run:
 
     def begin(self, resume: bool) -> None:
         """Starts the run's files, or goes on from where its checkpoint left them."""
-        with writing(self.run_dir):
-            (self.run_dir / "checkpoints").mkdir(exist_ok=True)
-        remove_leftovers(self.run_dir / "checkpoints")
+        folder = checkpoint.last_path(self.run_dir).parent
+        refuse_links(folder)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
         saved = checkpoint.latest(self.run_dir) if resume else None
         sizes = None if saved is None else self.snapshot.restore(saved)
         self.tracker.start(hparams(self.config), sizes)
