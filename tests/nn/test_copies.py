@@ -216,6 +216,7 @@ def test_compiled(cell):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("cell", CELLS)
 def test_compiled_by_inductor(cell):
@@ -257,7 +258,8 @@ def test_compiled_model_and_its_statistics():
     assert counters.frame_count == 4  # training, recomputing, batch statistics, evaluation
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # torch's own
+@pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # torch.nn.LSTM's
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load's
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize("cell", ["update", "output", "lstm"])
 def test_exported_in_eval_mode(cell):
