@@ -111,6 +111,7 @@ class Composer:
                 f"cannot read '{show(word)}': {show(' '.join(lines[1:] or lines))}; "
                 "write KEY=VALUE, and quote a VALUE with special characters: 'KEY=\"VALUE\"'"
             ) from error
+        override.config_loader = self.loader  # for glob
         key = override.key_or_group
         if override.is_delete():
             raise UserError(f"{show(word)}: nothing can be taken out of the config; set KEY=VALUE")
@@ -135,6 +136,8 @@ class Composer:
 
     def _check_hydra(self, override: Override, word: str) -> None:
         key = override.key_or_group
+        if override.is_sweep_override():
+            raise UserError(f"{show(word)}: a sweep cannot vary Hydra's own settings")
         if key in HYDRA_GROUPS:
             for value in values(override):
                 self._check_option(override, value)

@@ -35,6 +35,9 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     if key.startswith("hydra."):
         return UserError(f"{show_key(key)}: {show(text)}")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        given = re.search(r"Could not override '([^']*)'", outer)
+        if given and given[1].startswith(f"{key}."):
+            key = given[1]
         return unknown_key(key, _known_keys(key, owner))
     owner = Config if owner is Root else owner
     name = key.rpartition(".")[2]
@@ -42,9 +45,9 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     if not ours or key in SCHEMAS or key in ("trainer", "sweep"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
-    given = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
+    shown = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
     assert owner is not None  # it is ours
-    return wrong_value(key, given, owner, name)
+    return wrong_value(key, shown, owner, name)
 
 
 def _known_keys(key: str, owner: Any) -> list[str]:

@@ -54,6 +54,8 @@ def folder_made() -> Path:
 def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
+    Of several processes all train in the first one's folder, whatever theirs is.
+
     Raises:
         Ended: a signal asked to stop.
     """
@@ -61,6 +63,8 @@ def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
         try:
             from elstm.training import run  # torch: seconds
 
+            if processes() > 1:
+                run_dir = shared_folder(run_dir, config)
             result = run(config, run_dir, resume=resume)
         except UserError as error:
             _append(run_dir, f"error: {error}")
@@ -88,8 +92,8 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def shared_folder(run_dir: Path | None, config: Config) -> Path:
-    """The first process's run folder, told to all the others, who give None."""
+def shared_folder(run_dir: Path, config: Config) -> Path:
+    """The first process's run folder, told to all the others."""
     from accelerate.utils import broadcast_object_list
 
     from elstm.runtime import accelerator_for

@@ -106,8 +106,8 @@ def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[
     given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
     lists = {key: _words(override) for key, override in given.items()}
     count = math.prod(map(len, lists.values()))
-    if not 0 < count <= MAX_RUNS:
-        raise UserError(f"a sweep of {count:,} runs: between 1 and {MAX_RUNS:,} are possible")
+    if count > MAX_RUNS:
+        raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
     varied = [key for key, override in given.items() if override.is_sweep_override()]
     for key in varied:
         if key.startswith("sweep."):
@@ -141,9 +141,12 @@ def _words(override: Override) -> list[str]:
             count = (float(r.stop or 0) - float(r.start or 0)) / float(r.step)
             if not count <= MAX_RUNS:
                 raise UserError(f"{show(override.input_line)}: more than {MAX_RUNS:,} values")
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+        words = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except (ArithmeticError, ValueError, TypeError) as error:
         raise UserError(f"{show(override.input_line)}: {show(error)}") from error
+    if not words:
+        raise UserError(f"{show(override.input_line)}: holds no values")
+    return words
 
 
 def identity(config: Config) -> str:

@@ -92,26 +92,16 @@ def _mode(words: Sequence[str]) -> str | None:
 def train(composer: Composer, words: Sequence[str]) -> int:
     """A single run in a folder of its own; returns the exit code."""
     from elstm.compose import CONFIG_NAME, typed
-    from elstm.job import (
-        Outcome,
-        execute,
-        folder_made,
-        main_process,
-        processes,
-        shared_folder,
-    )
+    from elstm.job import Outcome, execute, folder_made, main_process
 
     cfg, config = composer.compose([*words, "hydra.mode=RUN"])
     if not main_process():
-        return execute(config, shared_folder(None, config)).code
+        return execute(config, Path()).code  # in the folder that the first process makes
     _check_run_dir(cfg)
     outcomes: list[Outcome] = []
 
     def task(cfg: DictConfig) -> None:
-        run_dir = folder_made()
-        if processes() > 1:
-            shared_folder(run_dir.absolute(), config)
-        outcomes.append(execute(typed(cfg), run_dir))
+        outcomes.append(execute(typed(cfg), folder_made()))
 
     try:
         composer.hydra().run(CONFIG_NAME, task, [*words, "hydra.mode=RUN"])
@@ -156,7 +146,10 @@ def resume(words: Sequence[str]) -> int:
     if value in ("", "null"):
         raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/RUN")
     run_dir = Path(value).expanduser()
-    config = load_run_config(run_dir)
+    try:
+        config = load_run_config(run_dir)
+    except UserError as error:
+        raise UserError(f"trainer.resume: {error}") from error
     from elstm.job import execute
 
     return execute(config, run_dir, resume=True).code

@@ -50,7 +50,7 @@ def test_the_default(composer):
         "elstm_bn", "digits", "adam",
     )  # fmt: skip
     assert config.scheduler.name == "constant"
-    assert config.model == ELSTMBNConfig()
+    assert config.model == ELSTMBNConfig(forget_bias="chrono", input_bias="chrono")
     assert config.seed == 0
     assert config.trainer.resume is None
 
@@ -148,6 +148,7 @@ WRONG = [
     ("hidden_size=3", "hidden_size", "did you mean model.hidden_size?"),
     ("+model.foo=1", "model.foo", "hidden_size, num_layers"),
     ("++foo={a: 1}", "foo", "model"),
+    ("foo.bar=1", "foo.bar", "model"),
     ("model=lstm model.eps=1", "model.eps", "hidden_size"),
     ("seed={a: 1}", "seed", "an integer"),
     ("seed=[1]", "seed", "an integer"),

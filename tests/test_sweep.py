@@ -72,10 +72,11 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
         (["data=digits,mnist", "data.pixels_per_step=28"], "does not divide the 64 pixels"),
         (["seed=range(0,1000000000000)"], "more than 10,000"),
         (["seed=range(0,2000)", "data.permute_seed=range(0,2000)"], "4,000,000 runs"),
-        (["seed=range(3,3)"], "a sweep of 0 runs"),
+        (["seed=range(3,3)"], "seed=range(3,3): holds no values"),
+        (["seed=glob(*)"], "seed=glob(*): holds no values"),
         (["seed=range(0,1,0)"], "seed"),
         (["optimizer.lr=interval(0,1)"], "interval"),
-        (["hydra.mode=RUN,MULTIRUN"], "hydra.mode"),
+        (["hydra.verbose=true,false"], "cannot vary Hydra's own"),
         (["sweep.rerun=true,false"], "one value"),
         (["model=lstm,_target_"], "refused"),
         (["trainer.resume=a,b"], "goes alone"),
@@ -204,6 +205,13 @@ def test_runs_go_where_hydra_sweep_dir_says(training):
 def combinations(*words):
     composer = Composer()
     return plan(composer, composer.parse(words, sweep=True), Path("outputs"))
+
+
+def test_all_ways_of_giving_several_values():
+    runs = combinations("model=glob(*lstm)", "seed=range(2)", "optimizer.lr=choice(1,2)")
+    assert [tuple(run.varied.values()) for run in runs] == [
+        (model, seed, lr) for model in ("bn_lstm", "lstm") for seed in "01" for lr in "12"
+    ]
 
 
 def test_equal_combinations_are_one_run():
