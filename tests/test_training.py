@@ -117,7 +117,7 @@ def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
     """A learning rate that is raised at the end spoils the model; best.pt is from before."""
-    folder = next(folders)
+    folder, tested = next(folders), next(folders)
 
     class Spoiling(training.Schedule):
         def lr(self, step: int) -> float:
@@ -125,7 +125,16 @@ def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "Schedule", Spoiling)
-        result = run(small_config(max_epochs=4, clip_grad_norm=None), folder)
+        config = small_config(max_epochs=4, clip_grad_norm=None)
+        result = run(config, folder)
+        # The test takes the weights of the best; an interruption there must not save them as last.
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(
+                evaluation, "autocast", at(evaluation, "autocast", 13, send(signal.SIGTERM))
+            )
+            assert run(config, tested).state == "interrupted"
+        run(config, tested, resume=True)
+    assert_same_runs(folder, tested)
     best = torch.load(checkpoint.best_path(folder), weights_only=True)
     assert best["state"]["best_epoch"] == last(folder)["state"]["best_epoch"] == 2.0
     assert best["state"]["step"] == 10
@@ -327,7 +336,7 @@ def signalled() -> Config:
         log_every=2,
         checkpoint_every=3,
         model=RANDOM_MODEL,
-        scheduler=PlateauConfig(patience=0, warmup_steps=3),
+        scheduler=CosineConfig(warmup_steps=3),
     )
 
 
@@ -366,6 +375,23 @@ def test_a_signal_saves_and_a_resume_is_exact(
     assert signal.getsignal(number) is before
     assert run(signalled, folder, resume=True).state == "done"
     assert_same_runs(uninterrupted, folder)
+
+
+def test_the_plateau_is_resumed(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_better(_model: Any, _data: Any, split: str, *_: Any) -> dict[str, float]:
+        names = ("loss", "accuracy", "accuracy_batch_stats")
+        return {f"{split}_{name}": 0.5 for name in names}
+
+    monkeypatch.setattr(evaluation, "measure", no_better)
+    config = small_config(max_epochs=4, scheduler=PlateauConfig(patience=1))
+    whole, folder = next(folders), next(folders)
+    run(config, whole)
+    assert last(whole)["schedule"]["factor"] == 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", at(_Run, "train_step", 12, send(signal.SIGTERM)))
+        run(config, folder)
+    run(config, folder, resume=True)
+    assert_same_runs(whole, folder)
 
 
 @pytest.mark.parametrize("name", MODELS)
