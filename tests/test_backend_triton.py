@@ -1,9 +1,9 @@
 """The Triton backend against the reference.
 
-Without a GPU the kernels run under Triton's interpreter, one step a launch, in a process of their
-own, because TRITON_INTERPRET counts when the kernels are imported. That leaves out the barrier, and
-the compiler: one test compiles for sm_90 and reads the result. With a GPU the last tests run the
-persistent launch.
+Without a GPU the kernels run under Triton's interpreter, in a process of their own, because
+TRITON_INTERPRET counts when they are imported: one step a launch, or, to cross the barrier, every
+program in a process. What is left, compiler and memory model, one test checks as far as it can: it
+compiles for sm_90 and reads the result. With a GPU the last tests run the persistent launch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -163,6 +164,54 @@ def test_equals_the_reference(interpreted: Run, case: dict[str, Any]) -> None:
     interpreted(check, **SMALL | case)
 
 
+def start_concurrently(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    """Runs every program of a grid in a process of its own, on shared memory."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    set_size, set_index = builder.set_grid_dim, builder.set_grid_idx
+    for argument in arguments.values():
+        if isinstance(argument, Tensor):
+            argument.untyped_storage().share_memory_()
+
+    def run(program: int) -> None:
+        builder.set_grid_dim = lambda *size: set_size(programs, 1, 1)
+        builder.set_grid_idx = lambda *index: set_index(program, 0, 0)
+        # Copies arguments onto themselves afterwards, and so what other programs wrote meanwhile.
+        interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
+        kernel[(1,)](**arguments)
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=run, args=(program,)) for program in range(programs)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 60
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    stuck = [worker for worker in workers if worker.is_alive()]
+    for worker in stuck:
+        worker.kill()
+    assert programs > 1
+    assert not stuck, "a program waits for ever at the barrier"
+    assert all(worker.exitcode == 0 for worker in workers)
+
+
+def check_barrier(**case: Any) -> None:
+    """The persistent launch, which the interpreter alone, one program after another, cannot run."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
+        monkeypatch.setattr(triton_backend, "_start", start_concurrently)
+        check(**case)
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "name", ["output, packed", "none", "one sequence left", "weights not kept"]
+)
+def test_barrier(interpreted: Run, name: str) -> None:
+    interpreted(check_barrier, **SMALL | CASES[name])
+
+
 def check_layers(layer: torch.nn.Module, device: str = "cpu") -> None:
     """Two layers, both directions, padded, a learned state; the input is not contiguous."""
     layer = layer.to(device)
@@ -214,6 +263,11 @@ def check_rest() -> None:
         first.sum().backward()
     (second,) = torch.autograd.grad(loss, x)
     assert torch.equal(first, second)
+
+    c_n = layer(x)[1][1]  # the kernel changes its gradient, the caller's stays
+    gradient = torch.ones_like(c_n)
+    torch.autograd.grad(c_n, x, gradient)
+    assert torch.equal(gradient, torch.ones_like(c_n))
 
     expected = layer.eval()(x)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -292,36 +346,47 @@ def test_blocks_that_do_not_fit() -> None:
     assert triton_blocks.choose_blocks(16, 10000, 132, depth=10000, width=4) is None
 
 
-def compile_for_hopper(name: str) -> tuple[str, str]:
-    """A kernel with its barrier for compute capability 9.0: Triton's last form, and PTX."""
+class Hopper:
+    """A GPU of compute capability 9.0, as far as the compiler asks for it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def compile_for_hopper() -> list[tuple[str, str]]:
+    """What a GPU would run in one training step, forward and backward: Triton's last form, PTX."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from elstm.nn.backends import triton_kernels
 
-    kernel = getattr(triton_kernels, name)
-    blocks = triton_blocks.choose_blocks(20, 24, 132, depth=24, width=4)
-    assert blocks is not None
-    constants = {key: value for key, value in blocks._asdict().items() if key.isupper()}
-    constants |= {"H": 24, "CELL_NORM": "update", "PRECISION": triton_backend.PRECISION}
-    constants |= {"BARRIER": True}
-    types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(constants, "constexpr")
-    types |= {"alive_rows": "*i32", "counter": "*i32"}
-    numbers = ("t_start", "t_end", "steps", "batch_steps", "batch")
-    types |= {key: "i32" for key in numbers if key in types}
-    types |= dict.fromkeys(("eps_ih", "eps_hh", "eps_c"), "fp32")
-    options = {"num_warps": blocks.num_warps, "num_stages": 1, "launch_cooperative_grid": True}
-    source = ASTSource(kernel, types, constants)
-    options["enable_fp_fusion"] = True
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return compiled.asm["ttgir"], compiled.asm["ptx"]
+    compiled = []
+
+    def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+        compiled.append(kernel.warmup(grid=(programs,), **arguments))
+
+    triton.runtime.driver.set_active(Hopper())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(triton_kernels, "INTERPRETED", True)  # takes CPU tensors
+        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
+        monkeypatch.setattr(triton_backend, "_start", start)
+        ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
+    assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
+    return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
 
 
 @needs_triton
 def test_compiles_for_hopper(tmp_path: Path) -> None:
     with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as executor:
-        compiled = [*executor.map(compile_for_hopper, ("forward", "backward"))]
+        compiled = executor.submit(compile_for_hopper).result()
+    assert len(compiled) == 2
     for ttgir, ptx in compiled:
         # A step: wait (an acquire, then all threads), the product, all threads' stores, arrive.
         acquire, release = (

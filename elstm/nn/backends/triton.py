@@ -238,9 +238,14 @@ def _arguments(
     return named
 
 
+def _persistent(device: torch.device) -> bool:
+    """One launch for all steps; under the interpreter, where a barrier would hang, one a step."""
+    return device.type == "cuda"
+
+
 def _launches(steps: int, device: torch.device) -> list[tuple[int, int]]:
-    """[t_start, t_end) of each launch: one on a GPU, one a step under the interpreter."""
-    return [(0, steps)] if device.type == "cuda" else [(t, t + 1) for t in range(steps)]
+    """[t_start, t_end) of each launch."""
+    return [(0, steps)] if _persistent(device) else [(t, t + 1) for t in range(steps)]
 
 
 def _launch(name: str, launches: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
@@ -248,13 +253,16 @@ def _launch(name: str, launches: list[dict[str, Any]], arguments: dict[str, Any]
     forward, backward = _blocks(cells.shape[1], cells.shape[2], cells.device) or (None, None)
     blocks = forward if name == "forward" else backward
     assert blocks is not None  # else the call was refused
-    programs, warps, *_ = blocks
-    options = {name: value for name, value in blocks._asdict().items() if name.isupper()}
-    if cells.is_cuda:
-        options |= {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
-        options |= {"launch_cooperative_grid": True}
-    kernel = getattr(_kernels(), name)[(programs,)]
+    arguments |= {key: value for key, value in blocks._asdict().items() if key.isupper()}
+    arguments["BARRIER"] = _persistent(cells.device)
+    arguments |= {"num_warps": blocks.num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    arguments["launch_cooperative_grid"] = arguments["BARRIER"]
+    kernel = getattr(_kernels(), name)
     with torch.cuda.device_of(cells):
         for launch in launches:
             counter = torch.zeros(1, dtype=torch.int32, device=cells.device)
-            kernel(**arguments, **launch, **options, counter=counter, BARRIER=cells.is_cuda)
+            _start(kernel, blocks.programs, arguments | launch | {"counter": counter})
+
+
+def _start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    kernel[(programs,)](**arguments)
