@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,16 +13,31 @@ from torch.nn.utils.rnn import PackedSequence
 from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
 from elstm.nn.norm import StepBatchNorm
-from elstm.nn.recurrence import Recurrence
+from elstm.nn.recurrence import Recurrence, recurrence
 from elstm.nn.sequences import pack_like, reverse_alive, unpack
 
-State = tuple[Tensor, Tensor]
+State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
 
 def check_size(name: str, value: int) -> None:
     """Raises ValueError unless `value` is a positive whole number."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
+    """Raises ValueError unless the sizes are positive and `dropout` is a probability."""
+    check_size("input_size", input_size)
+    check_size("hidden_size", hidden_size)
+    check_size("num_layers", num_layers)
+    if not init.is_number(dropout) or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")
+
+
+def check_own_backend(name: str) -> None:
+    """Raises ValueError unless `name` is "auto" or "reference", all that some layers have."""
+    if name not in ("auto", "reference"):
+        raise ValueError(f"backend must be auto or reference for this layer; got {name!r}")
 
 
 class Direction(NamedTuple):
@@ -37,7 +53,9 @@ class Direction(NamedTuple):
 class RecurrentBase(nn.Module):
     """What the layers share: the initial state, and the walk over layers and directions.
 
-    A mix-in for modules with torch.nn.LSTM's attributes; `_direction` gives the weights.
+    A mix-in for modules with torch.nn.LSTM's attributes. `_direction` gives the weights of one
+    layer in one direction, and `_recur` runs them. What is here runs the recurrence of
+    elstm.nn.recurrence; a layer with another one overrides both, and `_reference`.
     """
 
     input_size: int
@@ -56,20 +74,22 @@ class RecurrentBase(nn.Module):
     backend: str
     last_backend: str | None
     _batch_statistics: bool
+    # One layer in one direction as plain equations; takes hidden=, a list that is given every h_t.
+    _reference: Callable[..., Any] = staticmethod(recurrence)
 
     def _set_options(
         self,
         max_steps: int,
-        forget_bias: float | str,
-        input_bias: float | str,
         recurrent_init: str,
         state_noise: float,
         learn_initial_state: bool,
         backend: str,
+        **gate_biases: float | str,
     ) -> None:
         check_size("max_steps", max_steps)
-        init.check_gate_bias("forget_bias", forget_bias)
-        init.check_gate_bias("input_bias", input_bias)
+        for name, value in gate_biases.items():
+            init.check_gate_bias(name, value)
+            setattr(self, name, value)
         if recurrent_init not in init.RECURRENT_INITS:
             allowed = ", ".join(init.RECURRENT_INITS)
             raise ValueError(f"recurrent_init must be one of {allowed}; got {recurrent_init!r}")
@@ -77,13 +97,17 @@ class RecurrentBase(nn.Module):
             raise ValueError(f"state_noise must be a number >= 0, got {state_noise!r}")
         check_backend(backend)
         self.max_steps = max_steps
-        self.forget_bias, self.input_bias = forget_bias, input_bias
         self.recurrent_init = recurrent_init
         self.state_noise = state_noise
         self.learn_initial_state = learn_initial_state
         self.backend = backend
         self.last_backend = None
         self._batch_statistics = False
+
+    @property
+    def _state_sizes(self) -> dict[str, int]:
+        """The parts of the initial state, by name, with the features of each."""
+        return {"h_0": self.hidden_size, "c_0": self.hidden_size}
 
     @property
     def _directions(self) -> int:
@@ -93,43 +117,53 @@ class RecurrentBase(nn.Module):
         reverse = ("", "_reverse")[: self._directions]
         return [f"l{layer}{end}" for layer in range(self.num_layers) for end in reverse]
 
-    def _add_initial_state(self, state_size: int, **factory: Any) -> None:
-        """Parameters h_0 (L * D, 1, state_size) and c_0 (L * D, 1, H), zero at first."""
+    def _add_initial_state(self, **factory: Any) -> None:
+        """Parameters h_0 and c_0 (L * D, 1, H), zero at first."""
         rows = self.num_layers * self._directions
-        self.h_0 = nn.Parameter(torch.zeros(rows, 1, state_size, **factory))
-        self.c_0 = nn.Parameter(torch.zeros(rows, 1, self.hidden_size, **factory))
+        for name, features in self._state_sizes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(rows, 1, features, **factory)))
 
     def _reset_initial_state(self) -> None:
         for name, parameter in self.named_parameters(recurse=False):
-            if name in ("h_0", "c_0"):
+            if name in self._state_sizes:
                 nn.init.zeros_(parameter)
 
-    def _direction(self, suffix: str) -> Direction:
+    def _direction(self, suffix: str) -> Any:
         raise NotImplementedError
 
-    def _initial_state(self, hx: State | None, x: Tensor, size: int, width: int) -> State:
-        """h_0 (L * D, B, width) and c_0 (L * D, B, H) in the input's order of sequences.
+    def _initial_state(self, hx: State | None, x: Tensor, size: int) -> State:
+        """h_0 and c_0 (L * D, B, H) in the input's order of sequences.
 
         Given, learned or zero, with Gaussian noise on h_0 in training. B is `size`; `x` gives
         dtype and device.
         """
         rows = self.num_layers * self._directions
+        sizes = self._state_sizes
         if hx is not None:
-            h_0, c_0 = hx
-            for name, state, features in (("h_0", h_0, width), ("c_0", c_0, self.hidden_size)):
-                if state.shape != (rows, size, features):
+            state = list(hx)
+            for (name, features), part in zip(sizes.items(), state, strict=True):
+                if part.shape != (rows, size, features):
                     raise ValueError(
                         f"{name} must have shape {(rows, size, features)} (for an unbatched input"
-                        f" without the second dimension), got {tuple(state.shape)}"
+                        f" without the second dimension), got {tuple(part.shape)}"
                     )
         elif self.learn_initial_state:
-            h_0, c_0 = self.h_0.expand(-1, size, -1), self.c_0.expand(-1, size, -1)
+            state = [getattr(self, name).expand(-1, size, -1) for name in sizes]
         else:
-            h_0 = x.new_zeros(rows, size, width)
-            c_0 = x.new_zeros(rows, size, self.hidden_size)
+            state = [x.new_zeros(rows, size, features) for features in sizes.values()]
         if self.state_noise and self.training:
-            h_0 = h_0 + self.state_noise * torch.randn_like(h_0)
-        return h_0, c_0
+            state[0] = state[0] + self.state_noise * torch.randn_like(state[0])
+        return tuple(state)
+
+    def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
+        """The initial state as torch.nn.LSTM takes it, in the input's order of sequences."""
+        if isinstance(input, PackedSequence):
+            return self._initial_state(hx, input.data, int(input.batch_sizes[0]))
+        if input.dim() == 3:
+            return self._initial_state(hx, input, input.shape[0 if self.batch_first else 1])
+        if hx is not None:
+            hx = tuple(part.unsqueeze(1) for part in hx)
+        return tuple(part.squeeze(1) for part in self._initial_state(hx, input, 1))
 
     def _run(
         self, input: Tensor | PackedSequence, hx: State | None, recurrence: Recurrence | None = None
@@ -138,38 +172,36 @@ class RecurrentBase(nn.Module):
         batch = unpack(input, self.batch_first, self.input_size)
         x = batch.x
         if batch.unbatched and hx is not None:
-            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
-        h_0, c_0 = self._initial_state(hx, x, x.shape[1], self.hidden_size)
+            hx = tuple(part.unsqueeze(1) for part in hx)
+        state = self._initial_state(hx, x, x.shape[1])
         if batch.order is not None:
-            h_0, c_0 = h_0.index_select(1, batch.order), c_0.index_select(1, batch.order)
-        h_n: list[Tensor] = []
-        c_n: list[Tensor] = []
+            state = tuple(part.index_select(1, batch.order) for part in state)
+        final: list[State] = []
         for layer in range(self.num_layers):
             outputs = []
             for backward in (False, True)[: self._directions]:
-                row = len(h_n)
+                row = len(final)
                 direction = self._direction(self._suffixes()[row])
                 steps = reverse_alive(x, batch.sizes) if backward else x
-                output, h, c = self._recur(
-                    steps, batch.sizes, h_0[row], c_0[row], direction, recurrence
-                )
+                first = tuple(part[row] for part in state)
+                output, last = self._recur(steps, batch.sizes, first, direction, recurrence)
                 outputs.append(reverse_alive(output, batch.sizes) if backward else output)
-                h_n.append(h)
-                c_n.append(c)
+                final.append(last)
             x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
             if self.dropout and self.training and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout)
-        return pack_like(batch, x, torch.stack(h_n), torch.stack(c_n), self.batch_first)
+        state = tuple(torch.stack(parts) for parts in zip(*final, strict=True))
+        return pack_like(batch, x, state, self.batch_first)
 
     def _recur(
         self,
         x: Tensor,
         sizes: list[int] | None,
-        h_0: Tensor,
-        c_0: Tensor,
-        direction: Direction,
+        state: State,
+        direction: Any,
         recurrence: Recurrence | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, State]:
+        """Output (T, B, H) and final state of one layer in one direction, from `state`."""
         steps, size = x.shape[:2]
         norms = direction.norms
         in_batch = (self.training or self._batch_statistics) and any(n is not None for n in norms)
@@ -185,8 +217,7 @@ class RecurrentBase(nn.Module):
             x,
             sizes,
             batch_steps,
-            h_0,
-            c_0,
+            *state,
             direction.weight_ih,
             direction.weight_hh,
             direction.bias,
@@ -206,4 +237,52 @@ class RecurrentBase(nn.Module):
                 norm.pool.add(batch_stats, alive)
             elif self.training and not self._batch_statistics:
                 norm.track(batch_stats, alive)
-        return output, h_n, c_n
+        return output, (h_n, c_n)
+
+
+class OwnWeights(RecurrentBase):
+    """Layers that torch has not: the weights and gate biases of an LSTM, one bias per layer."""
+
+    def _set_shape(
+        self, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
+        dropout: float, bidirectional: bool,
+    ) -> None:  # fmt: skip
+        check_shape(input_size, hidden_size, num_layers, dropout)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional, self.proj_size = bidirectional, 0
+
+    def _add_weights(self, **factory: Any) -> None:
+        """weight_ih (4H, I), weight_hh (4H, H) and bias (4H,) of every layer and direction."""
+        gates = 4 * self.hidden_size
+        for row, suffix in enumerate(self._suffixes()):
+            lower_layer = row >= self._directions
+            features = self.hidden_size * self._directions if lower_layer else self.input_size
+            weights: dict[str, tuple[int, ...]] = {
+                "weight_ih": (gates, features),
+                "weight_hh": (gates, self.hidden_size),
+            }
+            if self.bias:
+                weights["bias"] = (gates,)
+            for name, shape in weights.items():
+                parameter = nn.Parameter(torch.empty(shape, **factory))
+                self.register_parameter(f"{name}_{suffix}", parameter)
+
+    def _reset_weights(self) -> None:
+        for suffix in self._suffixes():
+            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
+            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            if self.bias:
+                gate_bias = getattr(self, f"bias_{suffix}")
+                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.hidden_size}"
+        if self.num_layers != 1:
+            text += f", num_layers={self.num_layers}"
+        for name in ("batch_first", "bidirectional"):
+            if getattr(self, name):
+                text += f", {name}=True"
+        if self.dropout:
+            text += f", dropout={self.dropout}"
+        return text

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from elstm.nn.base import RecurrentBase, State
+from elstm.nn.base import RecurrentBase
 from elstm.nn.norm import batch_statistics
-from elstm.nn.recurrence import recurrence
 
 
 def hidden_gradient_norms(
     layer: RecurrentBase,
     x: Tensor | PackedSequence,
-    loss: Callable[[Tensor | PackedSequence, State], Tensor],
+    loss: Callable[[Any, Any], Tensor],
 ) -> Tensor:
     """|dL/dh_t| for every step t of the last layer, forward direction: (T,).
 
@@ -26,9 +25,9 @@ def hidden_gradient_norms(
     noise; statistics, gradients and the random state stay as they were.
 
     Args:
-        layer: LSTM, BNLSTM or ELSTMBN.
+        layer: LSTM, BNLSTM, ELSTMBN, LayerNormLSTM or GRU.
         x: a batch as `layer` takes it.
-        loss: loss(output, (h_n, c_n)) -> scalar.
+        loss: loss(output, (h_n, c_n)) -> scalar; of a GRU loss(output, h_n), as its call returns.
     """
     taps: list[list[Tensor]] = []
 
@@ -36,7 +35,7 @@ def hidden_gradient_norms(
         taps.append([])
         if not x.requires_grad:  # or there would be no graph where the parameters are frozen
             x = x.detach().requires_grad_()
-        return recurrence(x, *call, hidden=taps[-1])
+        return layer._reference(x, *call, hidden=taps[-1])
 
     with batch_statistics(layer), torch.enable_grad():
         value = loss(*layer._run(x, None, tapped))

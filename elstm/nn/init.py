@@ -24,9 +24,16 @@ def check_gate_bias(name: str, value: float | str) -> None:
         raise ValueError(f'{name} must be a finite number or "chrono", got {value!r}')
 
 
+def check_gammas(gammas: dict[str, float]) -> None:
+    """Raises ValueError unless all of gamma_ih, ... are finite numbers."""
+    for name, gamma in gammas.items():
+        if not is_number(gamma):
+            raise ValueError(f"gamma_{name} must be a finite number, got {gamma!r}")
+
+
 @torch.no_grad()
 def init_weight_ih(weight: Tensor) -> None:
-    """W_x (4H, I) from N(0, 1/I): an input of unit variance gives W_x x_t unit variance.
+    """W_x (G * H, I) from N(0, 1/I): an input of unit variance gives W_x x_t unit variance.
 
     The variance matters although W_x x_t may be normalised: it is what eps is compared with.
     """
@@ -34,19 +41,19 @@ def init_weight_ih(weight: Tensor) -> None:
 
 
 @torch.no_grad()
-def init_weight_hh(weight: Tensor, how: str = "orthogonal") -> None:
-    """W_h (4H, H): one orthogonal matrix per gate; "identity": the identity for gate g.
+def init_weight_hh(weight: Tensor, how: str = "orthogonal", gates: int = 4) -> None:
+    """W_h (G * H, H): one orthogonal matrix per gate; "identity": the identity for gate g.
 
     Orthogonal blocks keep the length of h_{t-1}; the identity is what Cooijmans et al. (2017,
-    section 5.1) take for pixel-by-pixel MNIST.
+    section 5.1) take for pixel-by-pixel MNIST. G is `gates`: 3 for a GRU, whose n is third as g is.
     """
-    gates = weight.chunk(4)
-    for gate in gates:
+    blocks = weight.chunk(gates)
+    for gate in blocks:
         # In float32 at least: torch has no QR decomposition in half precision.
         exact = torch.empty_like(gate, dtype=at_least_float32(gate.dtype))
         gate.copy_(nn.init.orthogonal_(exact))
     if how == "identity":
-        nn.init.eye_(gates[2])
+        nn.init.eye_(blocks[2])
 
 
 @torch.no_grad()
@@ -63,6 +70,22 @@ def init_gate_bias(
     b_i, b_f, _, _ = bias.chunk(4)
     chrono = torch.empty_like(b_f)
     if "chrono" in (forget_bias, input_bias):
-        chrono.uniform_(1.0, max(steps - 1.0, 1.0)).log_()
+        _draw_chrono(chrono, steps)
     b_f.copy_(chrono) if forget_bias == "chrono" else b_f.fill_(float(forget_bias))
     b_i.copy_(-chrono) if input_bias == "chrono" else b_i.fill_(float(input_bias))
+
+
+@torch.no_grad()
+def init_update_bias(bias: Tensor, update_bias: float | str, steps: int) -> None:
+    """b (3H,) of a GRU: `update_bias` in the block of gate z, zero elsewhere.
+
+    In torch's GRU, z keeps h_{t-1} as the forget gate keeps c_{t-1}; so "chrono" draws
+    b_z ~ log U(1, T - 1) (Tallec and Ollivier 2018, section 2, whose z has the other sense).
+    """
+    bias.zero_()
+    b_z = bias.chunk(3)[1]
+    _draw_chrono(b_z, steps) if update_bias == "chrono" else b_z.fill_(float(update_bias))
+
+
+def _draw_chrono(bias: Tensor, steps: int) -> None:
+    bias.uniform_(1.0, max(steps - 1.0, 1.0)).log_()

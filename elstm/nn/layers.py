@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
-from elstm.nn.base import Direction, RecurrentBase, State, check_size
+from elstm.nn.base import Direction, OwnWeights, RecurrentBase, State, check_shape
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import CELL_NORMS
 from elstm.nn.sequences import check_input
@@ -62,11 +62,11 @@ class LSTM(RecurrentBase, nn.LSTM):
         learn_initial_state: bool = False,
         backend: str = "auto",
     ) -> None:
-        _check_shape(input_size, hidden_size, num_layers, dropout)
+        check_shape(input_size, hidden_size, num_layers, dropout)
         # Before torch's constructor, because that one ends with reset_parameters.
         self._set_options(
-            max_steps, forget_bias, input_bias, recurrent_init,
-            state_noise, learn_initial_state, backend,
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            forget_bias=forget_bias, input_bias=input_bias,
         )  # fmt: skip
         nn.LSTM.__init__(
             self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
@@ -75,7 +75,7 @@ class LSTM(RecurrentBase, nn.LSTM):
         if proj_size and backend != "auto":
             raise ValueError(f"proj_size must be 0 with backend={backend!r}, got {proj_size}")
         if learn_initial_state:
-            self._add_initial_state(proj_size or hidden_size, device=device, dtype=dtype)
+            self._add_initial_state(device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         nn.LSTM.reset_parameters(self)  # weight_hr, with proj_size, keeps torch's
@@ -87,6 +87,10 @@ class LSTM(RecurrentBase, nn.LSTM):
                 init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
                 nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
         self._reset_initial_state()
+
+    @property
+    def _state_sizes(self) -> dict[str, int]:
+        return {"h_0": self.proj_size or self.hidden_size, "c_0": self.hidden_size}
 
     def _direction(self, suffix: str) -> Direction:
         if self.proj_size:
@@ -106,27 +110,14 @@ class LSTM(RecurrentBase, nn.LSTM):
         check_input(input, self.input_size)
         if hx is not None or self.state_noise or self.learn_initial_state:
             hx = self._torch_state(input, hx)
-        return nn.LSTM.forward(self, input, hx)
-
-    def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
-        """The initial state as torch.nn.LSTM takes it, in the input's order of sequences."""
-        width = self.proj_size or self.hidden_size
-        if isinstance(input, PackedSequence):
-            return self._initial_state(hx, input.data, int(input.batch_sizes[0]), width)
-        if input.dim() == 3:
-            size = input.shape[0 if self.batch_first else 1]
-            return self._initial_state(hx, input, size, width)
-        if hx is not None:
-            hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
-        h_0, c_0 = self._initial_state(hx, input, 1, width)
-        return h_0.squeeze(1), c_0.squeeze(1)
+        return nn.LSTM.forward(self, input, hx)  # type: ignore[arg-type]
 
 
 DEFAULT_EPS = 0.1
 CARRIED = ("update", "terms", "carry", "update_output")  # norm_c's result goes on to the next step
 
 
-class NormalizedLSTM(RecurrentBase):
+class NormalizedLSTM(OwnWeights):
     """The recurrence with batch normalisation; BNLSTM and ELSTMBN say where it stands.
 
     Normalisation at step t is BN(x; γ, β) = (x - mean_t) / sqrt(var_t + eps) * γ + β. In training,
@@ -207,7 +198,6 @@ class NormalizedLSTM(RecurrentBase):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_shape(input_size, hidden_size, num_layers, dropout)
         if proj_size != 0:
             raise ValueError(f"proj_size must be 0 on a batch-normalised LSTM, got {proj_size}")
         if cell_norm not in CELL_NORMS:
@@ -217,40 +207,27 @@ class NormalizedLSTM(RecurrentBase):
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
-        for name, gamma in gammas.items():
-            if not init.is_number(gamma):
-                raise ValueError(f"gamma_{name} must be a finite number, got {gamma!r}")
+        init.check_gammas(gammas)
         self._set_options(
-            max_steps, forget_bias, input_bias, recurrent_init,
-            state_noise, learn_initial_state, backend,
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            forget_bias=forget_bias, input_bias=input_bias,
         )  # fmt: skip
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
-        self.bidirectional, self.proj_size = bidirectional, proj_size
+        self._set_shape(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        )
         self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
         self.gamma_c = gamma_c
         self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        gates = 4 * hidden_size
+        self._add_weights(**factory)
         norms = {"norm_ih": normalize_input, "norm_hh": normalize_hidden}
         norms |= dict.fromkeys(CELL_NORMS[cell_norm], True)
-        for row, suffix in enumerate(self._suffixes()):
-            lower_layer = row >= self._directions
-            features = hidden_size * self._directions if lower_layer else input_size
-            weights: dict[str, tuple[int, ...]] = {
-                "weight_ih": (gates, features),
-                "weight_hh": (gates, hidden_size),
-            }
-            if bias:
-                weights["bias"] = (gates,)
-            for name, shape in weights.items():
-                parameter = nn.Parameter(torch.empty(shape, **factory))
-                self.register_parameter(f"{name}_{suffix}", parameter)
+        for suffix in self._suffixes():
             for name, wanted in norms.items():
                 of_cell = name.startswith("norm_c")
                 norm = StepBatchNorm(
-                    hidden_size if of_cell else gates,
+                    hidden_size if of_cell else 4 * hidden_size,
                     max_steps=max_steps,
                     eps=self._eps(name),
                     momentum=momentum,
@@ -260,7 +237,7 @@ class NormalizedLSTM(RecurrentBase):
                 )
                 self.register_module(f"{name}_{suffix}", norm if wanted else None)
         if learn_initial_state:
-            self._add_initial_state(hidden_size, **factory)
+            self._add_initial_state(**factory)
         self.reset_parameters()
 
     def _eps(self, norm: str) -> float:
@@ -270,12 +247,7 @@ class NormalizedLSTM(RecurrentBase):
         return max(DEFAULT_EPS, self.gamma_c**2) if carried else DEFAULT_EPS
 
     def reset_parameters(self) -> None:
-        for suffix in self._suffixes():
-            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
-            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
-            if self.bias:
-                gate_bias = getattr(self, f"bias_{suffix}")
-                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+        self._reset_weights()
         for module in self.children():
             if isinstance(module, StepBatchNorm):
                 module.reset_parameters()
@@ -294,15 +266,7 @@ class NormalizedLSTM(RecurrentBase):
         return self._run(input, hx)
 
     def extra_repr(self) -> str:
-        text = f"{self.input_size}, {self.hidden_size}"
-        if self.num_layers != 1:
-            text += f", num_layers={self.num_layers}"
-        for name in ("batch_first", "bidirectional"):
-            if getattr(self, name):
-                text += f", {name}=True"
-        if self.dropout:
-            text += f", dropout={self.dropout}"
-        return f"{text}, cell_norm={self.cell_norm}"
+        return f"{super().extra_repr()}, cell_norm={self.cell_norm}"
 
 
 class BNLSTM(NormalizedLSTM):
@@ -341,11 +305,3 @@ class ELSTMBN(NormalizedLSTM):
 
     Arguments, shapes and errors: see NormalizedLSTM.
     """
-
-
-def _check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
-    check_size("input_size", input_size)
-    check_size("hidden_size", hidden_size)
-    check_size("num_layers", num_layers)
-    if not init.is_number(dropout) or not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")

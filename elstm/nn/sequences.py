@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -56,19 +57,31 @@ def check_input(input: Tensor | PackedSequence, features: int) -> None:
 
 
 def pack_like(
-    batch: Batch, output: Tensor, h_n: Tensor, c_n: Tensor, batch_first: bool
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-    """Gives output (T, B, F) and the state (L, B, ·) the layout of the input."""
+    batch: Batch, output: Tensor, state: tuple[Tensor, ...], batch_first: bool
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+    """Gives output (T, B, F) and the state's parts (L, B, ·) the layout of the input."""
     if batch.unbatched:
-        return output.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output.squeeze(1), tuple(part.squeeze(1) for part in state)
     if batch.packed is None:
-        return output.transpose(0, 1) if batch_first else output, (h_n, c_n)
+        return output.transpose(0, 1) if batch_first else output, state
     lengths = sequence_lengths(batch.sizes or [])
     data = pack_padded_sequence(output, lengths).data
     _, sizes, order, back = batch.packed
     if back is not None:
-        h_n, c_n = h_n.index_select(1, back), c_n.index_select(1, back)
-    return PackedSequence(data, sizes, order, back), (h_n, c_n)
+        state = tuple(part.index_select(1, back) for part in state)
+    return PackedSequence(data, sizes, order, back), state
+
+
+def keep_ended(alive: Tensor, before: Tensor) -> Tensor:
+    """The state after a step: of the rows alive, and as `before` of those that have ended."""
+    count = alive.shape[0]
+    return alive if count == before.shape[0] else torch.cat((alive, before[count:]))
+
+
+def zero_ended(alive: Tensor, size: int) -> Tensor:
+    """The output of a step, (size, F): of the rows alive, and zero of those that have ended."""
+    count = alive.shape[0]
+    return alive if count == size else F.pad(alive, (0, 0, 0, size - count))
 
 
 def sequence_lengths(sizes: list[int]) -> Tensor:
