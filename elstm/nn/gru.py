@@ -1,0 +1,168 @@
+"""The GRU: torch's own, and its equations as a plain loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from elstm.nn import init
+from elstm.nn.base import RecurrentBase, State, check_own_backend, check_shape
+from elstm.nn.recurrence import at_least_float32
+from elstm.nn.sequences import check_input, keep_ended, zero_ended
+
+
+def gru_recurrence(
+    x: Tensor,
+    batch_sizes: list[int] | None,
+    h_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    *,
+    hidden: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One layer in one direction; the equations are GRU's.
+
+    Args:
+        x: (T, B, I), batch_sizes and hidden: as elstm.nn.recurrence.recurrence has them.
+        h_0: (B, H).
+        weight_ih, weight_hh, bias_ih, bias_hh: (3H, I), (3H, H), (3H,); gate order r, z, n.
+
+    Returns:
+        output (T, B, H), zero where a row is not alive; h_n (B, H).
+    """
+    batch = x.shape[1]
+    projected = F.linear(x, weight_ih, bias_ih)  # W_x x_t + b_x for all t at once
+    dtype, state_dtype = projected.dtype, at_least_float32(projected.dtype)
+    h_all = h_0.to(state_dtype)
+    outputs = []
+    for t, wx in enumerate(projected.unbind(0)):
+        alive = batch if batch_sizes is None else batch_sizes[t]
+        h = h_all[:alive]
+        wh = F.linear(h.to(weight_hh.dtype), weight_hh, bias_hh)
+        x_r, x_z, x_n = wx[:alive].to(state_dtype).chunk(3, dim=1)
+        h_r, h_z, h_n = wh.to(state_dtype).chunk(3, dim=1)
+        r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+        n = (x_n + r * h_n).tanh()
+        h = (1 - z) * n + z * h
+        if hidden is not None:
+            hidden.append(h)
+        h_all = keep_ended(h, h_all)
+        outputs.append(zero_ended(h, batch))
+    return torch.stack(outputs).to(dtype), h_all.to(dtype)
+
+
+class GRU(RecurrentBase, nn.GRU):
+    """torch.nn.GRU, with its parameters' names and this project's initialisation.
+
+        (r, z)_t = σ(W_x x_t + b_x + W_h h_{t-1} + b_h)
+        n_t = tanh(W_xn x_t + b_xn + r * (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z) * n + z * h_{t-1}                                (Cho et al. 2014)
+
+    Args:
+        input_size ... dtype: as torch.nn.GRU.
+        max_steps: T of the chrono biases; used for nothing else.
+        update_bias: initial value in gate z's block of the bias, or "chrono" (see
+            elstm.nn.init.init_update_bias). The default 1 is that of LSTM's forget_bias, and
+            for the same reason: z keeps h_{t-1}.
+        recurrent_init: "orthogonal" or "identity" (the identity for n); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training.
+        learn_initial_state: h_0 is a parameter, used where the call gives no state.
+        backend: "auto", torch's own, or "reference", the equations as a loop.
+
+    Call: output, h_n = layer(x, h_0) with torch.nn.GRU's shapes: x (T, B, I), or (B, T, I) with
+    batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H), h_n
+    (L * D, B, H), for D directions and L layers.
+
+    Raises:
+        ValueError: an argument out of range, or an input of another size.
+    """
+
+    _reference = staticmethod(gru_recurrence)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        max_steps: int = 1024,
+        update_bias: float | str = 1.0,
+        recurrent_init: str = "orthogonal",
+        state_noise: float = 0.0,
+        learn_initial_state: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        check_shape(input_size, hidden_size, num_layers, dropout)
+        check_own_backend(backend)
+        self.update_bias: float | str
+        # Before torch's constructor, because that one ends with reset_parameters.
+        self._set_options(
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            update_bias=update_bias,
+        )  # fmt: skip
+        nn.GRU.__init__(
+            self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, device=device, dtype=dtype,
+        )  # fmt: skip
+        if learn_initial_state:
+            self._add_initial_state(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        for suffix in self._suffixes():
+            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
+            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init, gates=3)
+            if self.bias:
+                gate_bias = getattr(self, f"bias_ih_{suffix}")
+                init.init_update_bias(gate_bias, self.update_bias, self.max_steps)
+                nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
+        self._reset_initial_state()
+
+    @property
+    def _state_sizes(self) -> dict[str, int]:
+        return {"h_0": self.hidden_size}
+
+    def _direction(self, suffix: str) -> tuple[Tensor | None, ...]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        return tuple(getattr(self, f"{name}_{suffix}", None) for name in names)
+
+    def _recur(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        state: State,
+        direction: tuple[Tensor | None, ...],
+        recurrence: Any = None,
+    ) -> tuple[Tensor, State]:
+        if recurrence is None:
+            self.last_backend, recurrence = "reference", gru_recurrence
+        output, h_n = recurrence(x, sizes, *state, *direction)
+        return output, (h_n,)
+
+    def _run(  # type: ignore[override]  # the state is h_n alone
+        self, input: Tensor | PackedSequence, hx: Tensor | None, recurrence: Any = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        output, (h_n,) = super()._run(input, None if hx is None else (hx,), recurrence)
+        return output, h_n
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if self.backend != "auto":
+            return self._run(input, hx)
+        self.last_backend = "torch"
+        check_input(input, self.input_size)
+        if hx is not None or self.state_noise or self.learn_initial_state:
+            (hx,) = self._torch_state(input, None if hx is None else (hx,))
+        return nn.GRU.forward(self, input, hx)
