@@ -1,16 +1,16 @@
-"""Initial weights, gate biases and gammas, the same for LSTM, BNLSTM and ELSTMBN."""
+"""Initial weights, gate biases and gammas, the same for LSTM and its normalised kin."""
 
 import math
 
 import pytest
 import torch
 
-from elstm.nn import BNLSTM, ELSTMBN, LSTM
+from elstm.nn import BNLSTM, ELSTMBN, LSTM, LayerNormLSTM
 from elstm.nn.init import init_gate_bias
 
 F, H = 6, 200
 DEEP = {"num_layers": 2, "bidirectional": True}
-LAYERS = [LSTM, BNLSTM, ELSTMBN]
+LAYERS = [LSTM, BNLSTM, ELSTMBN, LayerNormLSTM]
 SUFFIXES = ["l0", "l0_reverse", "l1", "l1_reverse"]
 
 

@@ -1,0 +1,193 @@
+"""LSTM with layer normalisation (Ba et al. 2016), as a plain loop over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from elstm.nn import init
+from elstm.nn.base import OwnWeights, State, check_own_backend
+from elstm.nn.recurrence import at_least_float32
+from elstm.nn.sequences import keep_ended, zero_ended
+
+
+class LayerNorm(nn.LayerNorm):
+    """LN(x; a, b) = (x - mean) / sqrt(var + eps) * a + b over the features of each row.
+
+    In float32 at least, whatever the dtype of x; `gamma` is a's initial value.
+    """
+
+    def __init__(self, features: int, *, eps: float, gamma: float, **factory: Any) -> None:
+        self.gamma = gamma
+        super().__init__(features, eps, **factory)
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.gamma)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = at_least_float32(x.dtype)
+        a, b = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.normalized_shape, a, b, self.eps)
+
+
+def layer_norm_recurrence(
+    x: Tensor,
+    batch_sizes: list[int] | None,
+    h_0: Tensor,
+    c_0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    norm_ih: LayerNorm,
+    norm_hh: LayerNorm,
+    norm_c: LayerNorm,
+    *,
+    hidden: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer in one direction; the equations are LayerNormLSTM's.
+
+    Arguments and results are those of elstm.nn.recurrence.recurrence, less the batch's statistics.
+    """
+    batch = x.shape[1]
+    projected = F.linear(x, weight_ih)
+    dtype, state_dtype = projected.dtype, at_least_float32(projected.dtype)
+    normalised = norm_ih(projected)  # LN(W_x x_t) for all t at once
+    if bias is not None:
+        normalised = normalised + bias
+    h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
+    outputs = []
+    for t, wx in enumerate(normalised.unbind(0)):
+        alive = batch if batch_sizes is None else batch_sizes[t]
+        h, c = h_all[:alive], c_all[:alive]
+        z = norm_hh(F.linear(h.to(weight_hh.dtype), weight_hh)) + wx[:alive]  # (20)
+        i, f, g, o = z.chunk(4, dim=1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # (21)
+        h = o.sigmoid() * norm_c(c).tanh()  # (22)
+        if hidden is not None:
+            hidden.append(h)
+        h_all, c_all = keep_ended(h, h_all), keep_ended(c, c_all)
+        outputs.append(zero_ended(h, batch))
+    return torch.stack(outputs).to(dtype), h_all.to(dtype), c_all.to(dtype)
+
+
+class LayerNormLSTM(OwnWeights):
+    """LSTM with layer normalisation (Ba et al. 2016, arXiv 1607.06450, equations 20 to 22).
+
+        z_t = LN(W_h h_{t-1}; a_1, b_1) + LN(W_x x_t; a_2, b_2) + b                (20)
+        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
+        c_t = f * c_{t-1} + i * g                                                  (21)
+        h_t = o * tanh(LN(c_t; a_3, b_3))                                          (22)
+
+    LN takes mean and variance over the units of one sequence at one step, in training and
+    evaluation alike: there are no population statistics, and batches of one will do.
+
+    Args:
+        input_size ... dtype: as torch.nn.LSTM; proj_size must be 0.
+        max_steps: T of the chrono biases; used for nothing else.
+        eps: added to the variance, 1e-5 as in torch.nn.LayerNorm.
+        gamma_ih, gamma_hh, gamma_c: initial a_2, a_1 and a_3; 1 as in torch.nn.LayerNorm.
+        forget_bias, input_bias: initial biases of the two gates, or "chrono"; ignored with
+            bias=False.
+        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        backend: "auto" or "reference", which are the same here.
+
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
+    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
+    h_n and c_n (L * D, B, H), for D directions and L layers.
+
+    Parameters, for layer k (the reverse direction ends in _reverse), gate order i, f, g, o:
+    weight_ih_lk (4H, I), weight_hh_lk (4H, H), bias_lk (4H,); norm_ih_lk and norm_hh_lk with weight
+    and bias (4H,), norm_c_lk with weight and bias (H,).
+
+    Raises:
+        ValueError: an argument out of range, or an input of another size.
+    """
+
+    _reference = staticmethod(layer_norm_recurrence)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        max_steps: int = 1024,
+        eps: float = 1e-5,
+        gamma_ih: float = 1.0,
+        gamma_hh: float = 1.0,
+        gamma_c: float = 1.0,
+        forget_bias: float | str = 1.0,
+        input_bias: float | str = 0.0,
+        recurrent_init: str = "orthogonal",
+        state_noise: float = 0.0,
+        learn_initial_state: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if proj_size != 0:
+            raise ValueError(f"proj_size must be 0 on a layer-normalised LSTM, got {proj_size}")
+        if not init.is_number(eps) or eps <= 0:
+            raise ValueError(f"eps must be a number > 0, got {eps!r}")
+        gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
+        init.check_gammas(gammas)
+        check_own_backend(backend)
+        self._set_options(
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            forget_bias=forget_bias, input_bias=input_bias,
+        )  # fmt: skip
+        self._set_shape(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
+        )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._add_weights(**factory)
+        for suffix in self._suffixes():
+            for name, gamma in gammas.items():
+                features = hidden_size if name == "c" else 4 * hidden_size
+                norm = LayerNorm(features, eps=eps, gamma=gamma, **factory)
+                self.register_module(f"norm_{name}_{suffix}", norm)
+        if learn_initial_state:
+            self._add_initial_state(**factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        self._reset_weights()
+        for module in self.children():
+            if isinstance(module, LayerNorm):
+                module.reset_parameters()
+        self._reset_initial_state()
+
+    def _direction(self, suffix: str) -> tuple[Any, ...]:
+        names = ("weight_ih", "weight_hh", "bias", "norm_ih", "norm_hh", "norm_c")
+        return tuple(getattr(self, f"{name}_{suffix}", None) for name in names)
+
+    def _recur(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        state: State,
+        direction: tuple[Any, ...],
+        recurrence: Any = None,
+    ) -> tuple[Tensor, State]:
+        if recurrence is None:
+            self.last_backend, recurrence = "reference", layer_norm_recurrence
+        output, h_n, c_n = recurrence(x, sizes, *state, *direction)
+        return output, (h_n, c_n)
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        return self._run(input, hx)
