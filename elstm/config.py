@@ -35,18 +35,38 @@ def bias(default: float | str) -> Any:
 
 
 @dataclass
-class LSTMConfig:
-    name: str = "lstm"
+class ModelConfig:
+    name: str = MISSING
     hidden_size: int = bounded(128, ge=1, le=65_536)
     num_layers: int = bounded(1, ge=1, le=100)
     bidirectional: bool = False
     dropout: float = bounded(0.0, ge=0, lt=1)
-    forget_bias: int | float | str = bias(1.0)
-    input_bias: int | float | str = bias(0.0)
     recurrent_init: str = choice("orthogonal", "orthogonal", "identity")
     state_noise: float = bounded(0.0, ge=0)
     learn_initial_state: bool = False
     backend: str = "auto"
+
+
+@dataclass
+class GRUConfig(ModelConfig):
+    name: str = "gru"
+    update_bias: int | float | str = bias(1.0)
+
+
+@dataclass
+class LSTMConfig(ModelConfig):
+    name: str = "lstm"
+    forget_bias: int | float | str = bias(1.0)
+    input_bias: int | float | str = bias(0.0)
+
+
+@dataclass
+class LayerNormLSTMConfig(LSTMConfig):
+    name: str = "ln_lstm"
+    eps: float = bounded(1e-5, gt=0)
+    gamma_ih: float = 1.0
+    gamma_hh: float = 1.0
+    gamma_c: float = 1.0
 
 
 @dataclass
@@ -191,7 +211,7 @@ class SweepConfig:
 
 @dataclass
 class Config:
-    model: LSTMConfig = MISSING
+    model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
@@ -204,6 +224,8 @@ class Config:
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {
         "lstm": LSTMConfig,
+        "gru": GRUConfig,
+        "ln_lstm": LayerNormLSTMConfig,
         "bn_lstm": BNLSTMConfig,
         "bn_lstm_input": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,

@@ -160,6 +160,6 @@ def gradient_picture(
     norms = elstm_nn.hidden_gradient_norms(
         model.rnn,
         data.sequences(images),
-        lambda _, state: F.cross_entropy(model.logits(state[0]), y),
+        lambda _, state: F.cross_entropy(model.logits(state), y),
     )
     return gradient_figure(norms.cpu().numpy(), epoch, f"{name} on {data.name}")

@@ -6,12 +6,14 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
-from elstm.config import LSTMConfig
-from elstm.nn import BNLSTM, ELSTMBN, LSTM
-from elstm.nn.layers import NormalizedLSTM
+from elstm.config import ModelConfig
+from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
+from elstm.nn.base import RecurrentBase, State
 
-RECURRENT_LAYERS: dict[str, type[LSTM] | type[NormalizedLSTM]] = {
+RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
     "lstm": LSTM,
+    "gru": GRU,
+    "ln_lstm": LayerNormLSTM,
     "bn_lstm": BNLSTM,
     "bn_lstm_input": ELSTMBN,  # cell_norm none, normalize_hidden false: Laurent et al. 2015
     "elstm_bn": ELSTMBN,
@@ -28,24 +30,25 @@ class SequenceClassifier(nn.Module):
         head: nn.Linear(D * H, num_classes).
     """
 
-    def __init__(self, rnn: LSTM | NormalizedLSTM, num_classes: int) -> None:
+    def __init__(self, rnn: RecurrentBase, num_classes: int) -> None:
         super().__init__()
         self.rnn = rnn
         self.directions = 2 if rnn.bidirectional else 1
         self.head = nn.Linear(self.directions * rnn.hidden_size, num_classes)
 
-    def logits(self, h_n: Tensor) -> Tensor:
-        """(L * D, B, H), the layers' final state, to (B, num_classes)."""
+    def logits(self, state: State | Tensor) -> Tensor:
+        """The layers' final state, as `rnn` returns it, to (B, num_classes)."""
+        h_n = state if isinstance(state, Tensor) else state[0]  # a GRU's state is h_n alone
         return self.head(h_n[-self.directions :].transpose(0, 1).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, B, F) to (B, num_classes)."""
-        _, (h_n, _) = self.rnn(x)
-        return self.logits(h_n)
+        _, state = self.rnn(x)
+        return self.logits(state)
 
 
 def build_model(
-    config: LSTMConfig, *, input_size: int, num_steps: int, num_classes: int
+    config: ModelConfig, *, input_size: int, num_steps: int, num_classes: int
 ) -> SequenceClassifier:
     """The model that a config names; every other field is an argument of its layer.
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from training_runs import small_config
+from training_runs import MODELS, small_config
 
 from elstm import evaluation
 from elstm.config import Config
@@ -139,7 +139,7 @@ def test_reduced_precision() -> None:
     assert half.loss == pytest.approx(full.loss, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["lstm", "bn_lstm", "elstm_bn"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_picture_of_the_gradient(name: str) -> None:
     _, data, model = built(name)
     assert evaluation.gradient_picture(model, data, name, 1.0).startswith(b"\x89PNG\r\n")

@@ -7,14 +7,32 @@ import numpy as np
 import pytest
 import torch
 
-from elstm.config import SCHEMAS, BNLSTMConfig, ELSTMBNConfig, LSTMConfig
+from elstm.config import (
+    SCHEMAS,
+    BNLSTMConfig,
+    ELSTMBNConfig,
+    GRUConfig,
+    LayerNormLSTMConfig,
+    LSTMConfig,
+)
 from elstm.models import RECURRENT_LAYERS, SequenceClassifier, build_model
-from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM, recompute_statistics, statistics_norms
+from elstm.nn import (
+    BNLSTM,
+    CELL_NORMS,
+    ELSTMBN,
+    GRU,
+    LSTM,
+    LayerNormLSTM,
+    recompute_statistics,
+    statistics_norms,
+)
 from elstm.nn.init import RECURRENT_INITS
 
 T, B, F, H, CLASSES = 5, 4, 3, 6, 10
 CONFIGS = {
     "lstm": LSTMConfig(),
+    "gru": GRUConfig(),
+    "ln_lstm": LayerNormLSTMConfig(),
     "bn_lstm": BNLSTMConfig(),
     "bn_lstm_input": ELSTMBNConfig(
         name="bn_lstm_input", cell_norm="none", normalize_hidden=False
@@ -70,6 +88,8 @@ def test_the_names_stand_for_the_layers_of_the_docs():
     layers = {name: build(name).rnn for name in CONFIGS}
     assert {name: type(layer) for name, layer in layers.items()} == {
         "lstm": LSTM,
+        "gru": GRU,
+        "ln_lstm": LayerNormLSTM,
         "bn_lstm": BNLSTM,
         "bn_lstm_input": ELSTMBN,
         "elstm_bn": ELSTMBN,
@@ -77,6 +97,8 @@ def test_the_names_stand_for_the_layers_of_the_docs():
     norms = {name: [n for n, _ in statistics_norms(layer)] for name, layer in layers.items()}
     assert norms == {
         "lstm": [],
+        "gru": [],
+        "ln_lstm": [],
         "bn_lstm": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
         "bn_lstm_input": ["norm_ih_l0"],
         "elstm_bn": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
@@ -91,7 +113,7 @@ def test_statistics_are_kept_for_each_step():
     assert all(norm.running_mean.shape[0] == T for _, norm in statistics_norms(model))
 
 
-@pytest.mark.parametrize("config_class", [LSTMConfig, BNLSTMConfig, ELSTMBNConfig])
+@pytest.mark.parametrize("config_class", sorted({type(c) for c in CONFIGS.values()}, key=str))
 def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_class):
     """But for the biases, because the runner knows the length that "chrono" spreads over.
 
@@ -103,7 +125,7 @@ def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_clas
     unused = {"input_size", "bias", "batch_first", "proj_size", "device", "dtype", "max_steps"}
     assert config.keys() == arguments.keys() - unused
     for name, field in config.items():
-        if name not in {"hidden_size", "forget_bias", "input_bias"}:
+        if name not in {"hidden_size", "forget_bias", "input_bias", "update_bias"}:
             assert field.default == arguments[name].default, name
 
 

@@ -17,14 +17,19 @@ from elstm.config import (
     Config,
     DataConfig,
     ELSTMBNConfig,
+    GRUConfig,
+    LayerNormLSTMConfig,
     LSTMConfig,
+    ModelConfig,
     SchedulerConfig,
     TrainerConfig,
 )
 from elstm.tracking import CLOCK_COLUMNS, TAGS
 
-MODELS: dict[str, type[LSTMConfig]] = {
+MODELS: dict[str, type[ModelConfig]] = {
     "lstm": LSTMConfig,
+    "gru": GRUConfig,
+    "ln_lstm": LayerNormLSTMConfig,
     "bn_lstm": BNLSTMConfig,
     "elstm_bn": ELSTMBNConfig,
 }
