@@ -138,14 +138,12 @@ def read_image(path: Path, rows: int, columns: int, *, invert: bool = False) -> 
             with Image.open(path, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise ValueError(
-                        f"{width} x {height} pixels are too many, at most {MAX_PIXELS:,}"
-                    )
+                    raise Image.DecompressionBombError
                 image.draft("L", (columns, rows))  # a JPEG is decoded no larger than needed
                 grey = _to_grey(image, ground=255 if invert else 0)
             small = grey.resize((columns, rows), Image.Resampling.BOX)  # means over areas
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise ValueError("the image is too large") from error
+        raise ValueError(f"it has too many pixels, at most {MAX_PIXELS:,}") from error
     except FileNotFoundError as error:
         raise ValueError("there is no such file") from error
     except Image.UnidentifiedImageError as error:
