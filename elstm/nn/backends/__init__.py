@@ -15,6 +15,7 @@ from elstm.nn.recurrence import Recurrence
 
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
+    "cpu": "elstm.nn.backends.cpu",
     "triton": "elstm.nn.backends.triton",
 }
 _BY_NAME_ALONE = {"triton"}  # `auto` takes a backend once it has been measured

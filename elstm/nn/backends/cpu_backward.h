@@ -1,0 +1,359 @@
+/* Backward through time. Per step and slice: the gradient of h by the product dz_{t+1} W_h, then of the
+   cell, the gates and the projections. dz is kept for a chunk of steps, after which its products
+   give the gradients of the weights (each thread its slices) and of x (each thread its rows). */
+#ifndef CPU_BACKWARD_H
+#define CPU_BACKWARD_H
+
+#include "cpu_forward.h"
+
+struct backward {
+    const struct call *q;
+    long chunk;                       /* steps whose dz are kept together */
+    real *w_x, *w_h;                  /* as forward; only where a projection is computed again */
+    real *w_x_back, *w_h_back;        /* (column blocks of up to 4 slices, 4H, width of the block) */
+    real *d_zh, *d_zx;                /* (2 halves, slices, chunk, B, GATES), used in turns; one if joint */
+    real *d_h, *d_c;                  /* (slices, B, LANES): flowing back into step t */
+    real *d_w_x, *d_w_h;              /* (slices, I, GATES), (slices, H, GATES): sums */
+    real *sums;                       /* (slices, 3, GATES) of bias, gamma_h, gamma_x; then (slices, 2, LANES) of the cell's */
+    real *scratch;                    /* per thread: zh, zx (B, GATES); d_y, c' (B, LANES) */
+};
+
+/* Where thread-owned sums of slice s lie. */
+static inline vec *projection_sums(const struct backward *w, long s) { return (vec *)(w->sums + s * 14 * LANES); }
+
+/* One step of one slice: dz from d_h, d_c and what was kept. Reads and replaces d_c. */
+INLINE void cell_backward(const enum cell cell, const int joint, const struct backward *w, long t, long s,
+                          const real *zh, const real *zx, const real *c_prev, real *d_zh, real *d_zx, real *d_y) {
+    const struct call *q = w->q;
+    const long n = alive(q, t), B = q->rows, H = q->units, at = s * LANES, count = lanes_of(q, s);
+    const int batch = t < q->batch_steps;
+    const real *raw = q->saved_c + (s * q->steps + t) * B * LANES;
+    real *d_h = w->d_h + s * B * LANES, *d_c = w->d_c + s * B * LANES;
+    vec *sums = projection_sums(w, s);
+    const struct affine c_norm = load_affine(&q->norm_c, q->batch_steps, t, H, at, count);
+    const vec c_scale = c_norm.gamma * c_norm.rstd;
+    struct gates p;
+    load_gates(&p, q, t, s);
+    vec sum_dy = {0}, sum_dy_c = {0};
+
+    /* h = o tanh(y), y = BN(c) or c; i, f, g and, in place of o, the gradient of z_o go to d_zx. */
+    for (long r = 0; r < n; r++) {
+        const real *zh_r = zh + r * GATES, *zx_r = zx + r * GATES;
+        const vec c_hat = (*(const vec *)(raw + r * LANES) - c_norm.mean) * c_norm.rstd; /* without a norm: c */
+        const vec y = c_hat * c_norm.gamma + c_norm.beta;
+        const vec a_i = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 0)); /* 1 / i, and so on */
+        const vec a_f = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 1));
+        const vec a_o = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 3));
+        const vec e_g = exp2_minus_one(exponent(&p, joint, zh_r, zx_r, 2));
+        const vec e_y = exp2_minus_one(y * (2 * LOG2_E));
+        const vec a_if = a_i * a_f, ifo = 1 / (a_if * a_o), fo = ifo * a_i; /* a division costs ten products */
+        const vec i = ifo * (a_f * a_o), f = fo * a_o, o = ifo * a_if;
+        const vec both = 1 / ((e_g + 2) * (e_y + 2));
+        const vec g = e_g * ((e_y + 2) * both), tanh_y = e_y * ((e_g + 2) * both);
+        vec dh = *(vec *)(d_h + r * LANES);
+        if (q->d_output) dh += load(q->d_output + (t * B + r) * H + at, count, 0);
+        const vec dh_o = dh * o;
+        vec dy = dh_o - dh_o * tanh_y * tanh_y;
+        if (cell != CELL_OUTPUT) dy += *(vec *)(d_c + r * LANES); /* y itself is carried */
+        sum_dy += dy;
+        sum_dy_c += dy * c_hat;
+        *(vec *)(d_y + r * LANES) = dy;
+        *(vec *)(d_zx + r * GATES) = i;
+        *(vec *)(d_zx + r * GATES + LANES) = f;
+        *(vec *)(d_zx + r * GATES + 2 * LANES) = g;
+        *(vec *)(d_zx + r * GATES + 3 * LANES) = dh_o * tanh_y * (1 - o);
+    }
+    const real per_row = batch ? 1 / (real)n : 0; /* the population's statistics are constants */
+    const vec mean_dy = sum_dy * per_row, mean_dy_c = sum_dy_c * per_row;
+    sums[12] += sum_dy_c;
+    sums[13] += sum_dy;
+
+    /* c = f c' + i g; through BN: dc = gamma rstd (dy - mean(dy) - c_hat mean(dy c_hat)). */
+    vec sum_dz[4], sum_dz_h[4], sum_dz_x[4];
+    UNROLL for (int k = 0; k < 4; k++) sum_dz[k] = sum_dz_h[k] = sum_dz_x[k] = (vec){0};
+    for (long r = 0; r < n; r++) {
+        vec dc = *(vec *)(d_y + r * LANES);
+        if (cell != CELL_NONE) {
+            const vec c_hat = (*(const vec *)(raw + r * LANES) - c_norm.mean) * c_norm.rstd;
+            dc = c_scale * (dc - mean_dy - c_hat * mean_dy_c);
+        }
+        if (cell == CELL_OUTPUT) dc += *(vec *)(d_c + r * LANES); /* c is carried */
+        real *gates = d_zx + r * GATES;
+        const vec i = *(vec *)gates, f = *(vec *)(gates + LANES), g = *(vec *)(gates + 2 * LANES);
+        const vec dc_i = dc * i, dc_f = dc * f;
+        const vec dz[4] = {dc_i * g * (1 - i), dc_f * *(const vec *)(c_prev + r * LANES) * (1 - f), dc_i - dc_i * g * g,
+                           *(vec *)(gates + 3 * LANES)};
+        *(vec *)(d_c + r * LANES) = dc_f;
+        UNROLL for (int k = 0; k < 4; k++) {
+            if (k < 3) *(vec *)(gates + k * LANES) = dz[k];
+            sum_dz[k] += dz[k];
+            if (joint) continue;
+            sum_dz_h[k] += dz[k] * (*(const vec *)(zh + r * GATES + k * LANES) - p.h[k].mean);
+            sum_dz_x[k] += dz[k] * (*(const vec *)(zx + r * GATES + k * LANES) - p.x[k].mean);
+        }
+    }
+    UNROLL for (int k = 0; k < 4; k++) {
+        sums[k] += sum_dz[k];
+        sums[4 + k] += sum_dz_h[k] *= p.h[k].rstd;
+        sums[8 + k] += sum_dz_x[k] *= p.x[k].rstd;
+    }
+    if (joint) return;
+
+    /* Through the norms of the projections, likewise: dz_h = gamma rstd (dz - mean(dz) - z_hat mean(dz z_hat)). */
+    const real per_row_h = q->norm_h.gamma ? per_row : 0, per_row_x = q->norm_x.gamma ? per_row : 0;
+    vec scale_h[4], scale_x[4], mean_h[4], mean_x[4], slope_h[4], slope_x[4];
+    UNROLL for (int k = 0; k < 4; k++) {
+        scale_h[k] = p.h[k].gamma * p.h[k].rstd;
+        scale_x[k] = p.x[k].gamma * p.x[k].rstd;
+        mean_h[k] = scale_h[k] * sum_dz[k] * per_row_h;
+        mean_x[k] = scale_x[k] * sum_dz[k] * per_row_x;
+        slope_h[k] = scale_h[k] * p.h[k].rstd * sum_dz_h[k] * per_row_h;
+        slope_x[k] = scale_x[k] * p.x[k].rstd * sum_dz_x[k] * per_row_x;
+    }
+    UNROLL for (int k = 0; k < 4; k++)
+        for (long r = 0; r < n; r++) {
+            const long cell_at = r * GATES + k * LANES;
+            const vec dz = *(vec *)(d_zx + cell_at);
+            const vec h = *(const vec *)(zh + cell_at) - p.h[k].mean, x = *(const vec *)(zx + cell_at) - p.x[k].mean;
+            *(vec *)(d_zh + cell_at) = scale_h[k] * dz - mean_h[k] - slope_h[k] * h;
+            *(vec *)(d_zx + cell_at) = scale_x[k] * dz - mean_x[k] - slope_x[k] * x;
+        }
+}
+
+static void cell_backward_by_kind(const struct backward *w, long t, long s, const real *zh, const real *zx,
+                                  const real *c_prev, real *d_zh, real *d_zx, real *d_y) {
+    switch (w->q->cell * 2 + is_joint(w->q)) {
+    case CELL_NONE * 2: cell_backward(CELL_NONE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    case CELL_NONE * 2 + 1: cell_backward(CELL_NONE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    case CELL_OUTPUT * 2: cell_backward(CELL_OUTPUT, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    case CELL_OUTPUT * 2 + 1: cell_backward(CELL_OUTPUT, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    case CELL_UPDATE * 2: cell_backward(CELL_UPDATE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    default: cell_backward(CELL_UPDATE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    }
+}
+
+/* Columns [from, from + width) of weights (4H, columns) -> (4H, vectors * LANES), rows in the order in
+   which dz lays its units out (slice, gate, unit), without the padding. */
+static void pack_columns(const struct call *q, const real *weight, long columns, long from, long vectors, real *to) {
+    const long width = min_long(vectors * LANES, columns - from);
+    for (long s = 0; s < slices_of(q); s++)
+        for (long gate = 0; gate < 4; gate++)
+            for (long u = 0; u < lanes_of(q, s); u++, to += vectors * LANES) {
+                memcpy(to, weight + (gate * q->units + s * LANES + u) * columns + from, (size_t)width * sizeof(real));
+                memset(to + width, 0, (size_t)(vectors * LANES - width) * sizeof(real));
+            }
+}
+
+/* C (n, vectors * LANES) (+)= dz of the slices [first, last) times packed columns. While it runs, dz of
+   as many slices from `ahead` on is fetched. */
+static void multiply_slices(const struct backward *w, const real *d_z, long n, const real *packed, long vectors,
+                            long first, long last, real *c, long c_row, long c_vector, int accumulate, long ahead) {
+    const struct call *q = w->q;
+    const long whole = min_long(last, q->units / LANES), rest = last > whole ? q->units % LANES : 0;
+    const long step = w->chunk * q->rows * GATES;
+    struct product product = {.a = d_z + first * step, .a_row = GATES, .a_k = 1, .a_segment = step,
+                              .b = packed + first * GATES * vectors * LANES, .b_segment = GATES * vectors * LANES,
+                              .segments = whole - first, .length = GATES, .c = c, .c_row = c_row,
+                              .c_vector = c_vector, .accumulate = accumulate,
+                              .ahead = ahead < 0 ? 0 : d_z + ahead * step, .ahead_row = GATES, .ahead_segment = step};
+    if (whole > first) multiply(&product, n, (int)vectors);
+    if (!rest) return;
+    product.a = d_z + whole * step; /* the last slice's four gates, without the padding */
+    product.b = packed + whole * GATES * vectors * LANES;
+    product.a_segment = LANES, product.b_segment = rest * vectors * LANES;
+    product.segments = 4, product.length = rest, product.accumulate = accumulate || whole > first;
+    product.ahead = 0;
+    multiply(&product, n, (int)vectors);
+}
+
+/* The same for all slices, in groups whose weights fit in the cache beside dz; a thread's own first. */
+#define GROUP 8
+
+static void multiply_back(const struct backward *w, const real *d_z, long n, const real *packed, long vectors,
+                          long first, long last, real *c, long c_row, long c_vector) {
+    const long slices = slices_of(w->q);
+    int accumulate = 0;
+    for (long turn = 0; turn < 3; turn++) { /* own slices, those before, those after */
+        const long from = turn == 0 ? first : turn == 1 ? 0 : last, to = turn == 0 ? last : turn == 1 ? first : slices;
+        for (long s = from; s < to; s += GROUP) {
+            const long end = min_long(s + GROUP, to), other = turn ? -1 : s - first + (first ? 0 : last);
+            multiply_slices(w, d_z, n, packed, vectors, s, end, c, c_row, c_vector, accumulate,
+                            other + end - s <= slices ? other : -1);
+            accumulate = 1;
+        }
+    }
+}
+
+/* d_w (K, GATES) += a^T dz over `rows` rows (of several steps); dz is zero at rows that are not alive. */
+static void multiply_weights(const real *a, long columns, const real *d_z, long rows, real *d_w) {
+    const struct product product = {.a = a, .a_row = 1, .a_k = columns, .b = d_z, .segments = 1, .length = rows,
+                                    .c = d_w, .c_row = GATES, .c_vector = LANES, .accumulate = 1};
+    if (rows) multiply(&product, columns, 4);
+}
+
+static inline int recomputes_zx(const struct call *q) { return is_joint(q) ? !q->saved_zh : !q->saved_zx; }
+
+static void lay_out_backward(struct backward *w, struct arena *arena) {
+    const struct call *q = w->q;
+    const long slices = slices_of(q), B = q->rows, I = q->inputs, H = q->units;
+    const long dz = 2 * w->chunk * slices * B * GATES;
+    w->w_x = take(arena, recomputes_zx(q) ? slices * I * GATES : 0);
+    w->w_h = take(arena, q->saved_zh ? 0 : slices * H * GATES);
+    w->w_x_back = take(arena, q->d_x ? (I + GATES) * 4 * H : 0);
+    w->w_h_back = take(arena, slices * LANES * 4 * H);
+    w->d_zh = take(arena, dz);
+    w->d_zx = is_joint(q) ? w->d_zh : take(arena, dz);
+    w->d_h = take(arena, slices * B * LANES);
+    w->d_c = take(arena, slices * B * LANES);
+    w->d_w_x = take(arena, slices * I * GATES);
+    w->d_w_h = take(arena, slices * H * GATES);
+    w->sums = take(arena, slices * 14 * LANES);
+    w->scratch = take(arena, q->threads * B * (2 * GATES + 2 * LANES));
+}
+
+/* dx = dzx W_x for `rows` rows from row `from` of the chunk on. */
+static void input_gradient(const struct backward *w, const real *d_zx, long from, long rows, real *d_x) {
+    const long I = w->q->inputs, slices = slices_of(w->q);
+    d_zx += from * GATES;
+    for (long column = 0; column < I; column += GATES) {
+        const long width = min_long(GATES, I - column), vectors = (width + LANES - 1) / LANES;
+        const real *packed = w->w_x_back + column * 4 * w->q->units;
+        if (width == vectors * LANES) {
+            multiply_back(w, d_zx, rows, packed, vectors, 0, slices, d_x + from * I + column, I, LANES);
+            continue;
+        }
+        for (long r = 0; r < rows; r += 8 * TILE_ROWS) { /* by way of a padded block */
+            real block[8 * TILE_ROWS * GATES] __attribute__((aligned(VECTOR_BYTES)));
+            const long n = min_long(8 * TILE_ROWS, rows - r);
+            multiply_back(w, d_zx + r * GATES, n, packed, vectors, 0, slices, block, GATES, LANES);
+            for (long j = 0; j < n; j++)
+                memcpy(d_x + (from + r + j) * I + column, block + j * GATES, (size_t)width * sizeof(real));
+        }
+    }
+}
+
+/* (slices, columns, GATES) -> rows of (4H, columns), for the slices [first, last). */
+static void unpack_weights(const struct call *q, const real *packed, long columns, long first, long last, real *to) {
+    for (long s = first; s < last; s++)
+        for (long gate = 0; gate < 4; gate++)
+            for (long u = 0; u < lanes_of(q, s); u++) {
+                real *row = to + (gate * q->units + s * LANES + u) * columns;
+                for (long k = 0; k < columns; k++) row[k] = packed[(s * columns + k) * GATES + gate * LANES + u];
+            }
+}
+
+static void copy_in(const struct call *q, const real *from, long s, real *to) { /* (B, H), null: zero -> (B, LANES) */
+    for (long r = 0; r < q->rows; r++)
+        *(vec *)(to + r * LANES) = from ? load(from + r * q->units + s * LANES, lanes_of(q, s), 0) : (vec){0};
+}
+
+static void copy_out(const struct call *q, const real *from, long s, real *to) {
+    for (long r = 0; r < q->rows; r++)
+        store(to + r * q->units + s * LANES, *(const vec *)(from + r * LANES), lanes_of(q, s));
+}
+
+/* d_h of the thread's units = dzh_t W_h, for the rows alive at t. */
+static void hidden_gradient(const struct backward *w, long t, const real *d_zh, long first, long last) {
+    const struct call *q = w->q;
+    for (long s = first; s < last; s += 4)
+        multiply_back(w, d_zh, alive(q, t), w->w_h_back + s * LANES * 4 * q->units, min_long(4, last - s), first, last,
+                      w->d_h + s * q->rows * LANES, LANES, q->rows * LANES);
+}
+
+/* One step of slice s: what was not kept is computed again, then dz. */
+static void step_backward(const struct backward *w, long t, long s, real *scratch, real *d_zh, real *d_zx) {
+    const struct call *q = w->q;
+    const long B = q->rows, I = q->inputs, H = q->units, n = alive(q, t), at = (s * q->steps + t) * B;
+    const int joint = is_joint(q);
+    real *zh_scratch = scratch, *zx_scratch = zh_scratch + B * GATES;
+    real *d_y = zx_scratch + B * GATES, *c_scratch = d_y + B * LANES;
+    const real *zh = q->saved_zh ? q->saved_zh + at * GATES : zh_scratch;
+    const real *zx = q->saved_zx ? q->saved_zx + at * GATES : zx_scratch;
+    if (recomputes_zx(q))
+        project(q->x + t * B * I, I, 0, I, w->w_x + s * I * GATES, n, joint ? zh_scratch : zx_scratch, 0, 0, 0);
+    if (!q->saved_zh)
+        project(t ? q->output + (t - 1) * B * H : q->h_0, H, 0, H, w->w_h + s * H * GATES, n, zh_scratch, joint, 0, 0);
+    const real *c_prev = c_scratch, *raw_prev = q->saved_c + (at - B) * LANES;
+    if (!t)
+        copy_in(q, q->c_0, s, c_scratch);
+    else if (q->cell != CELL_UPDATE)
+        c_prev = raw_prev;
+    else {
+        const struct affine y = load_affine(&q->norm_c, q->batch_steps, t - 1, H, s * LANES, lanes_of(q, s));
+        for (long r = 0; r < n * LANES; r += LANES)
+            *(vec *)(c_scratch + r) = (*(const vec *)(raw_prev + r) - y.mean) * (y.rstd * y.gamma) + y.beta;
+    }
+    cell_backward_by_kind(w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y);
+    memset(d_zh + n * GATES, 0, (size_t)((B - n) * GATES) * sizeof(real));
+    if (!joint) memset(d_zx + n * GATES, 0, (size_t)((B - n) * GATES) * sizeof(real));
+}
+
+static void backward_thread(void *data, int thread, struct team *team) {
+    const struct backward *w = data;
+    const struct call *q = w->q;
+    const long T = q->steps, B = q->rows, I = q->inputs, H = q->units, slices = slices_of(q);
+    const long first = slices * thread / team->threads, last = slices * (thread + 1) / team->threads;
+    const long slot = w->chunk * B * GATES;
+    real *scratch = w->scratch + thread * B * (2 * GATES + 2 * LANES);
+    int64_t passed = 0;
+
+    for (long s = first; s < last; s++) {
+        if (recomputes_zx(q)) pack_slice(q, q->w_x, I, s, w->w_x + s * I * GATES);
+        if (!q->saved_zh) pack_slice(q, q->w_h, H, s, w->w_h + s * H * GATES);
+        copy_in(q, q->d_h_n, s, w->d_h + s * B * LANES);
+        copy_in(q, q->d_c_n, s, w->d_c + s * B * LANES);
+        memset(w->d_w_x + s * I * GATES, 0, (size_t)(I * GATES) * sizeof(real));
+        memset(w->d_w_h + s * H * GATES, 0, (size_t)(H * GATES) * sizeof(real));
+        memset(projection_sums(w, s), 0, 14 * sizeof(vec));
+    }
+    for (long s = first; s < last; s += 4)
+        pack_columns(q, q->w_h, H, s * LANES, min_long(4, last - s), w->w_h_back + s * LANES * 4 * H);
+    for (long column = thread * GATES; q->d_x && column < I; column += team->threads * GATES)
+        pack_columns(q, q->w_x, I, column, (min_long(GATES, I - column) + LANES - 1) / LANES,
+                     w->w_x_back + column * 4 * H);
+
+    const real *next = 0; /* dzh of step t + 1 */
+    long half = 0;
+    for (long t_1 = T; t_1 > 0; t_1 -= w->chunk, half ^= 1) {
+        const long t_0 = t_1 > w->chunk ? t_1 - w->chunk : 0;
+        real *d_zh = w->d_zh + half * slices * slot, *d_zx = w->d_zx + half * slices * slot;
+        for (long t = t_1 - 1; t >= t_0; t--) {
+            const long at = (t - t_0) * B * GATES;
+            if (next) hidden_gradient(w, t + 1, next, first, last);
+            for (long s = first; s < last; s++)
+                step_backward(w, t, s, scratch, d_zh + s * slot + at, d_zx + s * slot + at);
+            next = d_zh + at;
+            barrier(team, &passed); /* dz_t is complete */
+        }
+        const long rows = (t_1 - t_0) * B, none = t_0 ? 0 : B; /* h_0 lies apart */
+        for (long s = first; s < last; s++) {
+            real *d_w_h = w->d_w_h + s * H * GATES;
+            multiply_weights(q->x + t_0 * B * I, I, d_zx + s * slot, rows, w->d_w_x + s * I * GATES);
+            multiply_weights(q->h_0, H, d_zh + s * slot, none, d_w_h);
+            multiply_weights(q->output + (t_0 * B + none - B) * H, H, d_zh + s * slot + none * GATES, rows - none, d_w_h);
+        }
+        const long from = rows * thread / team->threads;
+        if (q->d_x)
+            input_gradient(w, d_zx, from, rows * (thread + 1) / team->threads - from, q->d_x + t_0 * B * I);
+    }
+    if (q->d_h_0) hidden_gradient(w, 0, next, first, last);
+    unpack_weights(q, w->d_w_x, I, first, last, q->d_w_x);
+    unpack_weights(q, w->d_w_h, H, first, last, q->d_w_h);
+    for (long s = first; s < last; s++) {
+        const long at = s * LANES, count = lanes_of(q, s);
+        const vec *sums = projection_sums(w, s);
+        if (q->d_h_0) copy_out(q, w->d_h + s * B * LANES, s, q->d_h_0);
+        if (q->d_c_0) copy_out(q, w->d_c + s * B * LANES, s, q->d_c_0);
+        UNROLL for (int k = 0; k < 4; k++) {
+            if (q->bias) store(q->d_bias + k * H + at, sums[k], count);
+            if (q->norm_h.gamma) store(q->norm_h.d_gamma + k * H + at, sums[4 + k], count);
+            if (q->norm_x.gamma) store(q->norm_x.d_gamma + k * H + at, sums[8 + k], count);
+        }
+        if (q->norm_c.gamma) {
+            store(q->norm_c.d_gamma + at, sums[12], count);
+            store(q->norm_c.d_beta + at, sums[13], count);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,94 @@
+/* One call as Python lays it out (the order of fields is shared with cpu.py), and what the threads share.
+
+   Units are cut into slices of LANES, and a thread owns whole slices: all four gates of its units, for
+   every row, so that the statistics of the batch need nothing from other threads. Per step only h
+   (forward) or the gradient of z (backward) crosses threads: one barrier.
+
+   Layouts with a slice in them are padded to LANES; the lanes past H hold finite numbers that meet
+   zero weights. GATES = 4 LANES is a slice's row of z: i, f, g, o. */
+#ifndef CPU_CALL_H
+#define CPU_CALL_H
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "cpu_product.h"
+#include "cpu_threads.h"
+
+#define GATES (4 * LANES)
+
+enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE };
+
+struct norm {
+    const real *gamma, *beta;            /* (F,); gamma null: no normalisation here; beta: the cell's alone */
+    const real *mean, *var;              /* (T, F) of the population, read at steps >= batch_steps */
+    real *batch_mean, *batch_var;        /* (batch_steps, F): written forward, read backward */
+    real *d_gamma, *d_beta;              /* (F,) */
+    double eps;
+};
+
+struct call {
+    int64_t steps, rows, inputs, units;  /* T, B, I, H */
+    int64_t batch_steps, cell, threads;
+    const int64_t *batch_sizes;          /* (T,) or null: all rows at every step */
+    const real *x, *h_0, *c_0;           /* (T, B, I), (B, H), (B, H) */
+    const real *w_x, *w_h, *bias;        /* (4H, I), (4H, H), (4H,) or null */
+    struct norm norm_x, norm_h, norm_c;
+    real *output, *h_n, *c_n;            /* (T, B, H), (B, H), (B, H) */
+    real *saved_zh, *saved_zx;           /* (slices, T, B, GATES): W_h h and W_x x; null: not kept */
+    real *saved_c;                       /* (slices, T, B, LANES): f c' + i g, before its norm; or null */
+    const real *d_output, *d_h_n, *d_c_n; /* gradients of the results; null: zero */
+    real *d_x, *d_h_0, *d_c_0;           /* null: not wanted */
+    real *d_w_x, *d_w_h, *d_bias;
+    struct pool pool;
+};
+
+static inline long min_long(long a, long b) { return a < b ? a : b; }
+static inline long slices_of(const struct call *q) { return (q->units + LANES - 1) / LANES; }
+static inline long lanes_of(const struct call *q, long s) { return min_long(LANES, q->units - s * LANES); }
+static inline long alive(const struct call *q, long t) { return q->batch_sizes ? q->batch_sizes[t] : q->rows; }
+/* No normalisation of either projection: z = W_x x + W_h h is one sum, kept in saved_zh. */
+static inline int is_joint(const struct call *q) { return !q->norm_x.gamma && !q->norm_h.gamma; }
+
+/* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. */
+struct affine {
+    vec mean, rstd, gamma, beta;
+};
+
+INLINE struct affine load_affine(const struct norm *norm, long batch_steps, long t, long features, long at,
+                                 long count) {
+    struct affine y = {(vec){0}, splat(1), splat(1), (vec){0}};
+    if (!norm->gamma) return y;
+    const int batch = t < batch_steps;
+    y.mean = load((batch ? norm->batch_mean : norm->mean) + t * features + at, count, 0);
+    const vec var = load((batch ? norm->batch_var : norm->var) + t * features + at, count, 1);
+    y.rstd = 1 / square_root(var + (real)norm->eps);
+    y.gamma = load(norm->gamma + at, count, 0);
+    if (norm->beta) y.beta = load(norm->beta + at, count, 0);
+    return y;
+}
+
+/* Memory aligned to vectors; large blocks ask for large pages, whose first touch costs far less. */
+static void prefer_large_pages(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 2u << 20, start = ((uintptr_t)memory + page - 1) & ~(page - 1);
+    if (memory && (uintptr_t)memory + bytes > start + page)
+        madvise((void *)start, (uintptr_t)memory + bytes - start, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+/* Cuts pieces off one block. With block null it only counts. */
+struct arena {
+    char *block;
+    size_t used;
+};
+
+static real *take(struct arena *arena, long count) {
+    real *piece = arena->block ? (real *)(arena->block + arena->used) : 0;
+    arena->used += (((size_t)count * sizeof(real) + 127) & ~(size_t)127);
+    return piece;
+}
+
+#endif
