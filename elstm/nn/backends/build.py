@@ -39,7 +39,9 @@ class BuildError(Exception):
 
 
 def load(source: str, defines: tuple[str, ...] = (), target: str | None = None) -> ctypes.CDLL:
-    """The library built from `source`, a file of this folder; `target` replaces the flags for this CPU.
+    """The library built from `source`, a file of this folder.
+
+    `target` replaces the flags for this CPU.
 
     Raises:
         BuildError: no compiler, or it failed, or its result cannot be loaded.

@@ -4,9 +4,9 @@ Serves float32 and float64 and the cell norms none, output and update, with or w
 projections. One pass over time in each direction does everything, products included; see cpu_call.h
 for how threads share the work.
 
-Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell (1),
-beside the output (1), which the caller has anyway; W_x x is computed again where the input is narrow
-and kept (4) where it is not. torch.nn.LSTM keeps about 15.5 beside its output.
+Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell
+(1), beside the output (1), which the caller has anyway; W_x x is computed again where the input is
+narrow and kept (4) where it is not. torch.nn.LSTM keeps about 15.5 beside its output.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def recurrence(
         tuple(0.0 if norm is None else norm.eps for norm in norms),
         tuple(
             None
-            if norm is None or norm.mean is None
+            if norm is None or norm.mean is None or norm.var is None
             else (norm.mean.contiguous(), norm.var.contiguous())
             for norm in norms
         ),
