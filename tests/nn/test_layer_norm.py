@@ -142,7 +142,7 @@ def test_gradients(lengths):
 
 
 def test_names_shapes_and_initial_values():
-    layer = LayerNormLSTM(F, H, gamma_ih=0.2, gamma_hh=0.3, gamma_c=0.4, **DEEP)
+    layer = LayerNormLSTM(F, H, eps=0.1, gamma_ih=0.2, gamma_hh=0.3, gamma_c=0.4, **DEEP)
     expected = {}
     for k, features in enumerate((F, 2 * H)):
         for suffix in (f"l{k}", f"l{k}_reverse"):
@@ -150,6 +150,7 @@ def test_names_shapes_and_initial_values():
             expected[f"weight_hh_{suffix}"] = (4 * H, H)
             for name, gamma in {"ih": 0.2, "hh": 0.3, "c": 0.4}.items():
                 norm = getattr(layer, f"norm_{name}_{suffix}")
+                assert norm.eps == 0.1
                 width = H if name == "c" else 4 * H
                 for part, value in (("weight", gamma), ("bias", 0.0)):
                     expected[f"norm_{name}_{suffix}.{part}"] = (width,)
