@@ -57,9 +57,18 @@ def label(varied: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in varied.items()) or "the run"
 
 
-def read_result(varied: dict[str, str], folder: Path, error: str | None = None) -> Result:
-    """What is known of a run that has ended; `error`: why it did not even begin."""
+def read_result(
+    varied: dict[str, str], folder: Path, error: str | None = None, *, ended: bool = True
+) -> Result:
+    """What is known of a run; one that has ended otherwise than by itself has failed.
+
+    Args:
+        error: why it did not even begin.
+        ended: whether it has.
+    """
     status = read_status(folder) or {}
+    if not ended:
+        return Result(varied, folder, status)
     if error or status.get("state") not in ("done", "interrupted"):
         status |= {"state": "failed", "error": error or status.get("error")}
     return Result(varied, folder, status)

@@ -3,6 +3,8 @@
 import csv
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from elstm import sweep_table
 from elstm.compose import Composer
 from elstm.errors import UserError
-from elstm.sweep import identity, plan
+from elstm.sweep_plan import identity, plan
 from elstm.train import main
 from elstm.usage import find_config_dir
 
@@ -155,6 +157,26 @@ def test_a_run_killed_before_its_first_word_goes_on_too(training):
     assert main(["-m", "seed=3"]) == 0
     assert training.calls[1].resume
     assert len(run_dirs()) == 1
+
+
+def test_a_run_that_another_process_trains_is_left_alone(training, capsys):
+    assert main(["seed=3"]) == 0
+    (folder,) = run_dirs()
+    (folder / "status.json").write_text('{"state": "running"}')
+    hold = (
+        f"import fcntl; f = open('{folder}/metrics.csv', 'ab'); fcntl.lockf(f, 2); print(); input()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        holder.stdout.readline()
+        assert main(["-m", "seed=3"]) == 0
+        holder.stdin.close()
+    assert len(training.calls) == 1
+    assert f"[1/1] the run: in use: running, {folder}" in capsys.readouterr().out
+    assert main(["-m", "seed=3"]) == 0
+    assert training.calls[1].resume
 
 
 def test_single_runs_never_skip(training):
