@@ -1,11 +1,12 @@
 """The recurrence on CUDA by the kernels of triton_kernels: one launch for all steps, each way.
 
-Not yet measured on a GPU, nor run on one: the kernels' arithmetic is checked with Triton's
-interpreter, and they compile for sm_90; so `auto` does not choose this backend.
+Not yet measured on a GPU, nor run on one, so `auto` does not choose this backend. What is checked:
+the kernels' results with Triton's interpreter, the barrier too, with a process for each program;
+and that they compile for compute capability 8.0 to 12.0.
 
 Serves cell_norm none, output and update, in float32: lower precisions are cast to it, and the
 output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
-uses TF32 if the user allows it; the products inside the kernels are exact float32. For the backward
+uses TF32 if the user allows it; the products inside the kernels never do. For the backward
 pass the forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H
 numbers while the backward pass runs).
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _TILE = 16384  # gates of one program, B padded times 4 units: more do not fit its registers
-_RESIDENT = 65536  # bytes of W_h that a program keeps in shared memory
+_RESIDENT = 32768  # bytes of W_h that a program keeps, of the 99 KiB shared memory of sm_86
 _TILES = 16  # of W_h, at most, in shared memory: each is unrolled, and 32 compile for a minute
 # Rough figures of an H100 or H200 per second, for choosing block sizes: bytes from L2 to all
 # processors and to one, multiply-adds of one processor at half its peak.
