@@ -200,8 +200,9 @@ def chart(rows: list[dict[str, Any]], path: str) -> None:
         ratios = [row["step"]["ratio"] for row in here]
         colours = ["#999999" if "reference" in row["layer"] else "#0072b2" for row in here]
         bars = axes.barh([row["layer"] for row in here], ratios, color=colours)
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
         axes.axvline(1, color="black", lw=1, ls="--")
+        clear = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, bbox=clear)
         axes.set_xlim(0, 1.18 * max(*ratios, 1))
         axes.set_title(f"{shape}: T, B, I, H = {', '.join(map(str, SHAPES[shape]))}", fontsize=9)
         axes.tick_params(labelsize=8)
