@@ -15,7 +15,7 @@ struct backward {
     real *d_h, *d_c;                  /* (slices, B, LANES): flowing back into step t */
     real *d_w_x, *d_w_h;              /* (slices, I, GATES), (slices, H, GATES): sums */
     real *sums;                       /* (slices, 3, GATES) of bias, gamma_h, gamma_x; then (slices, 2, LANES) of the cell's */
-    real *scratch;                    /* per thread: zh, zx (B, GATES); d_y, c' (B, LANES) */
+    real *scratch;                    /* per thread: zh, zx (B, GATES); d_y, f, c' (B, LANES) */
 };
 
 /* Where thread-owned sums of slice s lie. */
@@ -23,7 +23,8 @@ static inline vec *projection_sums(const struct backward *w, long s) { return (v
 
 /* One step of one slice: dz from d_h, d_c and what was kept. Reads and replaces d_c. */
 INLINE void cell_backward(const enum cell cell, const int joint, const struct backward *w, long t, long s,
-                          const real *zh, const real *zx, const real *c_prev, real *d_zh, real *d_zx, real *d_y) {
+                          const real *zh, const real *zx, const real *c_prev, real *d_zh, real *d_zx, real *d_y,
+                          real *gate_f) {
     const struct call *q = w->q;
     const long n = alive(q, t), B = q->rows, H = q->units, at = s * LANES, count = lanes_of(q, s);
     const int batch = t < q->batch_steps;
@@ -36,32 +37,35 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     load_gates(&p, q, t, s);
     vec sum_dy = {0}, sum_dy_c = {0};
 
-    /* h = o tanh(y), y = BN(c) or c; i, f, g and, in place of o, the gradient of z_o go to d_zx. */
+    /* h = o tanh(y), y = BN(c) or c. d_zx takes what dz is when c's gradient is 1, and dz_o itself.
+       With a = 1 / sigma: sigma (1 - sigma) = (a - 1) sigma^2; with e = e^2x - 1: tanh(x) = e / (e + 2) and
+       1 - tanh^2 = 4 (e + 1) / (e + 2)^2. Both stay exact where 1 - sigma and 1 - tanh vanish. */
     for (long r = 0; r < n; r++) {
         const real *zh_r = zh + r * GATES, *zx_r = zx + r * GATES;
         const vec c_hat = (*(const vec *)(raw + r * LANES) - c_norm.mean) * c_norm.rstd; /* without a norm: c */
         const vec y = c_hat * c_norm.gamma + c_norm.beta;
-        const vec a_i = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 0)); /* 1 / i, and so on */
+        const vec a_i = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 0));
         const vec a_f = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 1));
         const vec a_o = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 3));
         const vec e_g = exp2_minus_one(exponent(&p, joint, zh_r, zx_r, 2));
         const vec e_y = exp2_minus_one(y * (2 * LOG2_E));
         const vec a_if = a_i * a_f, ifo = 1 / (a_if * a_o), fo = ifo * a_i; /* a division costs ten products */
         const vec i = ifo * (a_f * a_o), f = fo * a_o, o = ifo * a_if;
-        const vec both = 1 / ((e_g + 2) * (e_y + 2));
-        const vec g = e_g * ((e_y + 2) * both), tanh_y = e_y * ((e_g + 2) * both);
+        const vec both = 1 / ((e_g + 2) * (e_y + 2)), r_g = (e_y + 2) * both, r_y = (e_g + 2) * both;
         vec dh = *(vec *)(d_h + r * LANES);
         if (q->d_output) dh += load(q->d_output + (t * B + r) * H + at, count, 0);
         const vec dh_o = dh * o;
-        vec dy = dh_o - dh_o * tanh_y * tanh_y;
+        vec dy = dh_o * 4 * (e_y + 1) * (r_y * r_y);
         if (cell != CELL_OUTPUT) dy += *(vec *)(d_c + r * LANES); /* y itself is carried */
         sum_dy += dy;
         sum_dy_c += dy * c_hat;
+        real *dz = d_zx + r * GATES;
         *(vec *)(d_y + r * LANES) = dy;
-        *(vec *)(d_zx + r * GATES) = i;
-        *(vec *)(d_zx + r * GATES + LANES) = f;
-        *(vec *)(d_zx + r * GATES + 2 * LANES) = g;
-        *(vec *)(d_zx + r * GATES + 3 * LANES) = dh_o * tanh_y * (1 - o);
+        *(vec *)(gate_f + r * LANES) = f;
+        *(vec *)dz = (a_i - 1) * (i * i) * (e_g * r_g);
+        *(vec *)(dz + LANES) = (a_f - 1) * (f * f) * *(const vec *)(c_prev + r * LANES);
+        *(vec *)(dz + 2 * LANES) = i * 4 * (e_g + 1) * (r_g * r_g);
+        *(vec *)(dz + 3 * LANES) = (a_o - 1) * (dh_o * o) * (e_y * r_y);
     }
     const real per_row = batch ? 1 / (real)n : 0; /* the population's statistics are constants */
     const vec mean_dy = sum_dy * per_row, mean_dy_c = sum_dy_c * per_row;
@@ -78,18 +82,15 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
             dc = c_scale * (dc - mean_dy - c_hat * mean_dy_c);
         }
         if (cell == CELL_OUTPUT) dc += *(vec *)(d_c + r * LANES); /* c is carried */
-        real *gates = d_zx + r * GATES;
-        const vec i = *(vec *)gates, f = *(vec *)(gates + LANES), g = *(vec *)(gates + 2 * LANES);
-        const vec dc_i = dc * i, dc_f = dc * f;
-        const vec dz[4] = {dc_i * g * (1 - i), dc_f * *(const vec *)(c_prev + r * LANES) * (1 - f), dc_i - dc_i * g * g,
-                           *(vec *)(gates + 3 * LANES)};
-        *(vec *)(d_c + r * LANES) = dc_f;
+        *(vec *)(d_c + r * LANES) = dc * *(vec *)(gate_f + r * LANES);
         UNROLL for (int k = 0; k < 4; k++) {
-            if (k < 3) *(vec *)(gates + k * LANES) = dz[k];
-            sum_dz[k] += dz[k];
+            vec *at_k = (vec *)(d_zx + r * GATES + k * LANES);
+            const vec dz = k < 3 ? *at_k * dc : *at_k;
+            *at_k = dz;
+            sum_dz[k] += dz;
             if (joint) continue;
-            sum_dz_h[k] += dz[k] * (*(const vec *)(zh + r * GATES + k * LANES) - p.h[k].mean);
-            sum_dz_x[k] += dz[k] * (*(const vec *)(zx + r * GATES + k * LANES) - p.x[k].mean);
+            sum_dz_h[k] += dz * (*(const vec *)(zh + r * GATES + k * LANES) - p.h[k].mean);
+            sum_dz_x[k] += dz * (*(const vec *)(zx + r * GATES + k * LANES) - p.x[k].mean);
         }
     }
     UNROLL for (int k = 0; k < 4; k++) {
@@ -121,14 +122,15 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
 }
 
 static void cell_backward_by_kind(const struct backward *w, long t, long s, const real *zh, const real *zx,
-                                  const real *c_prev, real *d_zh, real *d_zx, real *d_y) {
+                                  const real *c_prev, real *d_zh, real *d_zx, real *d_y,
+                          real *gate_f) {
     switch (w->q->cell * 2 + is_joint(w->q)) {
-    case CELL_NONE * 2: cell_backward(CELL_NONE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
-    case CELL_NONE * 2 + 1: cell_backward(CELL_NONE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
-    case CELL_OUTPUT * 2: cell_backward(CELL_OUTPUT, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
-    case CELL_OUTPUT * 2 + 1: cell_backward(CELL_OUTPUT, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
-    case CELL_UPDATE * 2: cell_backward(CELL_UPDATE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
-    default: cell_backward(CELL_UPDATE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y); break;
+    case CELL_NONE * 2: cell_backward(CELL_NONE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_NONE * 2 + 1: cell_backward(CELL_NONE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_OUTPUT * 2: cell_backward(CELL_OUTPUT, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_OUTPUT * 2 + 1: cell_backward(CELL_OUTPUT, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_UPDATE * 2: cell_backward(CELL_UPDATE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    default: cell_backward(CELL_UPDATE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
     }
 }
 
@@ -208,7 +210,7 @@ static void lay_out_backward(struct backward *w, struct arena *arena) {
     w->d_w_x = take(arena, slices * I * GATES);
     w->d_w_h = take(arena, slices * H * GATES);
     w->sums = take(arena, slices * 14 * LANES);
-    w->scratch = take(arena, q->threads * B * (2 * GATES + 2 * LANES));
+    w->scratch = take(arena, q->threads * B * (2 * GATES + 3 * LANES));
 }
 
 /* dx = dzx W_x for `rows` rows from row `from` of the chunk on. */
@@ -266,7 +268,7 @@ static void step_backward(const struct backward *w, long t, long s, real *scratc
     const long B = q->rows, I = q->inputs, H = q->units, n = alive(q, t), at = (s * q->steps + t) * B;
     const int joint = is_joint(q);
     real *zh_scratch = scratch, *zx_scratch = zh_scratch + B * GATES;
-    real *d_y = zx_scratch + B * GATES, *c_scratch = d_y + B * LANES;
+    real *d_y = zx_scratch + B * GATES, *gate_f = d_y + B * LANES, *c_scratch = gate_f + B * LANES;
     const real *zh = q->saved_zh ? q->saved_zh + at * GATES : zh_scratch;
     const real *zx = q->saved_zx ? q->saved_zx + at * GATES : zx_scratch;
     if (recomputes_zx(q))
@@ -283,7 +285,7 @@ static void step_backward(const struct backward *w, long t, long s, real *scratc
         for (long r = 0; r < n * LANES; r += LANES)
             *(vec *)(c_scratch + r) = (*(const vec *)(raw_prev + r) - y.mean) * (y.rstd * y.gamma) + y.beta;
     }
-    cell_backward_by_kind(w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y);
+    cell_backward_by_kind(w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f);
     memset(d_zh + n * GATES, 0, (size_t)((B - n) * GATES) * sizeof(real));
     if (!joint) memset(d_zx + n * GATES, 0, (size_t)((B - n) * GATES) * sizeof(real));
 }
@@ -294,7 +296,7 @@ static void backward_thread(void *data, int thread, struct team *team) {
     const long T = q->steps, B = q->rows, I = q->inputs, H = q->units, slices = slices_of(q);
     const long first = slices * thread / team->threads, last = slices * (thread + 1) / team->threads;
     const long slot = w->chunk * B * GATES;
-    real *scratch = w->scratch + thread * B * (2 * GATES + 2 * LANES);
+    real *scratch = w->scratch + thread * B * (2 * GATES + 3 * LANES);
     int64_t passed = 0;
 
     for (long s = first; s < last; s++) {

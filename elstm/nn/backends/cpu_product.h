@@ -27,7 +27,7 @@ INLINE void tile(const int rows, const int vectors, const struct product *p, con
     vec sum[TILE_ROWS][4];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++)
-            sum[r][v] = p->accumulate ? *(unaligned_vec *)(c + r * p->c_row + v * p->c_vector) : (vec){0};
+            sum[r][v] = (vec){0};
     const long a_row = p->a_row, a_k = p->a_k;
     for (long s = 0; s < p->segments; s++) {
         const real *a_s = a + s * p->a_segment, *b_s = p->b + s * p->b_segment;
@@ -47,8 +47,10 @@ INLINE void tile(const int rows, const int vectors, const struct product *p, con
         }
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++)
-            *(unaligned_vec *)(c + r * p->c_row + v * p->c_vector) = sum[r][v];
+        UNROLL for (int v = 0; v < vectors; v++) {
+            unaligned_vec *to = (unaligned_vec *)(c + r * p->c_row + v * p->c_vector);
+            *to = p->accumulate ? *to + sum[r][v] : sum[r][v];
+        }
 }
 
 INLINE void tile_rows(int rows, const int vectors, const struct product *p, long r_0) {
