@@ -20,14 +20,19 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> bytes:
         epoch: when it was taken.
         title: which model and data.
     """
-    figure, axes = _figure(6.4, 3.6)
+    figure, axes = _figure(3.7, 2.5)  # TensorBoard shows it at this size
     t = np.arange(1, len(norms) + 1)
-    # Zero cannot be drawn on this scale: a gradient that has vanished leaves a gap.
-    axes.semilogy(t, np.where(norms > 0, norms, np.nan), color="#0072B2", linewidth=1.8)
+    seen = np.isfinite(norms) & (norms > 0)  # a gradient that has vanished leaves a gap
+    drawn = np.where(seen, norms, np.nan)
+    axes.semilogy(t, drawn, color="#0072B2", linewidth=1.8)
+    # Whole decades, and three at least: so that the pictures of several runs can be compared.
+    top = np.ceil(np.log10(np.nanmax(drawn))) if seen.any() else 0.0
+    low = np.floor(np.log10(np.nanmin(drawn))) if seen.any() else 0.0
+    axes.set_ylim(10.0 ** min(low, top - 3), 10.0**top)
+    axes.set_xlim(1, max(len(norms), 2))
     axes.set_xlabel("time step t")
     axes.set_ylabel("|∂L/∂h$_t$|")
-    axes.set_title(f"{title}, epoch {epoch:g}", fontsize=10)
-    axes.set_xlim(1, max(len(norms), 2))
+    axes.set_title(f"{title}, epoch {epoch:g}", fontsize=9)
     axes.grid(True, which="major", alpha=0.3)
     return _png(figure)
 

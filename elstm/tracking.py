@@ -27,6 +27,7 @@ import csv
 import io
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -226,18 +227,23 @@ class EventFile:
             self._records.write(event.SerializeToString())
 
 
-def hparams(config: Config) -> dict[str, bool | int | float | str]:
+def hparams(config: Config) -> dict[str, int | float | str]:
     """The config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128, ...}.
 
-    Without what cannot change a result, and without what is null.
+    Without what is null, and what changes how a run is done or shown but hardly its result.
     """
-    skip = {"data.root", "trainer.progress", "trainer.resume", "trainer.profile"}
-    flat = {"seed": config.seed}
+    skip = re.compile(
+        r"data\.(root|eval_batch_size)|model\.backend|sweep\..*|trainer\."
+        r"(device|threads|compile|profile|progress|resume|log_every|checkpoint_every|recompute_.*)"
+    )
+    flat: dict[str, Any] = {"seed": config.seed}
     for group, options in asdict(config).items():
         if isinstance(options, dict):
             for name, value in options.items():
                 flat[group if name == "name" else f"{group}.{name}"] = value
-    return {k: v for k, v in flat.items() if v is not None and k not in skip}
+    kept = {k: v for k, v in flat.items() if v is not None and not skip.fullmatch(k)}
+    # The table would show a truth value as the number 0.0000.
+    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in kept.items()}
 
 
 def _cell(value: float) -> str:

@@ -102,7 +102,8 @@ def test_hparams_stand_in_the_runs_own_file(tmp_path: Path) -> None:
     assert values["model"].string_value == "elstm_bn"
     assert values["model.hidden_size"].number_value == 8
     assert values["optimizer.lr"].number_value == 0.01
-    assert values["data.permute"].bool_value is False
+    assert values["data.permute"].string_value == "false"
+    assert "trainer.log_every" not in values
     assert "trainer.max_steps" not in values  # null
     assert metadata.SESSION_END_INFO_TAG in tags
     # Of several experiment summaries TensorBoard would show the first one's columns alone.
