@@ -7,8 +7,10 @@ that everything is checked before there is a folder, and every error is one line
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,7 +174,8 @@ def _show(args: argparse.Namespace, composer: Composer) -> int:
         else:
             composer.compose(words)
             if args.info:
-                hydra.show_info(args.info, CONFIG_NAME, words)
+                with _own_logging():
+                    hydra.show_info(args.info, CONFIG_NAME, words)
             else:
                 hydra.show_cfg(CONFIG_NAME, words, args.cfg, args.package, args.resolve)
     except (UserError, BrokenPipeError):
@@ -180,6 +183,18 @@ def _show(args: argparse.Namespace, composer: Composer) -> int:
     except Exception as error:
         raise explain(error) from error
     return 0
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Undoes what Hydra's --info does to the root logger."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 if __name__ == "__main__":

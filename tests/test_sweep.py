@@ -252,14 +252,14 @@ def test_what_makes_a_run_the_same():
         assert key(word) != base
 
 
-def test_a_thousand_runs_are_planned_in_seconds():
+def test_hundreds_of_runs_are_planned_in_seconds():
     start = time.process_time()
     runs = combinations(
         "model=lstm,elstm_bn", "seed=range(100)", "optimizer.lr=1e-4,1e-3,3e-3,0.01,0.1"
     )
     assert len(runs) == 1000
     assert len({run.folder for run in runs}) == 1000
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 10
 
 
 def test_a_result_without_a_status_has_failed(tmp_path):
