@@ -8,10 +8,8 @@ compiles for sm_90 and reads the result. With a GPU the last tests run the persi
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import re
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -20,12 +18,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from triton_checks import (
+    check,
+    check_barrier,
+    check_compile,
+    check_layers,
+    check_rest,
+    compile_for_hopper,
+)
 
 from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
 from elstm.nn.backends import triton as triton_backend
 from elstm.nn.backends import triton_blocks
-from elstm.nn.recurrence import NormInputs, recurrence
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -45,98 +49,11 @@ def process(**environment: str) -> ProcessPoolExecutor:
 
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Run]:
-    """Calls a function of this module where the kernels are interpreted."""
+    """Calls a function where the kernels are interpreted."""
     with process(TRITON_INTERPRET="1") as executor:
         yield lambda function, *args, **options: executor.submit(
             function, *args, **options
         ).result()
-
-
-# What is compared: output, state and every gradient, by name; then the statistics.
-
-
-def served(
-    function: Callable[..., Any],
-    dtype: torch.dtype,
-    device: str,
-    *,
-    steps: int,
-    batch: int,
-    inputs: int,
-    hidden: int,
-    cell_norm: str,
-    norm_ih: bool = True,
-    norm_hh: bool = True,
-    bias: bool = True,
-    sizes: list[int] | None = None,
-    batch_steps: int | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """One call and its gradients on random numbers that are the same for every dtype and device."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        numbers = torch.randn(shape, generator=generator) * scale
-        return numbers.to(device, dtype).requires_grad_()
-
-    def norm(features: int, beta: bool) -> NormInputs:
-        mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
-        return NormInputs(draw(features), draw(features) if beta else None, mean, var, 0.1)
-
-    leaves: dict[str, Any] = {
-        "x": draw(steps, batch, inputs),
-        "h_0": draw(batch, hidden),
-        "c_0": draw(batch, hidden),
-        "weight_ih": draw(4 * hidden, inputs, scale=inputs**-0.5),
-        "weight_hh": draw(4 * hidden, hidden, scale=hidden**-0.5),
-        "bias": draw(4 * hidden) if bias else None,
-    }
-    norms = {
-        "ih": norm(4 * hidden, False) if norm_ih else None,
-        "hh": norm(4 * hidden, False) if norm_hh else None,
-        "c": norm(hidden, True) if cell_norm != "none" else None,
-    }
-    batch_steps = steps if batch_steps is None else batch_steps
-    x, *others = leaves.values()
-    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm)
-    if function is triton_backend.recurrence:
-        assert triton_backend.refuses(*call) is None
-    output, h_n, c_n, statistics = function(*call)
-    found = {"output": output, "h_n": h_n, "c_n": c_n}
-    loss = sum((part * draw(*part.shape).detach()).sum() for part in found.values())
-    loss.backward()
-
-    for name, inputs_of_norm in norms.items():
-        if inputs_of_norm is not None:
-            leaves[f"gamma_{name}"], leaves[f"beta_{name}"] = inputs_of_norm[:2]
-    found |= {f"d_{name}": leaf.grad for name, leaf in leaves.items() if leaf is not None}
-    for name, pair in zip(norms, statistics, strict=False):
-        assert (pair is None) == (norms[name] is None)
-        if pair is not None:
-            found |= {f"mean_{name}": pair.mean, f"var_{name}": pair.var}
-    assert statistics[3] is None
-    return {name: part.detach().double().cpu() for name, part in found.items()}
-
-
-def check(device: str = "cpu", resident: bool = True, **case: Any) -> None:
-    """Errors against float64: no more than twice those of the reference in float32."""
-    exact = served(recurrence, torch.float64, device, **case)
-    plain = served(recurrence, torch.float32, device, **case)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        if not resident:
-            monkeypatch.setattr(triton_blocks, "_TILES", 0)
-        triton_backend._blocks.cache_clear()
-        found = served(triton_backend.recurrence, torch.float32, device, **case)
-    triton_backend._blocks.cache_clear()
-    assert found.keys() == exact.keys()
-    for name, part in found.items():
-        assert part.shape == exact[name].shape, name
-        if not part.numel():
-            continue
-        error, of_plain = ((other - exact[name]).abs().max() for other in (part, plain[name]))
-        # Few numbers may leave the reference without an error: 8 roundings of the largest instead.
-        bound = max(2 * of_plain, 1e-6 * exact[name].abs().max())
-        assert error <= bound, f"{name}: error {error:.1e}, bound {bound:.1e}"
 
 
 SMALL = {"steps": 3, "batch": 5, "inputs": 3, "hidden": 7}
@@ -164,80 +81,12 @@ def test_equals_the_reference(interpreted: Run, case: dict[str, Any]) -> None:
     interpreted(check, **SMALL | case)
 
 
-def start_concurrently(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-    """Runs every program of a grid in a process of its own, on shared memory."""
-    from triton.runtime import interpreter
-
-    builder = interpreter.interpreter_builder
-    set_size, set_index = builder.set_grid_dim, builder.set_grid_idx
-    for argument in arguments.values():
-        if isinstance(argument, Tensor):
-            argument.untyped_storage().share_memory_()
-
-    def run(program: int) -> None:
-        builder.set_grid_dim = lambda *size: set_size(programs, 1, 1)
-        builder.set_grid_idx = lambda *index: set_index(program, 0, 0)
-        # Copies arguments onto themselves afterwards, and so what other programs wrote meanwhile.
-        interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
-        kernel[(1,)](**arguments)
-
-    fork = multiprocessing.get_context("fork")
-    workers = [fork.Process(target=run, args=(program,)) for program in range(programs)]
-    for worker in workers:
-        worker.start()
-    deadline = time.monotonic() + 60
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
-    stuck = [worker for worker in workers if worker.is_alive()]
-    for worker in stuck:
-        worker.kill()
-    assert programs > 1
-    assert not stuck, "a program waits for ever at the barrier"
-    assert all(worker.exitcode == 0 for worker in workers)
-
-
-def check_barrier(**case: Any) -> None:
-    """The persistent launch, which the interpreter alone, one program after another, cannot run."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
-        monkeypatch.setattr(triton_backend, "_start", start_concurrently)
-        check(**case)
-
-
 @needs_triton
 @pytest.mark.parametrize(
     "name", ["output, packed", "none", "one sequence left", "weights not kept"]
 )
 def test_barrier(interpreted: Run, name: str) -> None:
     interpreted(check_barrier, **SMALL | CASES[name])
-
-
-def check_layers(layer: torch.nn.Module, device: str = "cpu") -> None:
-    """Padded, with a learned state; the input is not contiguous."""
-    layer = layer.to(device)
-    x = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
-    results = []
-    for backend in ("reference", "triton"):
-        module = copy.deepcopy(layer)
-        module.backend = backend
-        leaf = x.clone().requires_grad_()
-        strided = leaf.transpose(1, 2).contiguous().transpose(1, 2)
-        packed = torch.nn.utils.rnn.pack_padded_sequence(
-            strided, [3, 1, 2, 1], batch_first=True, enforce_sorted=False
-        )
-        output, (h_n, c_n) = module(packed)
-        assert module.last_backend == backend
-        (output.data.square().sum() + h_n.sum() + c_n.square().sum()).backward()
-        module.eval()
-        with torch.no_grad():
-            evaluated = module(strided)[0]
-        results.append(
-            {"output": output.data, "h_n": h_n, "c_n": c_n, "x": leaf.grad, "eval": evaluated}
-            | {name: parameter.grad for name, parameter in module.named_parameters()}
-            | dict(module.named_buffers())
-        )
-    for name, expected in results[0].items():
-        torch.testing.assert_close(results[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def make_layer(kind: type[torch.nn.Module], layers: int) -> torch.nn.Module:
@@ -252,52 +101,9 @@ def test_layers(interpreted: Run, kind: type[torch.nn.Module], layers: int) -> N
     interpreted(check_layers, make_layer(kind, layers))
 
 
-def check_rest() -> None:
-    torch.manual_seed(0)
-    layer = ELSTMBN(3, 5, backend="triton")
-    x = torch.randn(2, 4, 3, requires_grad=True)
-
-    # A second derivative raises rather than being wrong; a second backward pass is right.
-    loss = layer(x)[0].square().sum()
-    (first,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        first.sum().backward()
-    (second,) = torch.autograd.grad(loss, x)
-    assert torch.equal(first, second)
-
-    c_n = layer(x)[1][1]  # the kernel changes its gradient, the caller's stays
-    gradient = torch.ones_like(c_n)
-    torch.autograd.grad(c_n, x, gradient)
-    assert torch.equal(gradient, torch.ones_like(c_n))
-
-    expected = layer.eval()(x)[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = layer(x)[0]
-        assert output.dtype == torch.bfloat16
-        output.float().square().sum().backward()
-    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
-    half = copy.deepcopy(layer).bfloat16()
-    output = half(x.bfloat16())[0]
-    assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
-
-    layer.backend = "auto"
-    layer(x)
-    assert layer.last_backend != "triton"
-
-
 @needs_triton
 def test_derivatives_dtypes_and_auto(interpreted: Run) -> None:
     interpreted(check_rest)
-
-
-def check_compile() -> None:
-    torch.manual_seed(0)
-    layer = BNLSTM(3, 5, backend="triton")
-    x = torch.randn(2, 4, 3)
-    expected = copy.deepcopy(layer)(x)[0]
-    torch.testing.assert_close(torch.compile(layer, backend="eager")(x)[0], expected)
-    assert layer.last_backend == "triton"
 
 
 @needs_triton
@@ -345,42 +151,6 @@ def test_blocks_cover_the_shape(batch: int, hidden: int) -> None:
 def test_blocks_that_do_not_fit() -> None:
     assert triton_blocks.choose_blocks(8192, 128, 132, depth=128, width=4) is None
     assert triton_blocks.choose_blocks(16, 10000, 132, depth=10000, width=4) is None
-
-
-class Hopper:
-    """A GPU of compute capability 9.0, as far as the compiler asks for it."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-
-def compile_for_hopper() -> list[tuple[str, str]]:
-    """What a GPU would run in one training step, forward and backward: Triton's last form, PTX."""
-    import triton
-
-    from elstm.nn.backends import triton_kernels
-
-    compiled = []
-
-    def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-        compiled.append(kernel.warmup(grid=(programs,), **arguments))
-
-    triton.runtime.driver.set_active(Hopper())
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(triton_kernels, "INTERPRETED", True)  # takes CPU tensors
-        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
-        monkeypatch.setattr(triton_backend, "_start", start)
-        ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
-    assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
-    return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
 
 
 @needs_triton

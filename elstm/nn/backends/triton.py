@@ -6,9 +6,9 @@ and that they compile for compute capability 8.0 to 12.0.
 
 Serves cell_norm none, output and update, in float32: lower precisions are cast to it, and the
 output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
-uses TF32 if the user allows it; the products inside the kernels never do. For the backward
-pass the forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H
-numbers while the backward pass runs).
+uses TF32 if the user allows it; the products inside the kernels never do. For the backward pass the
+forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H numbers
+while the backward pass runs).
 """
 
 from __future__ import annotations

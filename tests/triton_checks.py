@@ -1,0 +1,249 @@
+"""What tests of the Triton backend run in another process: checks against the reference."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from elstm.nn import BNLSTM, ELSTMBN
+from elstm.nn.backends import triton as triton_backend
+from elstm.nn.backends import triton_blocks
+from elstm.nn.recurrence import NormInputs, recurrence
+
+
+def served(
+    function: Callable[..., Any],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    cell_norm: str,
+    norm_ih: bool = True,
+    norm_hh: bool = True,
+    bias: bool = True,
+    sizes: list[int] | None = None,
+    batch_steps: int | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Output, state, gradients and statistics of a call on the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        numbers = torch.randn(shape, generator=generator) * scale
+        return numbers.to(device, dtype).requires_grad_()
+
+    def norm(features: int, beta: bool) -> NormInputs:
+        mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
+        return NormInputs(draw(features), draw(features) if beta else None, mean, var, 0.1)
+
+    leaves: dict[str, Any] = {
+        "x": draw(steps, batch, inputs),
+        "h_0": draw(batch, hidden),
+        "c_0": draw(batch, hidden),
+        "weight_ih": draw(4 * hidden, inputs, scale=inputs**-0.5),
+        "weight_hh": draw(4 * hidden, hidden, scale=hidden**-0.5),
+        "bias": draw(4 * hidden) if bias else None,
+    }
+    norms = {
+        "ih": norm(4 * hidden, False) if norm_ih else None,
+        "hh": norm(4 * hidden, False) if norm_hh else None,
+        "c": norm(hidden, True) if cell_norm != "none" else None,
+    }
+    batch_steps = steps if batch_steps is None else batch_steps
+    x, *others = leaves.values()
+    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm)
+    if function is triton_backend.recurrence:
+        assert triton_backend.refuses(*call) is None
+    output, h_n, c_n, statistics = function(*call)
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    loss = sum((part * draw(*part.shape).detach()).sum() for part in found.values())
+    loss.backward()
+
+    for name, inputs_of_norm in norms.items():
+        if inputs_of_norm is not None:
+            leaves[f"gamma_{name}"], leaves[f"beta_{name}"] = inputs_of_norm[:2]
+    found |= {f"d_{name}": leaf.grad for name, leaf in leaves.items() if leaf is not None}
+    for name, pair in zip(norms, statistics, strict=False):
+        assert (pair is None) == (norms[name] is None)
+        if pair is not None:
+            found |= {f"mean_{name}": pair.mean, f"var_{name}": pair.var}
+    assert statistics[3] is None
+    return {name: part.detach().double().cpu() for name, part in found.items()}
+
+
+def check(device: str = "cpu", resident: bool = True, **case: Any) -> None:
+    """Errors against float64: no more than twice those of the reference in float32."""
+    exact = served(recurrence, torch.float64, device, **case)
+    plain = served(recurrence, torch.float32, device, **case)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if not resident:
+            monkeypatch.setattr(triton_blocks, "_TILES", 0)
+        triton_backend._blocks.cache_clear()
+        found = served(triton_backend.recurrence, torch.float32, device, **case)
+    triton_backend._blocks.cache_clear()
+    assert found.keys() == exact.keys()
+    for name, part in found.items():
+        assert part.shape == exact[name].shape, name
+        if not part.numel():
+            continue
+        error, of_plain = ((other - exact[name]).abs().max() for other in (part, plain[name]))
+        # Few numbers may leave the reference without an error: 8 roundings of the largest instead.
+        bound = max(2 * of_plain, 1e-6 * exact[name].abs().max())
+        assert error <= bound, f"{name}: error {error:.1e}, bound {bound:.1e}"
+
+
+def start_concurrently(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    """Runs every program of a grid in a process of its own, on shared memory."""
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    set_size, set_index = builder.set_grid_dim, builder.set_grid_idx
+    for argument in arguments.values():
+        if isinstance(argument, Tensor):
+            argument.untyped_storage().share_memory_()
+
+    def run(program: int) -> None:
+        builder.set_grid_dim = lambda *size: set_size(programs, 1, 1)
+        builder.set_grid_idx = lambda *index: set_index(program, 0, 0)
+        # Copies arguments onto themselves afterwards, and so what other programs wrote meanwhile.
+        interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
+        kernel[(1,)](**arguments)
+
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=run, args=(program,)) for program in range(programs)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 60
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    stuck = [worker for worker in workers if worker.is_alive()]
+    for worker in stuck:
+        worker.kill()
+    assert programs > 1
+    assert not stuck, "a program waits for ever at the barrier"
+    assert all(worker.exitcode == 0 for worker in workers)
+
+
+def check_barrier(**case: Any) -> None:
+    """The persistent launch, which the interpreter alone, one program after another, cannot run."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
+        monkeypatch.setattr(triton_backend, "_start", start_concurrently)
+        check(**case)
+
+
+def check_layers(layer: torch.nn.Module, device: str = "cpu") -> None:
+    """Padded, with a learned state; the input is not contiguous."""
+    layer = layer.to(device)
+    x = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1)).to(device)
+    results = []
+    for backend in ("reference", "triton"):
+        module = copy.deepcopy(layer)
+        module.backend = backend
+        leaf = x.clone().requires_grad_()
+        strided = leaf.transpose(1, 2).contiguous().transpose(1, 2)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            strided, [3, 1, 2, 1], batch_first=True, enforce_sorted=False
+        )
+        output, (h_n, c_n) = module(packed)
+        assert module.last_backend == backend
+        (output.data.square().sum() + h_n.sum() + c_n.square().sum()).backward()
+        module.eval()
+        with torch.no_grad():
+            evaluated = module(strided)[0]
+        results.append(
+            {"output": output.data, "h_n": h_n, "c_n": c_n, "x": leaf.grad, "eval": evaluated}
+            | {name: parameter.grad for name, parameter in module.named_parameters()}
+            | dict(module.named_buffers())
+        )
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def check_rest() -> None:
+    torch.manual_seed(0)
+    layer = ELSTMBN(3, 5, backend="triton")
+    x = torch.randn(2, 4, 3, requires_grad=True)
+
+    # A second derivative raises rather than being wrong; a second backward pass is right.
+    loss = layer(x)[0].square().sum()
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        first.sum().backward()
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, second)
+
+    c_n = layer(x)[1][1]  # the kernel changes its gradient, the caller's stays
+    gradient = torch.ones_like(c_n)
+    torch.autograd.grad(c_n, x, gradient)
+    assert torch.equal(gradient, torch.ones_like(c_n))
+
+    expected = layer.eval()(x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x)[0]
+        assert output.dtype == torch.bfloat16
+        output.float().square().sum().backward()
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+    half = copy.deepcopy(layer).bfloat16()
+    output = half(x.bfloat16())[0]
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+
+    layer.backend = "auto"
+    layer(x)
+    assert layer.last_backend != "triton"
+
+
+def check_compile() -> None:
+    torch.manual_seed(0)
+    layer = BNLSTM(3, 5, backend="triton")
+    x = torch.randn(2, 4, 3)
+    expected = copy.deepcopy(layer)(x)[0]
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x)[0], expected)
+    assert layer.last_backend == "triton"
+
+
+class Hopper:
+    """A GPU of compute capability 9.0, as far as the compiler asks for it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+def compile_for_hopper() -> list[tuple[str, str]]:
+    """What a GPU would run in one training step, forward and backward: Triton's last form, PTX."""
+    import triton
+
+    from elstm.nn.backends import triton_kernels
+
+    compiled = []
+
+    def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+        compiled.append(kernel.warmup(grid=(programs,), **arguments))
+
+    triton.runtime.driver.set_active(Hopper())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(triton_kernels, "INTERPRETED", True)  # takes CPU tensors
+        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
+        monkeypatch.setattr(triton_backend, "_start", start)
+        ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
+    assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
+    return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
