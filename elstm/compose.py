@@ -144,10 +144,7 @@ class Composer:
         elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
             names = ", ".join([*HYDRA_GROUPS, *HYDRA_KEYS, *(f"{node}*" for node in HYDRA_NODES)])
             raise UserError(f"{show(word)}: of Hydra's own settings these can be set: {names}")
-        value = override.value()
-        if key == "hydra.mode" and value not in ("RUN", "MULTIRUN"):
-            raise UserError(f"{show(word)}: has to be RUN or MULTIRUN")
-        if key == "hydra.verbose" and not isinstance(value, bool | str):
+        if key == "hydra.verbose" and not isinstance(override.value(), bool | str):
             raise UserError(f"{show(word)}: has to be true, false or a logger's name")
 
     def options(self, group: str) -> list[str]:

@@ -133,6 +133,14 @@ def test_the_same_command_again_skips_what_is_done(training, capsys):
     assert all(not call.resume for call in training.calls)
 
 
+def test_a_done_run_counts_though_a_later_one_like_it_failed(training):
+    assert main(["seed=1"]) == 0
+    training.answer = lambda c: RuntimeError("broken")
+    assert main(["seed=1"]) == 1
+    assert main(["-m", "seed=1"]) == 0
+    assert len(training.calls) == 2
+
+
 def test_unfinished_runs_go_on_in_their_folders(training, capsys):
     training.answer = lambda c: RuntimeError("full disk") if c.seed == 1 else "done"
     assert main(["-m", "seed=0,1"]) == 1
