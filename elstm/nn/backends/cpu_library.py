@@ -1,0 +1,222 @@
+"""What Python sees of cpu.c: its struct, the library, and a function for each direction."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elstm.nn.backends import build
+
+log = logging.getLogger(__name__)
+
+BITS = {torch.float32: 32, torch.float64: 64}
+# W_x x is computed again in the backward pass up to this I, where that costs less than keeping it.
+RECOMPUTED_INPUTS = 16
+
+
+class Constants(NamedTuple):
+    """What a call has beside tensors with gradients."""
+
+    batch_sizes: tuple[int, ...] | None
+    batch_steps: int
+    cell: int  # enum cell of cpu_call.h
+    eps: tuple[float, ...]  # of norm_ih, norm_hh, norm_c, as below
+    population: tuple[Tensor | None, ...]  # mean and var of each, (T, F)
+
+
+class Learned(NamedTuple):
+    """What gradients flow to; contiguous. A norm that is not there is None."""
+
+    x: Tensor
+    h_0: Tensor
+    c_0: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    gamma_ih: Tensor | None
+    gamma_hh: Tensor | None
+    gamma_c: Tensor | None
+    beta_c: Tensor | None
+
+    @property
+    def gammas(self) -> tuple[Tensor | None, ...]:
+        return self.gamma_ih, self.gamma_hh, self.gamma_c
+
+
+class Results(NamedTuple):
+    """What forward gives; a tensor that does not apply is empty."""
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    statistics: tuple[Tensor, ...]  # batch mean and variance of each norm, (batch_steps, F)
+    kept: tuple[Tensor, ...]  # for backward: W_h h, W_x x, the raw cell
+
+
+class _Pool(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("parallel", "thread", "threads")]
+
+
+class _Norm(ctypes.Structure):
+    _pointers = ("gamma", "beta", "mean", "var", "batch_mean", "batch_var", "d_gamma", "d_beta")
+    _fields_ = [*((name, ctypes.c_void_p) for name in _pointers), ("eps", ctypes.c_double)]
+
+
+class _Call(ctypes.Structure):
+    """struct call of cpu_call.h."""
+
+    _numbers = ("steps", "rows", "inputs", "units", "batch_steps", "cell", "threads")
+    _given = ("batch_sizes", "x", "h_0", "c_0", "w_x", "w_h", "bias")
+    _norms = ("norm_x", "norm_h", "norm_c")
+    _results = ("output", "h_n", "c_n", "saved_zh", "saved_zx", "saved_c")
+    _gradients = ("d_output", "d_h_n", "d_c_n", "d_x", "d_h_0", "d_c_0", "d_w_x", "d_w_h", "d_bias")
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in _numbers),
+        *((name, ctypes.c_void_p) for name in _given),
+        *((name, _Norm) for name in _norms),
+        *((name, ctypes.c_void_p) for name in _results),
+        *((name, ctypes.c_void_p) for name in _gradients),
+        ("pool", _Pool),
+    ]
+
+
+@cache
+def library(bits: int, target: str | None = None) -> ctypes.CDLL:
+    """The library for float (32) or double (64); `target` as build.load has it.
+
+    Raises:
+        build.BuildError: why there is none.
+    """
+    loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target)
+    for name in ("elstm_forward", "elstm_backward"):
+        getattr(loaded, name).argtypes = [ctypes.POINTER(_Call)]
+    for name in ("elstm_lanes", "elstm_call_size"):
+        getattr(loaded, name).restype = ctypes.c_int64
+    if loaded.elstm_call_size() != ctypes.sizeof(_Call):
+        raise build.BuildError("the compiled library and cpu_library.py disagree")
+    return loaded
+
+
+@cache
+def unavailable(bits: int) -> str | None:
+    """Why there is no library, in one line; None where there is."""
+    try:
+        library(bits)
+    except build.BuildError as error:
+        log.warning("BN layers run on the reference, several times slower: %s", error)
+        return str(error)
+    return None
+
+
+@cache
+def openmp() -> tuple[int | None, ...]:
+    """Entry points of the OpenMP library that torch has loaded, so that no second one is needed.
+
+    Without them (three times None) the C code starts POSIX threads.
+    """
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    try:
+        loaded = ctypes.CDLL(None)
+        return tuple(ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value for name in names)
+    except (AttributeError, OSError, TypeError):
+        return None, None, None
+
+
+def empty_results(constants: Constants, learned: Learned, keep: bool) -> Results:
+    """Results not yet filled; what backward needs only if `keep`."""
+    x, units = learned.x, learned.weight_hh.shape[1]
+    steps, rows, inputs = x.shape
+    lanes = library(BITS[x.dtype]).elstm_lanes()
+    slices = -(-units // lanes)
+    plain = learned.gamma_ih is None and learned.gamma_hh is None
+    gates, nothing = (slices, steps, rows, 4 * lanes), (0,)
+    keep_zx = keep and not plain and inputs > RECOMPUTED_INPUTS
+    return Results(
+        x.new_empty(steps, rows, units),
+        x.new_empty(rows, units),
+        x.new_empty(rows, units),
+        tuple(
+            x.new_empty(nothing if gamma is None else (constants.batch_steps, gamma.shape[0]))
+            for gamma in learned.gammas
+            for _ in range(2)
+        ),
+        (
+            x.new_empty(gates if keep else nothing),
+            x.new_empty(gates if keep_zx else nothing),
+            x.new_empty((slices, steps, rows, lanes) if keep else nothing),
+        ),
+    )
+
+
+def empty_gradients(learned: Learned, wanted: Sequence[bool]) -> list[Tensor]:
+    """Gradients not yet filled; x, h_0 and c_0 have one only where wanted."""
+    return [
+        torch.empty_like(tensor)
+        if tensor is not None and (index > 2 or wanted[index])
+        else learned.x.new_empty(0)
+        for index, tensor in enumerate(learned)
+    ]
+
+
+def forward(constants: Constants, learned: Learned, keep: bool) -> Results:
+    results = empty_results(constants, learned, keep)
+    call = _call(constants, learned, results)
+    if library(BITS[learned.x.dtype]).elstm_forward(call):
+        raise MemoryError("the recurrence's workspace does not fit in memory")
+    return results
+
+
+def backward(
+    constants: Constants,
+    learned: Learned,
+    results: Results,
+    upstream: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
+    gradients = empty_gradients(learned, wanted)
+    call = _call(constants, learned, results)
+    for name, tensor in zip(_Call._gradients, (*upstream, *gradients[:6]), strict=True):
+        setattr(call, name, _pointer(tensor))
+    for name, d_gamma in zip(_Call._norms, gradients[6:9], strict=True):
+        getattr(call, name).d_gamma = _pointer(d_gamma)
+    call.norm_c.d_beta = _pointer(gradients[9])
+    if library(BITS[learned.x.dtype]).elstm_backward(call):
+        raise MemoryError("the recurrence's workspace does not fit in memory")
+    return gradients
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    """Null for what does not apply; torch gives empty tensors a null pointer."""
+    return None if tensor is None else tensor.data_ptr() or None
+
+
+def _call(constants: Constants, learned: Learned, results: Results) -> _Call:
+    """All but the gradients."""
+    units = learned.weight_hh.shape[1]
+    call = _Call(
+        *(*learned.x.shape, units, constants.batch_steps, constants.cell, torch.get_num_threads())
+    )
+    for name, tensor in zip(_Call._given[1:], learned, strict=False):
+        setattr(call, name, _pointer(tensor))
+    if constants.batch_sizes is not None:
+        call.sizes = (ctypes.c_int64 * len(constants.batch_sizes))(*constants.batch_sizes)
+        call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
+    given = constants.population + results.statistics
+    for index, name in enumerate(_Call._norms):
+        norm = getattr(call, name)
+        norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
+        norm.mean, norm.var = (_pointer(t) for t in given[2 * index : 2 * index + 2])
+        norm.batch_mean, norm.batch_var = (_pointer(t) for t in given[2 * index + 6 :][:2])
+    call.norm_c.beta = _pointer(learned.beta_c)
+    kept = (results.output, results.h_n, results.c_n, *results.kept)
+    for name, tensor in zip(_Call._results, kept, strict=True):
+        setattr(call, name, _pointer(tensor))
+    call.pool = _Pool(*openmp())
+    return call

@@ -1,0 +1,94 @@
+"""Calls of a recurrence with everything that it gives back, for tests of the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elstm.nn.recurrence import NormInputs
+
+
+def served(
+    function: Callable[..., Any],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    steps: int,
+    batch: int,
+    inputs: int,
+    hidden: int,
+    cell_norm: str,
+    norm_ih: bool = True,
+    norm_hh: bool = True,
+    bias: bool = True,
+    sizes: list[int] | None = None,
+    batch_steps: int | None = None,
+    seed: int = 0,
+    refuses: Callable[..., str | None] | None = None,
+) -> dict[str, Tensor]:
+    """Output, state, gradients and statistics of a call on the same numbers in every dtype."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        numbers = torch.randn(shape, generator=generator) * scale
+        return numbers.to(device, dtype).requires_grad_()
+
+    def norm(features: int, beta: bool) -> NormInputs:
+        mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
+        return NormInputs(draw(features), draw(features) if beta else None, mean, var, 0.1)
+
+    leaves: dict[str, Any] = {
+        "x": draw(steps, batch, inputs),
+        "h_0": draw(batch, hidden),
+        "c_0": draw(batch, hidden),
+        "weight_ih": draw(4 * hidden, inputs, scale=inputs**-0.5),
+        "weight_hh": draw(4 * hidden, hidden, scale=hidden**-0.5),
+        "bias": draw(4 * hidden) if bias else None,
+    }
+    norms = {
+        "ih": norm(4 * hidden, False) if norm_ih else None,
+        "hh": norm(4 * hidden, False) if norm_hh else None,
+        "c": norm(hidden, True) if cell_norm != "none" else None,
+    }
+    batch_steps = steps if batch_steps is None else batch_steps
+    x, *others = leaves.values()
+    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm)
+    if refuses is not None:
+        assert refuses(*call) is None
+    output, h_n, c_n, statistics = function(*call)
+    found = {"output": output, "h_n": h_n, "c_n": c_n}
+    loss = sum((part * draw(*part.shape).detach()).sum() for part in found.values())
+    loss.backward()
+
+    for name, inputs_of_norm in norms.items():
+        if inputs_of_norm is not None:
+            leaves[f"gamma_{name}"], leaves[f"beta_{name}"] = inputs_of_norm[:2]
+    found |= {f"d_{name}": leaf.grad for name, leaf in leaves.items() if leaf is not None}
+    for name, pair in zip(norms, statistics, strict=False):
+        assert (pair is None) == (norms[name] is None)
+        if pair is not None:
+            found |= {f"mean_{name}": pair.mean, f"var_{name}": pair.var}
+    assert statistics[3] is None
+    return {name: part.detach().double().cpu() for name, part in found.items()}
+
+
+def assert_as_exact(
+    found: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Tensor]
+) -> None:
+    """Errors against float64, root mean square: no more than twice the reference's in float32."""
+    assert found.keys() == exact.keys()
+    for name, part in found.items():
+        assert part.shape == exact[name].shape, name
+        if not part.numel():
+            continue
+        error, of_plain = (rms(other - exact[name]) for other in (part, plain[name]))
+        # Few numbers may leave the reference without an error: some roundings of them instead.
+        bound = max(2 * of_plain, 1e-6 * rms(exact[name]))
+        assert error <= bound, f"{name}: error {error:.1e}, bound {bound:.1e}"
+
+
+def rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

@@ -1,0 +1,187 @@
+"""The fused CPU recurrence against the reference."""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from backend_calls import assert_as_exact, served
+
+from elstm.nn import ELSTMBN
+from elstm.nn.backends import cpu, cpu_library
+from elstm.nn.recurrence import recurrence
+
+CELLS = ("none", "output", "update")
+SHAPES = {
+    "one step, one unit": {"steps": 1, "batch": 2, "inputs": 1, "hidden": 1},
+    "odd": {"steps": 5, "batch": 7, "inputs": 3, "hidden": 33},
+    "slices and wide inputs": {"steps": 6, "batch": 17, "inputs": 40, "hidden": 50},
+    "long, narrow input": {"steps": 60, "batch": 5, "inputs": 1, "hidden": 16},
+}
+PACKED = {"steps": 6, "batch": 5, "inputs": 3, "hidden": 7, "sizes": [5, 5, 3, 2, 1, 1]}
+
+pytestmark = pytest.mark.skipif(cpu_library.unavailable(32) is not None, reason="no C compiler")
+
+
+@pytest.fixture(params=(1, 2, 4), ids="{}-threads".format)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def check(**case):
+    exact = pooled(recurrence, torch.float64, **case)
+    plain = pooled(recurrence, torch.float32, **case)
+    assert_as_exact(pooled(cpu.recurrence, torch.float32, **case), exact, plain)
+    double = pooled(cpu.recurrence, torch.float64, **case)
+    for name, part in double.items():
+        torch.testing.assert_close(part, exact[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def pooled(function, dtype, **case):
+    """Over several draws, so that a small case has numbers enough to speak of an error."""
+    refuses = cpu.refuses if function is cpu.recurrence else None
+    draws = [served(function, dtype, "cpu", seed=n, refuses=refuses, **case) for n in range(4)]
+    return {name: torch.cat([found[name].flatten() for found in draws]) for name in draws[0]}
+
+
+@pytest.mark.parametrize("cell_norm", CELLS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_training(cell_norm, shape):
+    check(cell_norm=cell_norm, **shape)
+
+
+def test_training_by_several_threads(threads):
+    check(cell_norm="update", **SHAPES["slices and wide inputs"])
+
+
+@pytest.mark.parametrize("cell_norm", CELLS)
+@pytest.mark.parametrize(("norm_ih", "norm_hh"), [*product((False, True), repeat=2)])
+def test_with_and_without_norms_of_the_projections(cell_norm, norm_ih, norm_hh):
+    check(cell_norm=cell_norm, norm_ih=norm_ih, norm_hh=norm_hh, **SHAPES["odd"])
+
+
+@pytest.mark.parametrize("cell_norm", CELLS)
+@pytest.mark.parametrize("batch_steps", [4, 0])
+def test_packed_with_population_statistics(cell_norm, batch_steps):
+    check(cell_norm=cell_norm, batch_steps=batch_steps, **PACKED)
+
+
+def test_without_bias():
+    check(cell_norm="update", bias=False, **SHAPES["odd"])
+
+
+def test_the_same_bits_in_every_run():
+    case = {"cell_norm": "update", **SHAPES["slices and wide inputs"]}
+    first, second = (served(cpu.recurrence, torch.float32, "cpu", **case) for _ in range(2))
+    for name, part in first.items():
+        assert torch.equal(part, second[name]), name
+
+
+def test_saturated_gates():
+    """Inputs that drive the exponentials out of range give no NaN and the reference's numbers."""
+    torch.manual_seed(0)
+    options = {"cell_norm": "none", "normalize_input": False, "normalize_hidden": False}
+    layers = [ELSTMBN(3, 5, backend=name, **options) for name in ("cpu", "reference")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    results = []
+    for layer in layers:
+        x = (
+            500 * torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
+        ).requires_grad_()
+        output, _ = layer(x)
+        output.sum().backward()
+        results.append((output.detach(), x.grad))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_input_that_is_not_contiguous():
+    torch.manual_seed(0)
+    layer = ELSTMBN(6, 5, batch_first=True, backend="cpu")
+    x = torch.randn(8, 4, 12)[:, :, ::2]
+    torch.testing.assert_close(layer(x)[0], layer(x.contiguous())[0])
+
+
+def test_a_second_derivative_is_refused():
+    layer = ELSTMBN(2, 3, backend="cpu")
+    x = torch.randn(3, 4, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("cell_norm", ["increment", "terms", "carry", "update_output"])
+def test_other_readings_run_on_the_reference_and_are_refused_by_name(cell_norm):
+    layer = ELSTMBN(2, 3, cell_norm=cell_norm)
+    layer(torch.randn(3, 4, 2))
+    assert layer.last_backend == "reference"
+    with pytest.raises(ValueError, match=f"backend 'cpu' cannot serve this call.*{cell_norm}"):
+        ELSTMBN(2, 3, cell_norm=cell_norm, backend="cpu")(torch.randn(3, 4, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64 compilers")
+@pytest.mark.parametrize("target", ["-march=x86-64", "-march=x86-64-v3"])
+def test_narrower_vectors(target, monkeypatch):
+    lanes = cpu_library.library(32).elstm_lanes()
+    for bits in (32, 64):
+        narrow = cpu_library.library(bits, target)
+        monkeypatch.setattr(cpu_library, "library", _instead(cpu_library.library, bits, narrow))
+    assert cpu_library.library(32).elstm_lanes() <= lanes
+    check(cell_norm="update", **SHAPES["slices and wide inputs"])
+
+
+def _instead(library, bits, narrow):
+    return lambda asked, *target: narrow if asked == bits else library(asked, *target)
+
+
+RUN = """
+import torch
+from elstm.nn import ELSTMBN
+layer = ELSTMBN(2, 3)
+layer(torch.ones(3, 4, 2))
+print(layer.last_backend)
+"""
+
+
+def run_with(**environment):
+    done = subprocess.run(
+        [sys.executable, "-c", RUN],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_a_compiler_the_reference_runs_and_one_line_says_so(tmp_path):
+    done = run_with(CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
+    assert done.stdout == "reference\n"
+    assert done.stderr.count("\n") == 1
+    assert "no C compiler was found" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_cache_is_private_and_two_may_build_at_once(tmp_path):
+    command = [sys.executable, "-c", RUN]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0] for process in both] == ["cpu\n"] * 2
+    folder = Path(tmp_path, "elstm")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [path.suffix for path in folder.iterdir()] == [".so"]
