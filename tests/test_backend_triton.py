@@ -12,7 +12,6 @@ import multiprocessing
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
 from elstm.nn.backends import triton as triton_backend
 from elstm.nn.backends import triton_blocks
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(not triton_backend.available(), reason="needs triton 3.9")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 Run = Callable[..., Any]
@@ -126,7 +125,7 @@ def test_refusals(layer: ELSTMBN, reason: str) -> None:
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_backend, "available", lambda: False)
     with pytest.raises(ValueError, match="needs the package triton"):
         BNLSTM(3, 4, backend="triton")(torch.randn(2, 4, 3))
     layer = BNLSTM(3, 4)

@@ -14,6 +14,7 @@ while the backward pass runs).
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -45,6 +46,15 @@ def _blocks(batch: int, hidden: int, device: torch.device) -> tuple[Blocks, Bloc
     return None if forward is None or backward is None else (forward, backward)
 
 
+@cache
+def available() -> bool:
+    """Whether there is a Triton that the kernels have been tried with."""
+    if find_spec("triton") is None:
+        return False
+    major, minor = version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 9)
+
+
 def refuses(
     x: Tensor,
     batch_sizes: list[int] | None,
@@ -66,8 +76,8 @@ def refuses(
     for tensor in (x, h_0, c_0, weight_ih, weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
-    if find_spec("triton") is None:
-        return "needs the package triton"
+    if not available():
+        return "needs the package triton, 3.9 or later"
     if x.device.type == "cuda":
         if torch.cuda.get_device_capability(x.device) < (8, 0):
             return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
