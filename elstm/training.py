@@ -251,7 +251,8 @@ class _Run:
             group["lr"] = lr
         logits = self.step_model(x)
         loss = F.cross_entropy(logits, y)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:  # zero_grad with its hooks takes ten times as long
+            parameter.grad = None
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
