@@ -196,10 +196,12 @@ def _fresh_compiler():
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("cell", ["update", "lstm"])
-def test_compiled(cell):
-    """In one graph; torch.nn.LSTM stays as it is, because dynamo leaves it out."""
-    layer = make(cell, backend="auto" if cell == "lstm" else "reference")
+@pytest.mark.parametrize(
+    ("cell", "backend"), [("update", "reference"), ("update", "auto"), ("lstm", "auto")]
+)
+def test_compiled(cell, backend):
+    """In one graph, by every backend; torch.nn.LSTM stays as it is, as dynamo leaves it out."""
+    layer = make(cell, backend=backend)
     whole = cell != "lstm"
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=whole)
     for training in (True, True, False):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from elstm.nn import recurrence as reference
 from elstm.nn.recurrence import Recurrence
 
@@ -28,6 +30,17 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
 
 
+_LOADED: dict[str, Any] = {}
+
+
+@torch.compiler.assume_constant_result
+def _load(module_name: str) -> bool:
+    """Imports a backend where torch.compile traces too: it would break its graph at an import."""
+    if module_name not in _LOADED:
+        _LOADED[module_name] = import_module(module_name)
+    return True
+
+
 def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
     """The backend for a call of `recurrence`, with its name.
 
@@ -37,7 +50,8 @@ def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
     for candidate, module_name in _MODULES.items():
         if name != candidate and (name != "auto" or candidate in _BY_NAME_ALONE):
             continue
-        module = import_module(module_name)
+        _load(module_name)
+        module = _LOADED[module_name]
         reason = module.refuses(*call)
         if reason is None:
             return candidate, module.recurrence
