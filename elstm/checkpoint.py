@@ -1,19 +1,24 @@
 """Checkpoints: single files, written whole or not at all, read without running what is in them.
 
-    RUN_DIR/checkpoints/best.pt    after the evaluation with the highest validation accuracy
-    RUN_DIR/checkpoints/last.pt    the latest: after each epoch, every `trainer.checkpoint_every`
-                                   steps, and at an interruption
+    RUN_DIR/checkpoints/best.pt      after the evaluation with the highest validation accuracy
+    RUN_DIR/checkpoints/last.pt      the latest: after each epoch, every `trainer.checkpoint_every`
+                                     steps, and at an interruption
+    RUN_DIR/checkpoints/previous.pt  what last.pt was before
 
-Both hold everything that a resume needs (`training.py` says what), so that best.pt can stand in for
-a damaged last.pt. They are torch.save's zip files, whose entries carry CRC-32 checksums: `load`
-checks them all before it unpickles with `weights_only=True`.
+Each holds everything that a resume needs (`training.py` says what), so that the others can stand in
+for a damaged last.pt. They are torch.save's zip files, sealed with a SHA-256 of all their bytes in
+the archive's comment, which torch.load skips: `load` checks it, and unpickles with
+`weights_only=True`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,15 @@ from elstm.errors import UserError
 from elstm.files import write_atomic
 
 FORMAT = "elstm-checkpoint"
-VERSION = 1  # raised when a reader of the old version could not use the new files
+VERSION = 2  # raised when the file changes; 1 had no seal, only the CRC-32 of each zip entry
+SEAL = b"elstm sha256 "
+SEAL_SIZE = len(SEAL) + 64
 
 log = logging.getLogger(__name__)
+
+
+class Unreadable(UserError):
+    """A checkpoint that is not there, is damaged, or is no checkpoint: another may stand in."""
 
 
 def best_path(run_dir: Path) -> Path:
@@ -36,8 +47,14 @@ def last_path(run_dir: Path) -> Path:
     return run_dir / "checkpoints" / "last.pt"
 
 
+def previous_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "previous.pt"
+
+
 def save(content: dict[str, Any], *paths: Path) -> None:
     """Writes the same checkpoint to each of `paths`, one after the other.
+
+    What last.pt was before stays as previous.pt beside it.
 
     Args:
         content: tensors, numbers, strings, None, and lists and dicts of them: what
@@ -48,60 +65,96 @@ def save(content: dict[str, Any], *paths: Path) -> None:
     """
     buffer = io.BytesIO()  # first in memory: a full disk is noticed by the copy, not by torch.save
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+    _seal(buffer)
     for path in paths:
-        write_atomic(path, lambda file: file.write(buffer.getbuffer()))
+        keep = path.with_name("previous.pt") if path.name == "last.pt" else None
+        write_atomic(path, lambda file: file.write(buffer.getbuffer()), keep=keep)
+
+
+def _seal(archive: io.BytesIO) -> None:
+    """Adds the zip's comment: SEAL and the hash, in hex, of all bytes before it."""
+    archive.seek(-2, io.SEEK_END)
+    archive.write(struct.pack("<H", SEAL_SIZE))  # the length of the comment
+    digest = hashlib.sha256(archive.getbuffer()).hexdigest()
+    archive.write(SEAL + digest.encode())
+
+
+def _sealed(data: bytes) -> bool | None:
+    """Whether the seal is right; None where there is none."""
+    body, seal = memoryview(data)[:-SEAL_SIZE], data[-SEAL_SIZE:]
+    if not seal.startswith(SEAL):
+        return None
+    return seal[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode()
 
 
 def load(path: Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
     Raises:
-        UserError: no such file; damaged; not a checkpoint of elstm; of a newer version.
+        Unreadable: no such file; damaged; not a checkpoint of elstm.
+        UserError: of a newer version.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}")
+        raise Unreadable(f"there is no checkpoint {path}")
     try:
-        with zipfile.ZipFile(path) as archive:
+        data = path.read_bytes()
+        sealed = _sealed(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             # torch.save stores plainly: compression would only serve to make a file burst.
             stored = all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
-            intact = stored and archive.testzip() is None
+            intact = sealed is not False and stored and archive.testzip() is None
         if not intact:
             raise zipfile.BadZipFile
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file may fail in any way
         if isinstance(error, MemoryError):
             raise
-        raise UserError(f"the checkpoint {path} is damaged or was not written by elstm") from error
+        raise Unreadable(f"the checkpoint {path} is damaged or was not written by elstm") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of elstm")
+        raise Unreadable(f"{path} is not a checkpoint of elstm")
     version = content.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise UserError(
             f"{path} has checkpoint version {version}, this elstm reads up to {VERSION}: "
             "update elstm"
         )
+    if version > 1 and sealed is None:
+        raise Unreadable(f"the checkpoint {path} is damaged: its checksum is missing")
     return content
 
 
 def latest(run_dir: Path) -> dict[str, Any] | None:
     """The checkpoint to go on from; None where a run was ended before it wrote one.
 
-    last.pt, or, where it cannot be read, best.pt with a warning.
+    last.pt, or, where it cannot be read, previous.pt or best.pt, whichever is further, with a
+    warning; what cannot be read is then kept as damaged.pt.
 
     Raises:
-        UserError: there are checkpoints, and none can be read.
+        UserError: there are checkpoints, and none can be read; or last.pt is of a newer version.
     """
-    last, best = last_path(run_dir), best_path(run_dir)
-    if not last.exists() and not best.exists():
+    last = last_path(run_dir)
+    others = [path for path in (previous_path(run_dir), best_path(run_dir)) if path.exists()]
+    if not last.exists() and not others:
         return None
     try:
         return load(last)
-    except UserError as error:
-        if not best.exists():
-            raise UserError(f"{error}; delete it to start this run afresh") from error
-        try:
-            content = load(best)
-        except UserError as second:
-            raise UserError(f"{error}, and {second}; delete both to start afresh") from second
-        log.warning("%s: going on from %s instead", error, best)
+    except Unreadable as error:
+        problems, found = [str(error)], []
+        for path in others:
+            try:
+                content = load(path)
+                found.append((content["state"]["step"], path, content))
+            except Unreadable as other:
+                problems.append(str(other))
+            except (KeyError, TypeError):
+                problems.append(f"{path} holds no run's state")
+        if not found:
+            raise UserError(
+                f"{', and '.join(problems)}; delete {run_dir / 'checkpoints'} to start this run "
+                "afresh"
+            ) from error
+        step, path, content = max(found, key=lambda entry: entry[0])
+        log.warning("%s: going on from %s instead, which is of step %d", error, path, step)
+        with suppress(OSError):  # so that it does not become previous.pt
+            last.replace(last.with_name("damaged.pt"))
         return content

@@ -13,7 +13,11 @@ from elstm.errors import UserError
 
 
 def write_atomic(
-    path: Path, write: bytes | Callable[[IO[bytes]], object], *, sync: bool = True
+    path: Path,
+    write: bytes | Callable[[IO[bytes]], object],
+    *,
+    sync: bool = True,
+    keep: Path | None = None,
 ) -> None:
     """Puts a new file in the place of `path`: at every moment the old one or the new one is there.
 
@@ -21,6 +25,7 @@ def write_atomic(
         path: the file; its folder must exist.
         write: the bytes, or a function that writes them to an open file.
         sync: wait until the disk has them, which a power failure asks for and a kill does not.
+        keep: what was at `path` before is found there afterwards.
 
     Raises:
         UserError: the disk is full, the folder is read-only or gone. `path` is then as it was.
@@ -36,12 +41,31 @@ def write_atomic(
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
+            if keep is not None:
+                _keep(path, keep)
             temporary.replace(path)
             if sync:
                 _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Gives the file at `path`, if there is one, the name `keep` as well."""
+    if not path.exists():
+        return
+    link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(path, link)
+        except OSError:  # no hard links here: for a moment there is nothing at `path`
+            path.replace(keep)
+        else:
+            link.replace(keep)
+    finally:
+        with suppress(OSError):
+            link.unlink()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_a_failed_save_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     if call == "write":
-        monkeypatch.setattr(checkpoint, "write_atomic", lambda p, _: files.write_atomic(p, full))
+        original = files.write_atomic
+        monkeypatch.setattr(checkpoint, "write_atomic", lambda p, _, **kw: original(p, full, **kw))
     else:
         monkeypatch.setattr(
             *{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[call]
@@ -66,25 +68,28 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_every_damage_is_noticed(path: Path) -> None:
-    """A byte that the format does not look at may change; then the content is the same."""
     checkpoint.save(CONTENT, path)
     whole = path.read_bytes()
-    rng, noticed = random.Random(0), 0
-    for _ in range(150):
-        place = rng.randrange(len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
-        try:
-            content = checkpoint.load(path)
-        except UserError:
-            noticed += 1
-        else:
-            assert torch.equal(content["model"]["weight"], CONTENT["model"]["weight"])
-            assert content["state"] == CONTENT["state"]
-    assert noticed > 20
-    for size in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+    places = random.Random(0).sample(range(len(whole)), 150)
+    for place in (*places, len(whole) - checkpoint.SEAL_SIZE, len(whole) - 1):
+        for flip in (0x01, 0x55):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            with pytest.raises(checkpoint.Unreadable, match="damaged"):
+                checkpoint.load(path)
+    sealless = len(whole) - checkpoint.SEAL_SIZE
+    for size in (0, 1, 100, len(whole) // 2, sealless, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match="damaged"):
+        with pytest.raises(checkpoint.Unreadable, match="damaged"):
             checkpoint.load(path)
+
+
+def test_the_first_version_had_no_seal(path: Path) -> None:
+    torch.save({"format": checkpoint.FORMAT, "version": 1, **CONTENT}, path)
+    assert torch.equal(checkpoint.load(path)["model"]["weight"], CONTENT["model"]["weight"])
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"weight", b"wEight", 1))  # its CRC-32 are looked at
+    with pytest.raises(checkpoint.Unreadable, match="damaged"):
+        checkpoint.load(path)
 
 
 class Malicious:
@@ -131,34 +136,67 @@ def test_a_newer_version_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checkpoint, "VERSION", 7)
     checkpoint.save(CONTENT, path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="has checkpoint version 7, this elstm reads up to 1"):
+    with pytest.raises(UserError, match="has checkpoint version 7, this elstm reads up to 2"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_one_before_is_kept(path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "no hard links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    for number in range(3):
+        checkpoint.save({"names": [number]}, path)
+        previous = checkpoint.previous_path(path.parents[1])
+        assert checkpoint.load(path)["names"] == [number]
+        assert not number or checkpoint.load(previous)["names"] == [number - 1]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.pt", "previous.pt"]
 
 
 def test_the_latest(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_dir = path.parents[1]
-    best = checkpoint.best_path(run_dir)
+    best, previous = checkpoint.best_path(run_dir), checkpoint.previous_path(run_dir)
+
+    def names() -> list[str]:
+        content = checkpoint.latest(run_dir)
+        assert content is not None
+        return content["names"]  # type: ignore[no-any-return]
+
     assert checkpoint.latest(run_dir) is None
-    checkpoint.save({**CONTENT, "names": ["best"]}, best)
-    checkpoint.save({**CONTENT, "names": ["last"]}, path)
-    content = checkpoint.latest(run_dir)
-    assert content is not None
-    assert content["names"] == ["last"]
+    for step, file in enumerate((best, path, path)):
+        checkpoint.save({"state": {"step": step}, "names": [f"step {step}"]}, file)
+    assert names() == ["step 2"]
     assert caplog.text == ""
 
-    path.write_bytes(path.read_bytes()[:-50])
-    content = checkpoint.latest(run_dir)
-    assert content is not None
-    assert content["names"] == ["best"]
+    damaged = path.read_bytes()[:-50]
+    path.write_bytes(damaged)
+    assert names() == ["step 1"]
     assert "last.pt is damaged" in caplog.text
-    assert "going on from" in caplog.text
+    assert re.search(r"going on from \S+previous.pt instead, which is of step 1", caplog.text)
+    assert path.with_name("damaged.pt").read_bytes() == damaged
+    assert not path.exists()
 
+    checkpoint.save({"state": {"step": 3}, "names": ["step 3"]}, best)
+    assert names() == ["step 3"]  # the further one, where last.pt is gone
+    previous.write_bytes(b"")
+    assert names() == ["step 3"]
     best.write_bytes(b"")
-    with pytest.raises(UserError, match=r"last.pt is damaged.*best.pt is damaged.*delete both"):
+    path.write_bytes(b"")
+    pattern = r"last.pt is damaged.*previous.pt is damaged.*best.pt is damaged.*delete .*afresh"
+    with pytest.raises(UserError, match=pattern):
         checkpoint.latest(run_dir)
-    best.unlink()
-    with pytest.raises(UserError, match=r"last.pt is damaged.*delete it to start this run afresh"):
-        checkpoint.latest(run_dir)
+    assert path.exists()
+
+
+def test_a_newer_last_is_not_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(CONTENT, path)
+    monkeypatch.setattr(checkpoint, "VERSION", 7)
+    checkpoint.save(CONTENT, path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="update elstm"):
+        checkpoint.latest(path.parents[1])
 
 
 def test_leftovers_of_a_killed_write_are_removed(path: Path) -> None:

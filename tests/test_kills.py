@@ -79,4 +79,5 @@ def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
         assert attempt(folder, moment, number) == -signal.SIGKILL, (moment, number)
     assert attempt(folder, "step", 0) == 0
     assert_same_runs(whole, folder)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == ["best.pt", "last.pt", "previous.pt"]

@@ -112,7 +112,8 @@ def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert "the recurrence runs on backend" in caplog.text
     names = sorted(p.name for p in folder.iterdir() if "tfevents" not in p.name)
     assert names == ["checkpoints", "metrics.csv", "status.json"]
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+    assert names == ["best.pt", "last.pt", "previous.pt"]
 
 
 def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
@@ -471,7 +472,7 @@ def interrupted(config: Config, folder: Path) -> None:
         assert run(config, folder).state == "interrupted"
 
 
-def test_a_damaged_last_checkpoint_falls_back_on_the_best(
+def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(
     folders: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, folder = next(folders), next(folders)
@@ -482,6 +483,7 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_best(
     assert run(small_config(), folder, resume=True).state == "done"
     assert "going on from" in caplog.text
     assert_same_runs(whole, folder)
+    assert path.with_name("damaged.pt").exists()
 
 
 def test_a_checkpoint_of_something_else_is_refused(folders: Any) -> None:
