@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,10 +15,9 @@ from torch import Tensor, nn
 from elstm import nn as elstm_nn
 from elstm.config import Config
 from elstm.data import ImageSequences
-from elstm.figures import gradient_figure
 from elstm.models import SequenceClassifier
 
-GRADIENT_BATCH = 64  # sequences for |dL/dh_t|: a graph of T steps has to fit in memory
+OVER_TIME_BATCH = 64  # sequences: a graph of T steps has to fit in memory
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -152,14 +152,12 @@ def recompute_statistics(
         elstm_nn.recompute_statistics(model, batches())
 
 
-def gradient_picture(
-    model: SequenceClassifier, data: ImageSequences, name: str, epoch: float
-) -> bytes:
-    """|dL/dh_t| over t as PNG, on the first training images: the same ones each time."""
-    images, y = data.train.images[:GRADIENT_BATCH], data.train.labels[:GRADIENT_BATCH]
-    norms = elstm_nn.hidden_gradient_norms(
+def over_time(model: SequenceClassifier, data: ImageSequences) -> dict[str, np.ndarray]:
+    """|dL/dh_t| and the cell over t, on the first training images: the same ones each time."""
+    images, y = data.train.images[:OVER_TIME_BATCH], data.train.labels[:OVER_TIME_BATCH]
+    found = elstm_nn.over_time(
         model.rnn,
         data.sequences(images),
         lambda _, state: F.cross_entropy(model.logits(state), y),
     )
-    return gradient_figure(norms.cpu().numpy(), epoch, f"{name} on {data.name}")
+    return {name: values.cpu().numpy() for name, values in found.items()}

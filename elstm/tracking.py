@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics.csv and the TensorBoard event file.
+"""What a run tells the world: metrics.csv, norms.csv, over_time.csv and the TensorBoard event file.
 
 metrics.csv has one row per log point of training, one per evaluation, and at the end one for the
 test; a cell is empty where a row does not measure. Accuracies are fractions.
@@ -17,8 +17,22 @@ test; a cell is empty where a row does not measure. Accuracies are fractions.
     test_loss, test_accuracy, test_accuracy_batch_stats
                              of the best checkpoint by val_accuracy; in the last row alone
 
-Both files are appended to, and a resume cuts both back to the size that they had at its checkpoint:
-no point is lost, doubled or out of order.
+norms.csv has a row for each batch normalisation at each evaluation:
+
+    epoch, step, norm        when, and which, such as norm_c_l0
+    gamma_mean, gamma_std    over the units
+    beta_mean, beta_std      likewise; empty where it has no β
+    spread                   sqrt of the population variance, meaned over time steps and units
+
+over_time.csv has a row for each time step, as the latest evaluation found it on 64 training images
+(`elstm.nn.over_time`), and is replaced as a whole:
+
+    t                        1 to T
+    gradient                 |dL/dh_t|
+    cell_mean, cell_std      of c_t, over sequences and units; not of a GRU
+
+The other files are appended to, and a resume cuts them back to the sizes that they had at its
+checkpoint: no point is lost, doubled or out of order.
 """
 
 from __future__ import annotations
@@ -34,6 +48,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -43,6 +58,7 @@ from torch.utils.tensorboard import summary as summaries
 from elstm import files
 from elstm.config import Config
 from elstm.nn import statistics_norms
+from elstm.nn.norm import StepBatchNorm
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
 TAGS = {  # column: scalar in TensorBoard
@@ -59,13 +75,16 @@ TAGS = {  # column: scalar in TensorBoard
     "test_accuracy_batch_stats": "test/accuracy_batch_stats",
 }
 COLUMNS = ("epoch", "step", "train_seconds", "wall_seconds", *TAGS)
+NORM_COLUMNS = (
+    "epoch", "step", "norm", "gamma_mean", "gamma_std", "beta_mean", "beta_std", "spread",
+)  # fmt: skip
 HISTOGRAM_BINS = 64
 
 log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Writes metrics.csv and the event file of one run.
+    """Writes the records of one run.
 
     Making it claims the run's folder for this process; `start` begins the files or cuts them back.
 
@@ -77,10 +96,13 @@ class Tracker:
     def __init__(self, run_dir: Path, *, active: bool = True) -> None:
         self.run_dir, self.active = run_dir, active
         self.csv_path = run_dir / "metrics.csv"
+        self.norms_path = run_dir / "norms.csv"
+        self.over_time_path = run_dir / "over_time.csv"
         self._csv: IO[bytes] | None = None
+        self._norms: IO[bytes] | None = None
         self._events: EventFile | None = None
         if active:
-            files.refuse_links(self.csv_path)
+            files.refuse_links(self.csv_path, self.norms_path)
             self._csv = files.open_locked(self.csv_path, run_dir)
 
     def start(self, hparams: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
@@ -89,14 +111,19 @@ class Tracker:
             return
         missing = files.cut(self._csv, self.csv_path, sizes["metrics"] if sizes else 0)
         self._events = EventFile(self.run_dir, sizes["events"] if sizes else None)
+        norms = sizes.get("norms", 0) if sizes else 0
+        if norms or self.norms_path.exists():
+            with files.writing(self.norms_path):
+                self._norms = self.norms_path.open("ab")
+            missing += files.cut(self._norms, self.norms_path, norms)
         if missing or self._events.missing:
             log.warning(
-                "metrics.csv or the event file in %s is shorter than it was at the checkpoint: "
-                "their curves have a gap",
+                "metrics.csv, norms.csv or the event file in %s is shorter than it was at the "
+                "checkpoint: their curves have a gap",
                 self.run_dir,
             )
         if sizes is None:
-            self._write_row(COLUMNS)
+            self._write_row(self._csv, COLUMNS)
             # Session info alone, and no experiment summary: TensorBoard then gathers the table's
             # columns from all runs. Of several experiment summaries it would show only the first.
             _, begin, _ = summaries.hparams(dict(hparams), {})
@@ -110,19 +137,22 @@ class Tracker:
             position: epoch, step, train_seconds and wall_seconds.
             values: what was measured, by column.
         """
-        if self._events is None:
+        if self._events is None or self._csv is None:
             return
         cells = {**position, **values}
-        self._write_row([_cell(cells[c]) if c in cells else "" for c in COLUMNS])
+        self._write_row(self._csv, [_cell(cells[c]) if c in cells else "" for c in COLUMNS])
         scalars = [Summary.Value(tag=TAGS[c], simple_value=v) for c, v in values.items()]
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
 
-    def log_norms(self, model: nn.Module, step: int) -> None:
-        """Histograms of γ, β and the running statistics of every normalisation."""
+    def log_norms(self, model: nn.Module, position: Mapping[str, float]) -> None:
+        """Histograms of γ, β and the running statistics of every normalisation, and its row."""
         if self._events is None:
             return
+        step = int(position["step"])
         for name, norm in statistics_norms(model):
+            short = name.rpartition(".")[2]
+            self._write_norm(short, norm, position)
             tensors = {
                 "gamma": norm.weight,
                 "beta": norm.bias,
@@ -131,9 +161,41 @@ class Tracker:
             }
             for kind, tensor in tensors.items():
                 if tensor is not None:
-                    tag = f"{kind}/{name.rpartition('.')[2]}"
+                    tag = f"{kind}/{short}"
                     values = tensor.detach().float().cpu().numpy()
                     self._events.add(summaries.histogram(tag, values, HISTOGRAM_BINS), step)
+
+    def _write_norm(self, name: str, norm: StepBatchNorm, position: Mapping[str, float]) -> None:
+        if self._norms is None:
+            with files.writing(self.norms_path):
+                self._norms = self.norms_path.open("ab")
+        if not self._norms.tell():
+            self._write_row(self._norms, NORM_COLUMNS)
+        cells: list[str] = []
+        for weights in (norm.weight, norm.bias):
+            if weights is None:
+                cells += ["", ""]
+            else:
+                values = weights.detach().float()
+                cells += [f"{values.mean():.6g}", f"{values.std(correction=0):.6g}"]
+        spread = norm.running_var.float().mean().sqrt()
+        at = [_cell(position["epoch"]), _cell(position["step"])]
+        self._write_row(self._norms, [*at, name, *cells, f"{spread:.6g}"])
+
+    def write_over_time(self, columns: Mapping[str, np.ndarray]) -> None:
+        """over_time.csv, anew.
+
+        Args:
+            columns: (T,) each.
+        """
+        if not self.active:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["t", *columns])
+        for t, values in enumerate(zip(*columns.values(), strict=True), start=1):
+            writer.writerow([t, *(f"{value:.6g}" for value in values)])
+        files.write_atomic(self.over_time_path, text.getvalue().encode(), sync=False)
 
     def log_picture(self, tag: str, png: bytes, step: int) -> None:
         if self._events is not None:
@@ -161,7 +223,11 @@ class Tracker:
         with files.writing(self.run_dir):
             for file in self._open_files():
                 os.fsync(file.fileno())
-        return {"metrics": self._csv.tell(), "events": self._events.file.tell()}
+        return {
+            "metrics": self._csv.tell(),
+            "norms": 0 if self._norms is None else self._norms.tell(),
+            "events": self._events.file.tell(),
+        }
 
     def close(self) -> None:
         """Never fails, so that it cannot hide the error that ended the run."""
@@ -170,18 +236,17 @@ class Tracker:
                 file.close()
             except OSError as error:
                 log.warning("cannot write to %s: %s", self.run_dir, error)
-        self._csv = self._events = None
+        self._csv = self._norms = self._events = None
 
     def _open_files(self) -> list[IO[bytes]]:
         events = None if self._events is None else self._events.file
-        return [file for file in (self._csv, events) if file is not None]
+        return [file for file in (self._csv, self._norms, events) if file is not None]
 
-    def _write_row(self, cells: Any) -> None:
+    def _write_row(self, file: IO[bytes], cells: Any) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
-        if self._csv is not None:
-            with files.writing(self.csv_path):
-                self._csv.write(line.getvalue().encode())
+        with files.writing(Path(file.name)):
+            file.write(line.getvalue().encode())
 
 
 class EventFile:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from elstm import checkpoint, evaluation, runtime
+from elstm import checkpoint, evaluation, figures, runtime
 from elstm.config import Config
 from elstm.data import load_data
 from elstm.errors import UserError
@@ -318,11 +318,12 @@ class _Run:
         if improved:
             state.best_val_accuracy, state.best_epoch = accuracy, epoch
         self.schedule.after_epoch(accuracy)
-        self.tracker.log_norms(self.model, state.step)
+        self.tracker.log_norms(self.model, self.position())
         if self.main:
-            picture = evaluation.gradient_picture(
-                self.model, self.data, self.config.model.name, epoch
-            )
+            inside = evaluation.over_time(self.model, self.data)
+            self.tracker.write_over_time(inside)
+            title = f"{self.config.model.name} on {self.data.name}"
+            picture = figures.gradient_figure(inside["gradient"], epoch, title)
             self.tracker.log_picture("gradient/hidden", picture, state.step)
         self.clock.look()
         self.tracker.log(self.position(), values)

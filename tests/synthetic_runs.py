@@ -154,31 +154,25 @@ def write_run(
     return folder
 
 
-def write_events(
+def write_inside(
     folder: Path,
-    histograms: dict[str, list[np.ndarray]],
-    over_time: dict[str, np.ndarray] | None = None,
+    norms: dict[str, list[tuple[float, float, float]]],
+    over_time: dict[str, list[float]],
 ) -> Path:
-    """An event file: histograms once per epoch, and tensors over time steps at the end."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-    from tensorboard.summary.writer.record_writer import RecordWriter
-    from tensorboard.util.tensor_util import make_tensor_proto
+    """norms.csv and over_time.csv.
 
-    path = folder / "events.out.tfevents.1.elstm"
-    with path.open("wb") as file:
-        writer = RecordWriter(file)
-        writer.write(Event(file_version="brain.Event:2").SerializeToString())
-        for tag, points in histograms.items():
-            for epoch, values in enumerate(points, start=1):
-                histogram = HistogramProto(
-                    num=values.size, sum=values.sum(), sum_squares=(values**2).sum()
-                )
-                summary = Summary(value=[Summary.Value(tag=tag, histo=histogram)])
-                event = Event(step=epoch * STEPS_PER_EPOCH, summary=summary)
-                writer.write(event.SerializeToString())
-        for tag, values in (over_time or {}).items():
-            tensor = make_tensor_proto(values.astype(np.float32))
-            summary = Summary(value=[Summary.Value(tag=tag, tensor=tensor)])
-            writer.write(Event(step=1, summary=summary).SerializeToString())
-    return path
+    Args:
+        folder: of the run, which is returned.
+        norms: by name, for each epoch the mean and deviation of gamma, and the spread.
+        over_time: columns by name.
+    """
+    lines = ["epoch,step,norm,gamma_mean,gamma_std,beta_mean,beta_std,spread"]
+    for name, course in norms.items():
+        for epoch, (mean, sd, spread) in enumerate(course, start=1):
+            lines.append(f"{epoch},{epoch * STEPS_PER_EPOCH},{name},{mean},{sd},,,{spread}")
+    (folder / "norms.csv").write_text("\n".join(lines) + "\n")
+    rows = zip(*over_time.values(), strict=True)
+    lines = [",".join(["t", *over_time])]
+    lines += [",".join(map(str, (t, *row))) for t, row in enumerate(rows, start=1)]
+    (folder / "over_time.csv").write_text("\n".join(lines) + "\n")
+    return folder

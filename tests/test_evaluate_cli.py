@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_runs import small_config
 
-from elstm import evaluate, evaluation, predict, trained, training
+from elstm import evaluate, figures, predict, trained, training
 from elstm.config import Config
 from elstm.status import read_status
 
@@ -25,7 +25,7 @@ def config() -> Config:
 def trained_run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "gradient_picture", lambda *_: b"a picture")
+        patch.setattr(figures, "gradient_figure", lambda *_: b"a picture")
         training.run(config, folder)
     return folder
 

@@ -87,7 +87,7 @@ def test_recomputed_statistics_leave_training_alone() -> None:
         torch.manual_seed(1)
         if trained is model:
             evaluation.recompute_statistics(trained, data, config, 0)
-            evaluation.gradient_picture(trained, data, "x", 1.0)
+            evaluation.over_time(trained, data)
             evaluation.measure(trained, data, "val", config)
         F.cross_entropy(trained(x), y).backward()
         return [p.grad for p in trained.parameters() if p.grad is not None]
@@ -140,6 +140,9 @@ def test_reduced_precision() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_picture_of_the_gradient(name: str) -> None:
+def test_over_time(name: str) -> None:
     _, data, model = built(name)
-    assert evaluation.gradient_picture(model, data, name, 1.0).startswith(b"\x89PNG\r\n")
+    found = evaluation.over_time(model, data)
+    assert list(found) == ["gradient", "cell_mean", "cell_std"][: 1 if name == "gru" else 3]
+    assert all(values.shape == (data.num_steps,) for values in found.values())
+    assert found["gradient"].min() > 0

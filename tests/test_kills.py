@@ -28,7 +28,7 @@ PLANS = {
 
 def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) -> None:
     """In a process of its own; `number` 0: nobody is killed."""
-    from elstm import evaluation, tracking, training
+    from elstm import evaluation, figures, tracking, training
 
     owner, name = {
         "step": (training._Run, "train_step"),
@@ -48,7 +48,7 @@ def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) ->
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
-    evaluation.gradient_picture = lambda *_: b"a picture"
+    figures.gradient_figure = lambda *_: b"a picture"
     training.run(config, folder, resume=True)
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from training_runs import small_config
 
-from elstm import evaluation, predict, trained, training
+from elstm import figures, predict, trained, training
 from elstm.config import Config
 from elstm.data import ImageSequences, load_data
 
@@ -33,7 +33,7 @@ def data(config: Config) -> ImageSequences:
 def trained_run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "gradient_picture", lambda *_: b"a picture")
+        patch.setattr(figures, "gradient_figure", lambda *_: b"a picture")
         training.run(config, folder)
     return folder
 

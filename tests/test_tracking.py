@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ from elstm import progress, status, tracking
 from elstm.errors import UserError
 from elstm.models import SequenceClassifier
 from elstm.nn import ELSTMBN
+from elstm.nn.norm import StepBatchNorm
 from elstm.tracking import COLUMNS, Tracker, hparams
 
 POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
@@ -73,7 +75,7 @@ def test_rows_and_scalars(tmp_path: Path) -> None:
 def test_histograms_and_pictures(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     model = SequenceClassifier(ELSTMBN(3, 4, max_steps=5, gamma_c=0.5), 2)
-    tracker.log_norms(model, 3)
+    tracker.log_norms(model, POSITION)
     tracker.log_picture("gradient/hidden", b"\x89PNG...", 3)
     tracker.close()
     reader = read_events(tmp_path)
@@ -88,6 +90,38 @@ def test_histograms_and_pictures(tmp_path: Path) -> None:
     assert variance.histogram_value.num == 5 * 16
     (image,) = reader.Images("gradient/hidden")
     assert image.encoded_image_string == b"\x89PNG..."
+
+
+def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:
+    model = SequenceClassifier(ELSTMBN(3, 2, max_steps=5), 2)
+    norm = model.rnn.norm_c_l0
+    assert isinstance(norm, StepBatchNorm)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.5]))
+    norm.running_var.fill_(0.25)
+    tracker = started(tmp_path)
+    tracker.log_norms(model, POSITION)
+    sizes = tracker.sizes()
+    tracker.log_norms(model, {**POSITION, "step": 8})
+    tracker.write_over_time({"gradient": np.ones(2)})
+    tracker.write_over_time({"gradient": np.array([1e-9, 0.5]), "cell_mean": np.array([1, 2])})
+    tracker.close()
+    assert (tmp_path / "over_time.csv").read_text() == "t,gradient,cell_mean\n1,1e-09,1\n2,0.5,2\n"
+
+    tracker = Tracker(tmp_path)
+    tracker.start({}, sizes)  # a resume
+    tracker.log_norms(model, {**POSITION, "step": 9})
+    tracker.close()
+    with (tmp_path / "norms.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["norm"][:-3]) for row in rows] == [
+        (step, norm) for step in "79" for norm in ("norm_ih", "norm_hh", "norm_c")
+    ]
+    assert rows[2] == {
+        "epoch": "0.5", "step": "7", "norm": "norm_c_l0", "gamma_mean": "1", "gamma_std": "0.5",
+        "beta_mean": "0", "beta_std": "0", "spread": "0.5",
+    }  # fmt: skip
+    assert rows[0]["beta_mean"] == ""  # has none
 
 
 def test_hparams_stand_in_the_runs_own_file(tmp_path: Path) -> None:

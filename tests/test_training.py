@@ -16,7 +16,7 @@ import pytest
 import torch
 from training_runs import MODELS, assert_same_runs, differences, events, last, rows, small_config
 
-from elstm import checkpoint, evaluation, runtime, training
+from elstm import checkpoint, evaluation, figures, runtime, training
 from elstm.config import Config, CosineConfig, PlateauConfig
 from elstm.data import ImageSequences
 from elstm.errors import UserError
@@ -34,7 +34,7 @@ def no_picture(*_: Any) -> bytes:
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without matplotlib's half of an evaluation, but for one test."""
     if request.function is not test_a_whole_run:
-        monkeypatch.setattr(evaluation, "gradient_picture", no_picture)
+        monkeypatch.setattr(figures, "gradient_figure", no_picture)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert "done: test accuracy" in caplog.text
     assert "the recurrence runs on backend" in caplog.text
     names = sorted(p.name for p in folder.iterdir() if "tfevents" not in p.name)
-    assert names == ["checkpoints", "metrics.csv", "status.json"]
+    assert names == ["checkpoints", "metrics.csv", "norms.csv", "over_time.csv", "status.json"]
     names = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "previous.pt"]
 
@@ -250,7 +250,8 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
 
     def poisoned(logits: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
         loss = original(logits, y, **options)
-        return loss * float("nan") if not options and next(calls) == 8 else loss
+        # Of the calls before that of step 9 one is over_time's.
+        return loss * float("nan") if not options and next(calls) == 9 else loss
 
     monkeypatch.setattr(training.F, "cross_entropy", poisoned)
     config = small_config(max_epochs=3, log_every=log_every)
@@ -345,7 +346,7 @@ def signalled() -> Config:
 def uninterrupted(signalled: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "gradient_picture", no_picture)
+        patch.setattr(figures, "gradient_figure", no_picture)
         run(signalled, folder)
     return folder
 

@@ -90,6 +90,10 @@ def assert_same_runs(a: Path, b: Path) -> None:
         assert differences(one, other) == []
     assert rows(a) == rows(b)
     assert events(a) == events(b)
+    for file in ("norms.csv", "over_time.csv"):
+        one, other = (d / file for d in (a, b))
+        assert one.exists() == other.exists()
+        assert not one.exists() or one.read_bytes() == other.read_bytes()
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -4,7 +4,7 @@ Needs torch alone.
 """
 
 from elstm.nn.backends import BACKENDS
-from elstm.nn.diagnostics import hidden_gradient_norms
+from elstm.nn.diagnostics import hidden_gradient_norms, over_time
 from elstm.nn.gru import GRU
 from elstm.nn.layer_norm import LayerNormLSTM
 from elstm.nn.layers import BNLSTM, ELSTMBN, LSTM
@@ -21,6 +21,7 @@ __all__ = [
     "LayerNormLSTM",
     "batch_statistics",
     "hidden_gradient_norms",
+    "over_time",
     "recompute_statistics",
     "statistics_norms",
 ]

@@ -74,7 +74,7 @@ class RecurrentBase(nn.Module):
     backend: str
     last_backend: str | None
     _batch_statistics: bool
-    # One layer in one direction as plain equations; takes hidden=, a list that is given every h_t.
+    # One layer in one direction as plain equations; takes states=, a list that is given each state.
     _reference: Callable[..., Any] = staticmethod(recurrence)
 
     def _set_options(

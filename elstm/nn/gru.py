@@ -24,12 +24,12 @@ def gru_recurrence(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
     *,
-    hidden: list[Tensor] | None = None,
+    states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer in one direction; the equations are GRU's.
 
     Args:
-        x: (T, B, I), batch_sizes and hidden: as elstm.nn.recurrence.recurrence has them.
+        x: (T, B, I), batch_sizes and states: as elstm.nn.recurrence.recurrence has them.
         h_0: (B, H).
         weight_ih, weight_hh, bias_ih, bias_hh: (3H, I), (3H, H), (3H,); gate order r, z, n.
 
@@ -50,8 +50,8 @@ def gru_recurrence(
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         n = (x_n + r * h_n).tanh()
         h = (1 - z) * n + z * h
-        if hidden is not None:
-            hidden.append(h)
+        if states is not None:
+            states.append((h,))
         h_all = keep_ended(h, h_all)
         outputs.append(zero_ended(h, batch))
     return torch.stack(outputs).to(dtype), h_all.to(dtype)

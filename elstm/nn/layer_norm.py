@@ -47,7 +47,7 @@ def layer_norm_recurrence(
     norm_hh: LayerNorm,
     norm_c: LayerNorm,
     *,
-    hidden: list[Tensor] | None = None,
+    states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer in one direction; the equations are LayerNormLSTM's.
 
@@ -68,8 +68,8 @@ def layer_norm_recurrence(
         i, f, g, o = z.chunk(4, dim=1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # (21)
         h = o.sigmoid() * norm_c(c).tanh()  # (22)
-        if hidden is not None:
-            hidden.append(h)
+        if states is not None:
+            states.append((h, c))
         h_all, c_all = keep_ended(h, h_all), keep_ended(c, c_all)
         outputs.append(zero_ended(h, batch))
     return torch.stack(outputs).to(dtype), h_all.to(dtype), c_all.to(dtype)

@@ -121,7 +121,7 @@ def recurrence(
     norm_c2: NormInputs | None,
     cell_norm: str,
     *,
-    hidden: list[Tensor] | None = None,
+    states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
     """One layer in one direction.
 
@@ -135,7 +135,7 @@ def recurrence(
         norm_ih, norm_hh: norms of the two projections in (1); None: the projection itself.
         norm_c, norm_c2: BN and BN2 of the cell, as `cell_norm` has them.
         cell_norm: a key of CELL_NORMS.
-        hidden: a list that is given every h_t, of the rows alive at t, for looking at gradients.
+        states: a list that is given every (h_t, c_t), of the rows alive at t, for looking inside.
 
     Returns:
         output (T, B, H), zero where a row is not alive; h_n and c_n (B, H), each row's state after
@@ -184,8 +184,8 @@ def recurrence(
             h_all, c_all = torch.cat((h, h_all[alive:])), torch.cat((c, c_all[alive:]))
             output = F.pad(h, (0, 0, 0, batch - alive))
         outputs.append(output)
-        if hidden is not None:
-            hidden.append(h)
+        if states is not None:
+            states.append((h, c))
     dtype = projected.dtype
     return (
         torch.stack(outputs).to(dtype),

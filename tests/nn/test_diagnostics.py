@@ -1,4 +1,4 @@
-"""hidden_gradient_norms against finite differences in NumPy, through a recurrence cut in two."""
+"""over_time against finite differences in NumPy, through a recurrence cut in two."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from numpy_lstm import assert_close, lstm, packed, randomize, sequences, to_nump
 from torch import nn
 from torch.nn.utils.rnn import pad_packed_sequence
 
-from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM, hidden_gradient_norms
+from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM, hidden_gradient_norms, over_time
 
 T, B, F, H = 4, 3, 2, 2
 LENGTHS = [2, 4, 4]  # two or more are alive at every step
@@ -74,6 +74,20 @@ def test_matches_finite_differences(cell_norm, lengths):
     norms = hidden_gradient_norms(layer, x if lengths is None else packed(x, lengths), loss)
     assert norms.shape == (T,)
     assert_close(norms, finite_differences(layer, x.numpy(), lengths or [T] * B), rtol=1e-6)
+
+
+@pytest.mark.parametrize("cell_norm", ["lstm", *CELL_NORMS])
+def test_the_cell_over_time(cell_norm):
+    layer, x = make(cell_norm, num_layers=1), sequences(T, B, F)
+    found = over_time(layer, packed(x, LENGTHS), loss)
+    state = to_numpy(layer)
+    for t in range(1, T + 1):
+        alive = [length >= t for length in LENGTHS]
+        c_t = lstm(
+            layer, x[:t].numpy(), lengths=np.minimum(LENGTHS, t), batch_mode=True, state=state
+        ).c_n[0][alive]
+        assert found["cell_mean"][t - 1].item() == pytest.approx(c_t.mean(), rel=1e-9)
+        assert found["cell_std"][t - 1].item() == pytest.approx(c_t.std(), rel=1e-9)
 
 
 def test_a_loss_that_does_not_see_every_step():

@@ -1,0 +1,71 @@
+"""What a run recorded of its inside: norms.csv over training, over_time.csv over the time steps."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elstm.reporting.files import Damaged, one_line, read_text
+
+MAX_BYTES = 16_000_000
+MAX_NORMS = 200  # of one run
+OVER_TIME = ("gradient", "cell_mean", "cell_std")
+
+
+@dataclass(frozen=True)
+class NormCourse:
+    """One normalisation over training; all arrays (evaluations,)."""
+
+    epoch: np.ndarray
+    gamma_mean: np.ndarray
+    gamma_std: np.ndarray  # over the units
+    spread: np.ndarray  # root of the population variance, meaned over time steps and units
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Of one run; empty where it recorded none."""
+
+    norms: dict[str, NormCourse]  # by name, such as norm_c_l0
+    over_time: dict[str, np.ndarray]  # (T,), by the names in OVER_TIME
+
+
+def read_inside(run_dir: Path) -> Inside:
+    """The two files of a run folder; what is damaged or not there is left out."""
+    courses: dict[str, list[list[float]]] = {}
+    for row in _rows(run_dir / "norms.csv"):
+        name = one_line(row.get("norm") or "", 40)
+        if name in courses or len(courses) < MAX_NORMS:
+            fields = ("epoch", "gamma_mean", "gamma_std", "spread")
+            courses.setdefault(name, []).append([_number(row.get(field)) for field in fields])
+    table = _rows(run_dir / "over_time.csv")
+    over_time = {
+        name: np.array([_number(row.get(name)) for row in table])
+        for name in OVER_TIME
+        if table and name in table[0]
+    }
+    return Inside(
+        {name: NormCourse(*np.array(rows).T) for name, rows in courses.items()},
+        {name: values for name, values in over_time.items() if np.isfinite(values).any()},
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines; a last one without its end is being written at this moment."""
+    try:
+        text = read_text(path, MAX_BYTES)
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+    except (Damaged, csv.Error):
+        return []
+
+
+def _number(cell: str | None) -> float:
+    """NaN where it is none, or too large to draw."""
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return float("nan")
+    return value if abs(value) < 1e30 else float("nan")
