@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from elstm import runtime
+from elstm import nonfinite, runtime
 from elstm.data import ImageSequences
 from elstm.errors import UserError
 from elstm.optim import Schedule
@@ -29,6 +30,7 @@ class State:
     best_val_accuracy: float = -1.0
     best_epoch: float = 0.0
     waited: int = 0  # evaluations since the best one
+    skipped_steps: int = 0  # of `step`, those that changed nothing: trainer.on_nonfinite=skip
     train_loss: float = math.nan  # of the latest log point
     train_seconds: float = 0.0  # training alone
     wall_seconds: float = 0.0  # with evaluations and checkpoints
@@ -57,35 +59,66 @@ class Window:
     """Sums over the steps since the last log point, kept on the device.
 
     Reading them is the loop's only synchronisation. A sum that has become NaN or infinite stays so,
-    and `bad` counts the steps since: so the first bad step is known without looking at each.
+    and `bad` counts the steps since the first that was not finite, whose norms are kept: so it is
+    known without looking at each.
     """
 
     def __init__(self, device: torch.device) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=dtype, device=device)  # loss, correct, gradient norm
         self.bad = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = self.samples = 0
         self.began = 0.0  # train_seconds at the last log point
+        # Loss and norms of each parameter's gradient: of the first bad step, or the latest, and of
+        # the step before. (2, 1 + P)
+        self.norms: Tensor | None = None
 
-    def add(self, loss: Tensor, correct: Tensor, grad_norm: Tensor, samples: int) -> None:
-        """One step: mean loss, number of correct predictions, norm of the whole gradient."""
-        self.sums += torch.stack((loss, correct, grad_norm))
-        self.bad += ~self.sums.isfinite().all()
+    def add(
+        self, loss: Tensor, correct: Tensor, norms: Tensor, samples: int, skip: Tensor | None = None
+    ) -> None:
+        """One step: mean loss, number of correct predictions, norms of the gradient, (P,).
+
+        A step that was skipped, if `skip` is true, is counted and has no part in the sums.
+        """
+        values = torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
+        latest = torch.cat((loss[None], norms))
+        if self.norms is None:
+            self.norms = torch.stack((latest, torch.zeros_like(latest)))
+        else:
+            newest = torch.stack((latest, self.norms[0]))
+            self.norms = torch.where(self.bad == 0, newest, self.norms)
+        self.bad += ~latest.isfinite().all() | (self.bad > 0)
+        if skip is not None:
+            self.skipped += skip
+            values = values.where(~skip, 0)
+        self.sums += values
         self.steps += 1
         self.samples += samples
 
     def first_bad_step(self, step: int) -> int | None:
-        """Where `step` is the latest; None if all were finite."""
-        bad = int(self.bad)
-        return step - bad + 1 if bad else None
+        """Where `step` is the latest; None if all that count were finite."""
+        return None if self.sums.isfinite().all() else self.first_trouble(step)
 
-    def means(self, sums: Tensor, processes: int, train_seconds: float) -> dict[str, float]:
+    def first_trouble(self, step: int) -> int:
+        """The first step that was not finite, skipped or not; there has been one."""
+        return step - int(self.bad) + 1
+
+    def culprit(self, names: Sequence[str]) -> str:
+        """What was not finite in it; `names` are those of the parameters."""
+        assert self.norms is not None
+        (loss, *norms), (_, *before) = self.norms.tolist()
+        return nonfinite.culprit(names, loss, norms, before)
+
+    def means(
+        self, sums: Tensor, processes: int, skipped: int, train_seconds: float
+    ) -> dict[str, float]:
         """As columns of metrics.csv, from `self.sums` summed over so many processes."""
         loss, correct, grad_norm = sums.tolist()
-        steps, samples = self.steps * processes, self.samples * processes
+        steps, samples = (self.steps - skipped) * processes, self.samples * processes
         return {
             "train_loss": loss / steps,
-            "train_accuracy": correct / samples,
+            "train_accuracy": correct / (samples * (self.steps - skipped) / self.steps),
             "grad_norm": grad_norm / steps,
             "samples_per_second": samples / max(train_seconds - self.began, 1e-9),
         }
@@ -93,6 +126,7 @@ class Window:
     def clear(self, train_seconds: float) -> None:
         self.sums.zero_()
         self.bad.zero_()
+        self.skipped.zero_()
         self.steps = self.samples = 0
         self.began = train_seconds
 
@@ -102,6 +136,9 @@ class Window:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums.copy_(state["sums"])
         self.bad.copy_(state["bad"])
+        self.skipped.fill_(int(state.get("skipped", 0)))  # none in the first version
+        norms = state.get("norms")
+        self.norms = None if norms is None else norms.to(self.bad.device)
         self.steps, self.samples = int(state["steps"]), int(state["samples"])
         self.began = float(state["began"])
 
@@ -126,11 +163,22 @@ class Snapshot:
         """Of the gradients in fp16, else None."""
         return self.accelerator.scaler
 
-    def first_bad_step(self) -> int | None:
-        """At which the loss or its gradient was not finite; None while all is, weights included."""
+    def bad(self) -> tuple[int, str] | None:
+        """Step and name of what was not finite; None while all is, weights included."""
         step = self.window.first_bad_step(self.state.step)
-        finite = [values.isfinite().all() for values in self.model.state_dict().values()]
-        return self.state.step if step is None and not torch.stack(finite).all() else step
+        if step is not None:
+            return step, self.window.culprit(self.names())
+        state = self.model.state_dict()
+        finite = torch.stack([values.isfinite().all() for values in state.values()])
+        if finite.all():
+            return None
+        return self.state.step, next(
+            n for n, f in zip(state, finite.tolist(), strict=True) if not f
+        )
+
+    def names(self) -> list[str]:
+        """Of the parameters that the loss depends on."""
+        return [name for name, p in self.model.named_parameters() if p.grad is not None]
 
     def content(self, file_sizes: dict[str, int]) -> dict[str, Any]:
         """Of a checkpoint; `file_sizes` are those of the run's records."""

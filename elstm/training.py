@@ -30,6 +30,7 @@ from elstm.errors import UserError
 from elstm.files import refuse_links, remove_leftovers, writing
 from elstm.interrupts import Interrupted, Interrupts
 from elstm.models import build_model
+from elstm.nonfinite import Skipping, clip_gradients
 from elstm.optim import Schedule, build_optimizer
 from elstm.progress import Progress, duration
 from elstm.state import Clock, Snapshot, State, Window
@@ -37,6 +38,7 @@ from elstm.status import Status, read_status
 from elstm.tracking import Tracker, hparams
 
 SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
+MAX_SKIPPED = 100  # steps in a row that trainer.on_nonfinite=skip puts up with
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
 
 log = logging.getLogger(__name__)
@@ -156,6 +158,8 @@ class _Run:
             config.scheduler, config.optimizer.lr, total_steps, steps_per_epoch
         )
         self.clip = self.trainer.clip_grad_norm or math.inf
+        skips = self.trainer.on_nonfinite == "skip" and accelerator.scaler is None  # it skips too
+        self.skipping = Skipping(self.model, self.optimizer) if skips else None
         self.backend: str | None = None  # the log has named it
         self.recorded = time.monotonic()
         self.state, self.window = State(), Window(device)
@@ -249,16 +253,20 @@ class _Run:
         lr = self.schedule.lr(self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if self.skipping is not None:
+            self.skipping.begin()
         logits = self.step_model(x)
         loss = F.cross_entropy(logits, y)
         for parameter in self.parameters:  # zero_grad with its hooks takes ten times as long
             parameter.grad = None
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.clip)
-        self.optimizer.step()
+        norms = clip_gradients(self.accelerator, self.parameters, self.clip)
+        skip = None if self.skipping is None else self.skipping.step(norms)
+        if skip is None:
+            self.optimizer.step()
         if self.accelerator.scaler is not None:  # it skips steps that overflow in fp16
-            norm = norm.nan_to_num(0.0, 0.0, 0.0)
-        self.window.add(loss.detach(), (logits.argmax(1) == y).sum(), norm, len(y))
+            norms = norms.nan_to_num(0.0, 0.0, 0.0)
+        self.window.add(loss.detach(), (logits.argmax(1) == y).sum(), norms, len(y), skip)
         self.state.step += 1
         self.state.batch += self.processes
 
@@ -281,9 +289,11 @@ class _Run:
         self.check_finite()
         self.clock.look()
         state, window = self.state, self.window
-        values = window.means(
-            self.accelerator.reduce(window.sums.clone()), self.processes, state.train_seconds
-        )
+        skipped = self.count_skipped() if self.skipping is not None else 0
+        if skipped == window.steps:  # nothing to tell yet
+            return
+        sums = self.accelerator.reduce(window.sums.clone())
+        values = window.means(sums, self.processes, skipped, state.train_seconds)
         window.clear(state.train_seconds)
         if self.backend != self.model.rnn.last_backend:
             self.backend = self.model.rnn.last_backend
@@ -386,19 +396,43 @@ class _Run:
             best_val_accuracy=self.state.best_val_accuracy if evaluated else None,
             best_epoch=self.state.best_epoch if evaluated else None,
             backend=self.model.rnn.last_backend,
+            skipped_steps=self.state.skipped_steps,
         )
 
     def check_finite(self) -> None:
         """Raises UserError before the weights or records of a bad step reach the disk."""
-        step = self.snapshot.first_bad_step()
-        if step is None:
+        bad = self.snapshot.bad()
+        if bad is None:
             return
-        last = checkpoint.last_path(self.run_dir)
-        kept = f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
+        step, what = bad
+        skip = "" if self.skipping else ", or skip such steps with trainer.on_nonfinite=skip"
         raise UserError(
-            f"the loss or its gradient was not finite at step {step} (epoch "
-            f"{self.state.epoch + 1}): lower optimizer.lr or trainer.clip_grad_norm; {kept}"
+            f"{what} was not finite at step {step} (epoch {self.state.epoch + 1}): lower "
+            f"optimizer.lr or trainer.clip_grad_norm{skip}; {self.kept()}"
         )
+
+    def count_skipped(self) -> int:
+        """Since the last log point; raises UserError where training does not get on any more."""
+        skipped, state, window = int(self.window.skipped), self.state, self.window
+        if not skipped:
+            return 0
+        first, what = window.first_trouble(state.step), window.culprit(self.snapshot.names())
+        if skipped == window.steps >= MAX_SKIPPED:
+            raise UserError(
+                f"all steps from {first} to {state.step} were skipped, since {what} was not "
+                f"finite: lower optimizer.lr or trainer.clip_grad_norm; {self.kept()}"
+            )
+        if skipped < window.steps:
+            state.skipped_steps += skipped
+            self.say(
+                "skipped %d of the last %d steps, first step %d: %s was not finite; %d in all",
+                skipped, window.steps, first, what, state.skipped_steps,
+            )  # fmt: skip
+        return skipped
+
+    def kept(self) -> str:
+        last = checkpoint.last_path(self.run_dir)
+        return f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
 
     def save(self, *paths: Path) -> None:
         """All that the steps to come depend on."""

@@ -6,7 +6,9 @@ import dataclasses
 import gzip
 import json
 import logging
+import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -255,7 +257,11 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
 
     monkeypatch.setattr(training.F, "cross_entropy", poisoned)
     config = small_config(max_epochs=3, log_every=log_every)
-    with pytest.raises(UserError, match=r"was not finite at step 9 \(epoch 2\).*last.pt holds"):
+    message = (
+        r"the loss \(the step before had its largest gradient in head.weight\) was not finite at "
+        r"step 9 \(epoch 2\).*last.pt holds"
+    )
+    with pytest.raises(UserError, match=message):
         run(config, folder)
     status = read_status(folder)
     assert status is not None
@@ -266,23 +272,61 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
     assert all("nan" not in r.values() for r in rows(folder))
 
 
+def poison_gradient(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """An infinity in the gradient of the last parameter but one, at each of `steps`."""
+    original = training.clip_gradients
+
+    def poisoned(accelerator: Any, parameters: list[Any], clip: float) -> torch.Tensor:
+        count[0] += 1
+        if count[0] in steps:
+            parameters[-2].grad[0, 0] = float("inf")
+        return original(accelerator, parameters, clip)
+
+    count = [0]
+    patch.setattr(training, "clip_gradients", poisoned)
+
+
 def test_a_gradient_that_is_not_finite_stops_as_well(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poison(self: _Run) -> None:
-        self.parameters[0].grad[0, 0] = float("inf")  # type: ignore[index]
-
-    original = _Run.train_step
-
-    def step(self: _Run, x: torch.Tensor, y: torch.Tensor) -> None:
-        if self.state.step == 2:
-            backward = self.accelerator.backward
-            self.accelerator.backward = lambda loss: (backward(loss), poison(self))  # type: ignore[method-assign]
-        original(self, x, y)
-
-    monkeypatch.setattr(_Run, "train_step", step)
-    with pytest.raises(UserError, match=r"not finite at step 3 \(epoch 1\).*nothing was saved yet"):
+    poison_gradient(monkeypatch, 3)
+    pattern = (
+        r"the gradient of head.weight was not finite at step 3 \(epoch 1\).*nothing was saved yet"
+    )
+    with pytest.raises(UserError, match=pattern):
         run(small_config(), next(folders))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = small_config(on_nonfinite="skip", max_epochs=3, log_every=2, recompute_batches=0)
+    whole, folder, usual = next(folders), next(folders), next(folders)
+    with pytest.MonkeyPatch.context() as patch:
+        poison_gradient(patch, 1, 9)
+        status = run(config, whole).status
+    assert (status["state"], status["step"], status["skipped_steps"]) == ("done", 15, 2)
+    assert re.search(r"skipped 1 of the last 2 steps, first step 9: the gradient of head.wei",
+                     caplog.text)  # fmt: skip
+    assert all(math.isfinite(float(v)) for r in rows(whole) for v in r.values() if v)
+    with pytest.MonkeyPatch.context() as patch:
+        poison_gradient(patch, 1, 9)
+        patch.setattr(_Run, "train_step", at(_Run, "train_step", 9, send(signal.SIGTERM)))
+        run(config, folder)
+    run(config, folder, resume=True)
+    assert_same_runs(whole, folder)
+    # and a run without such steps is the same as ever
+    stop = dataclasses.replace(config.trainer, on_nonfinite="stop")
+    run(config, next(folders))
+    run(dataclasses.replace(config, trainer=stop), usual)
+    assert differences(last(usual)["model"], last(usual.with_name("run3"))["model"]) == []
+
+    monkeypatch.setattr(training, "MAX_SKIPPED", 4)
+    poison_gradient(monkeypatch, *range(4, 99))
+    with pytest.raises(UserError, match=r"all steps from 4 to 7 were skipped, .*last.pt holds"):
+        run(dataclasses.replace(config, trainer=dataclasses.replace(
+            config.trainer, log_every=1, checkpoint_every=4)), next(folders))  # fmt: skip
 
 
 def test_an_error_is_in_the_status(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
