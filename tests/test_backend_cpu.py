@@ -146,11 +146,13 @@ def _instead(library, bits, narrow):
 
 
 RUN = """
+import sys
 import torch
 from elstm.nn import ELSTMBN
 layer = ELSTMBN(2, 3)
 layer(torch.ones(3, 4, 2))
 print(layer.last_backend)
+assert "torch._dynamo" not in sys.modules  # whose import takes as long as torch's
 """
 
 

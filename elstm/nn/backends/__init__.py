@@ -7,10 +7,9 @@ call, or None where it can. It is imported when it is first asked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
-
-import torch
 
 from elstm.nn import recurrence as reference
 from elstm.nn.recurrence import Recurrence
@@ -33,7 +32,13 @@ def check_backend(name: str) -> None:
 _LOADED: dict[str, Any] = {}
 
 
-@torch.compiler.assume_constant_result
+def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compiler.assume_constant_result, without its import of the compiler: a second or two."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_result
 def _load(module_name: str) -> bool:
     """Imports a backend where torch.compile traces too: it would break its graph at an import."""
     if module_name not in _LOADED:

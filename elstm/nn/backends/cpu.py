@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from elstm.nn.backends import cpu_library
+from elstm.nn.backends import constant_result, cpu_library
 from elstm.nn.backends.cpu_library import BITS, Constants, Learned, Results
 from elstm.nn.recurrence import NormInputs, Statistics
 
@@ -59,7 +59,7 @@ def refuses(
     return _unavailable(BITS[x.dtype])
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _unavailable(bits: int) -> str | None:
     return cpu_library.unavailable(bits)
 
