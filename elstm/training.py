@@ -138,6 +138,8 @@ class _Run:
         optimizer = build_optimizer(config.optimizer, self.parameters, device)
         step_model = torch.compile(self.model) if self.trainer.compile else self.model
         self.step_model, self.optimizer = accelerator.prepare(step_model, optimizer)
+        # Accelerate's step looks for a package twice at each call; it is needed in fp16 alone.
+        self.take_step = optimizer.step if accelerator.scaler is None else self.optimizer.step
         if not self.main:  # dropout and noise of its own; the weights are the first process's
             torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
 
@@ -263,7 +265,7 @@ class _Run:
         norms = clip_gradients(self.accelerator, self.parameters, self.clip)
         skip = None if self.skipping is None else self.skipping.step(norms)
         if skip is None:
-            self.optimizer.step()
+            self.take_step()
         if self.accelerator.scaler is not None:  # it skips steps that overflow in fp16
             norms = norms.nan_to_num(0.0, 0.0, 0.0)
         self.window.add(loss.detach(), (logits.argmax(1) == y).sum(), norms, len(y), skip)
