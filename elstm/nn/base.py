@@ -15,14 +15,15 @@ from elstm.nn.backends import check_backend, choose
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import Recurrence, recurrence
 from elstm.nn.sequences import pack_like, reverse_alive, unpack
+from elstm.nn.sync import Group, Shares, several_processes, share_counts
 
 State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
 
-def check_size(name: str, value: int) -> None:
-    """Raises ValueError unless `value` is a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def check_size(name: str, value: int, least: int = 1) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
@@ -74,6 +75,10 @@ class RecurrentBase(nn.Module):
     backend: str
     last_backend: str | None
     _batch_statistics: bool
+    # What the statistics of a training batch are those of; layers with any set them.
+    ghost_batch_size: int | None = None
+    sync_batch_stats: bool = False
+    process_group: Group = None
     # One layer in one direction as plain equations; takes states=, a list that is given each state.
     _reference: Callable[..., Any] = staticmethod(recurrence)
 
@@ -202,15 +207,68 @@ class RecurrentBase(nn.Module):
         recurrence: Recurrence | None,
     ) -> tuple[Tensor, State]:
         """Output (T, B, H) and final state of one layer in one direction, from `state`."""
+        size = x.shape[1]
+        normalized = any(norm is not None for norm in direction.norms)
+        ghosts = 1
+        if normalized and self.training and not self._batch_statistics:
+            if self.sync_batch_stats and several_processes(self.process_group):
+                return self._recur_together(x, sizes, state, direction, recurrence)
+            ghosts = max(1, size // (self.ghost_batch_size or size))
+        if ghosts == 1:
+            return self._recur_batch(x, sizes, state, direction, recurrence)
+        # Every n-th row, so that all ghosts of a packed batch have their share of long sequences.
+        parts = []
+        for first in range(ghosts):
+            own = slice(first, None, ghosts)
+            alive = None
+            if sizes is not None:
+                alive = [-((first - n) // ghosts) for n in sizes if n > first]
+            steps = x[: None if alive is None else len(alive), own]
+            begin = tuple(part[own] for part in state)
+            output, end = self._recur_batch(steps, alive, begin, direction, recurrence)
+            missing = x.shape[0] - output.shape[0]  # steps at which this ghost has ended
+            parts.append((F.pad(output, (0, 0, 0, 0, 0, missing)) if missing else output, *end))
+        rows = torch.arange(size, device=x.device)
+        back = torch.cat([rows[first::ghosts] for first in range(ghosts)]).argsort()
+        output, *end = (torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
+        return output.index_select(1, back), tuple(part.index_select(0, back) for part in end)
+
+    def _recur_together(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        state: State,
+        direction: Direction,
+        recurrence: Recurrence | None,
+    ) -> tuple[Tensor, State]:
+        """With the statistics of all processes' sequences; ends with the longest of them."""
+        steps, size = x.shape[:2]
+        shares = share_counts(sizes or [size] * steps, self.process_group, x.device)
+        missing = len(shares.counts) - steps
+        if missing:
+            x, sizes = F.pad(x, (0, 0, 0, 0, 0, missing)), shares.counts
+        output, end = self._recur_batch(x, sizes, state, direction, recurrence, shares)
+        return output[:steps], end
+
+    def _recur_batch(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        state: State,
+        direction: Direction,
+        recurrence: Recurrence | None,
+        shares: Shares | None = None,
+    ) -> tuple[Tensor, State]:
+        """One batch, whose statistics are its own or, with `shares`, those of all processes."""
         steps, size = x.shape[:2]
         norms = direction.norms
         in_batch = (self.training or self._batch_statistics) and any(n is not None for n in norms)
-        if in_batch and size < 2:
+        counts = (sizes or [size] * steps) if shares is None else shares.totals
+        if in_batch and counts[0] < 2:
             raise ValueError(
                 "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
                 " use larger batches, drop_last=True in the DataLoader, or call .eval()"
             )
-        counts = sizes or [size] * steps
         # A step at which one sequence is left takes the population's statistics.
         batch_steps = sum(n > 1 for n in counts) if in_batch else 0
         call = (
@@ -221,7 +279,7 @@ class RecurrentBase(nn.Module):
             direction.weight_ih,
             direction.weight_hh,
             direction.bias,
-            *(norm and norm.inputs(steps, batch_steps) for norm in norms),
+            *(norm and norm.inputs(steps, batch_steps, shares) for norm in norms),
             direction.cell_norm,
         )
         if recurrence is None:

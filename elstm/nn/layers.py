@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
-from elstm.nn.base import Direction, OwnWeights, RecurrentBase, State, check_shape
+from elstm.nn.base import Direction, OwnWeights, RecurrentBase, State, check_shape, check_size
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import CELL_NORMS
 from elstm.nn.sequences import check_input
+from elstm.nn.sync import Group
 
 
 class LSTM(RecurrentBase, nn.LSTM):
@@ -154,6 +155,17 @@ class NormalizedLSTM(OwnWeights):
         normalize_input, normalize_hidden: BN of W_x x_t and of W_h h_{t-1}; off: as they are.
         cell_norm: where BN stands in the cell, a key of elstm.nn.CELL_NORMS (equations there).
         backend: "auto" takes the fastest that serves a call; or a name from elstm.nn.BACKENDS.
+        ghost_batch_size: in training, normalise as many ghost batches as have at least so many
+            sequences, each by itself (Hoffer et al. 2017, arXiv 1705.08741): large batches then
+            keep the noise of small ones. Row b of B goes to ghost b mod n; each ghost moves the
+            running statistics. None: the batch as one.
+        sync_batch_stats: in training with torch.distributed, take the statistics over the
+            processes' sequences together, as torch.nn.SyncBatchNorm does: the gradients, summed
+            over the processes, and the running statistics are those of one process with the whole
+            batch. One all-gather for each norm and step (for norm_ih one for all steps), and as
+            many all-reduces backward; the processes' packed sequences may differ in number and
+            length. Only the reference recurrence does it; every process has to call the layer.
+        process_group: of sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -196,6 +208,9 @@ class NormalizedLSTM(OwnWeights):
         normalize_input: bool = True,
         normalize_hidden: bool = True,
         backend: str = "auto",
+        ghost_batch_size: int | None = None,
+        sync_batch_stats: bool = False,
+        process_group: Group = None,
     ) -> None:
         super().__init__()
         if proj_size != 0:
@@ -206,6 +221,10 @@ class NormalizedLSTM(OwnWeights):
             raise ValueError(f"eps must be a number > 0, or None; got {eps!r}")
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
+        if ghost_batch_size is not None:
+            check_size("ghost_batch_size", ghost_batch_size, least=2)
+            if sync_batch_stats:
+                raise ValueError("ghost_batch_size must be None with sync_batch_stats")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
         init.check_gammas(gammas)
         self._set_options(
@@ -217,6 +236,8 @@ class NormalizedLSTM(OwnWeights):
         )
         self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
         self.gamma_c = gamma_c
+        self.ghost_batch_size = ghost_batch_size
+        self.sync_batch_stats, self.process_group = sync_batch_stats, process_group
         self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
+from elstm.nn.sync import Group, Shares, gather, several_processes
 
 
 class StepBatchNorm(nn.Module):
@@ -80,7 +81,7 @@ class StepBatchNorm(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
-    def inputs(self, steps: int, batch_steps: int) -> NormInputs:
+    def inputs(self, steps: int, batch_steps: int, shares: Shares | None = None) -> NormInputs:
         """What a recurrence over T = `steps` reads, population statistics where it needs them."""
         mean = var = None
         if batch_steps < steps:
@@ -88,7 +89,7 @@ class StepBatchNorm(nn.Module):
             last = torch.where(tracked > 0, tracked, self.max_steps) - 1
             row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
             mean, var = self.running_mean[row], self.running_var[row]
-        return NormInputs(self.weight, self.bias, mean, var, self.eps)
+        return NormInputs(self.weight, self.bias, mean, var, self.eps, shares)
 
     @torch.no_grad()
     def track(self, batch: Statistics, counts: Tensor) -> None:
@@ -150,14 +151,29 @@ class StatisticsPool:
 
     def add(self, batch: Statistics, counts: Tensor) -> None:
         mean, var, n = (part.cpu().double() for part in self.norm._fold(batch, counts))
-        rows, n = slice(mean.shape[0]), n.unsqueeze(1)
-        total = self.count[rows] + n
+        n = n.unsqueeze(1)
+        self._merge(n, mean, var * n)
+        self.batches[: len(n)] += 1
+
+    def _merge(self, count: Tensor, mean: Tensor, deviation: Tensor) -> None:
+        """Chan et al. (1979): merge two sets of count, mean and squared deviation."""
+        rows = slice(mean.shape[0])
+        total = (self.count[rows] + count).clamp(min=1)
         delta = mean - self.mean[rows]
-        # Chan et al. (1979): merge two sets of count, mean and squared deviation.
-        self.deviation[rows] += var * n + delta.square() * self.count[rows] * n / total
-        self.mean[rows] += delta * n / total
-        self.count[rows] = total
-        self.batches[rows] += 1
+        self.deviation[rows] += deviation + delta.square() * self.count[rows] * count / total
+        self.mean[rows] += delta * count / total
+        self.count[rows] += count
+
+    def merge_processes(self, group: Group) -> None:
+        """Takes in the batches of all processes, by rank: the same bits on each of them."""
+        device = self.norm.running_mean.device
+        own = torch.cat((self.count, self.mean, self.deviation), dim=1)
+        every = gather(own.to(device), group).cpu()
+        self.batches = gather(self.batches.to(device), group).sum(0).cpu()
+        for part in (self.count, self.mean, self.deviation):
+            part.zero_()
+        for process in every:
+            self._merge(*process.split((1, self.norm.features, self.norm.features), dim=1))
 
     def store(self) -> None:
         seen = self.batches > 0
@@ -197,7 +213,13 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def recompute_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
+def recompute_statistics(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    across_processes: bool = False,
+    process_group: Group = None,
+) -> None:
     """Replaces the population statistics of `model` by those of `batches`, exactly pooled.
 
     Moving averages lag behind the weights, and in a recurrence the error compounds from step to
@@ -211,6 +233,10 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
         model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.
         batches: what `model` takes, one by one. Of a tuple or list (as a DataLoader gives) the
             first element is taken. Larger batches come closer to the population.
+        across_processes: pool what all processes of a torch.distributed job give, each batches of
+            its own, or none; all have to call, and all get the same statistics. Each batch is
+            normalised by itself.
+        process_group: of across_processes, a torch.distributed.ProcessGroup; None: all processes.
 
     Raises:
         ValueError: `batches` is empty. The statistics are then as they were.
@@ -230,6 +256,9 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any]) -> None:
         finally:
             for norm in norms:
                 norm.pool = None
+    if across_processes and several_processes(process_group):
+        for pool in pools:
+            pool.merge_processes(process_group)
     if not any(pool.batches.any() for pool in pools):
         raise ValueError("recompute_statistics needs at least one batch, got none")
     for pool in pools:

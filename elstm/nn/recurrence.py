@@ -27,11 +27,13 @@ doi:10.1007/978-3-030-36708-4_61), and (3d) to (3g) are other readings of it, fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from elstm.nn.sync import Shares
 
 # Which norms of the cell each reading has: norm_c, and norm_c2 for a second one.
 CELL_NORMS: dict[str, tuple[str, ...]] = {
@@ -53,6 +55,7 @@ class NormInputs(NamedTuple):
     mean: Tensor | None  # (T, F) population statistics, read where t >= batch_steps
     var: Tensor | None
     eps: float
+    shares: Shares | None = None  # where the batch lies spread over several processes
 
 
 class Statistics(NamedTuple):
@@ -73,17 +76,48 @@ class _Norm:
         self.batch_steps = batch_steps
         self.means: list[Tensor] = []
         self.vars: list[Tensor] = []
+        self.known: Any = None  # mean and variance of every step, by `look_ahead`
+
+    def look_ahead(self, x: Tensor) -> None:
+        """x (T, B, F) of all steps: merges their statistics with the other processes' at once.
+
+        One exchange for all steps, where __call__ has one for each. Nothing to do without others.
+        """
+        if self.inputs is None or self.inputs.shares is None:
+            return
+        shares = self.inputs.shares
+        x = x.to(at_least_float32(x.dtype))
+        counts = torch.tensor(shares.counts, device=x.device).view(-1, 1, 1)
+        alive = torch.arange(x.shape[1], device=x.device).view(1, -1, 1) < counts
+        some = counts[:, 0].clamp(min=1)
+        mean = (x * alive).sum(1) / some
+        var = ((x - mean.unsqueeze(1)) * alive).square().sum(1) / some
+        merged = shares.merge(mean, var)
+        self.known = tuple(part.unbind(0) for part in merged)
+
+    def _moments(self, x: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, x - mean and variance of the batch at step t."""
+        if self.known is not None:
+            mean, var = (part[t] for part in self.known)
+            return mean, x - mean, var
+        # Sums, because torch.var_mean over the batch axis is several times slower on a CPU.
+        count = max(x.shape[0], 1)
+        mean = x.sum(0) / count
+        centred = x - mean
+        var = centred.square().sum(0) / count
+        shares = self.inputs and self.inputs.shares
+        if shares is not None:
+            mean, var = shares.merge(mean, var, t)
+            centred = x - mean
+        return mean, centred, var
 
     def __call__(self, x: Tensor, t: int) -> Tensor:  # (n, F) -> (n, F)
         if self.inputs is None:
             return x
-        weight, bias, means, variances, eps = self.inputs
+        weight, bias, means, variances, eps, _ = self.inputs
         x = x.to(at_least_float32(x.dtype))
         if t < self.batch_steps:
-            # Sums, because torch.var_mean over the batch axis is several times slower on a CPU.
-            mean = x.sum(0) / x.shape[0]
-            centred = x - mean
-            var = centred.square().sum(0) / x.shape[0]
+            mean, centred, var = self._moments(x, t)
             self.means.append(mean.detach())
             self.vars.append(var.detach())
         else:
@@ -147,6 +181,7 @@ def recurrence(
     ]
     batch = x.shape[1]
     projected = F.linear(x, weight_ih)  # W_x x_t for all t at once
+    bn_ih.look_ahead(projected)
     state_dtype = at_least_float32(projected.dtype)
     h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
     outputs = []

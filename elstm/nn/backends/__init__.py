@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from elstm.nn import recurrence as reference
-from elstm.nn.recurrence import Recurrence
+from elstm.nn.recurrence import NormInputs, Recurrence
 
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
@@ -29,6 +29,7 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
 
 
+_SPREAD = "its statistics are those of one process, not of all (sync_batch_stats)"
 _LOADED: dict[str, Any] = {}
 
 
@@ -52,12 +53,13 @@ def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
     Raises:
         ValueError: a backend asked for by name cannot serve the call; the message says why.
     """
+    spread = any(isinstance(part, NormInputs) and part.shares is not None for part in call)
     for candidate, module_name in _MODULES.items():
         if name != candidate and (name != "auto" or candidate in _BY_NAME_ALONE):
             continue
         _load(module_name)
         module = _LOADED[module_name]
-        reason = module.refuses(*call)
+        reason = _SPREAD if spread else module.refuses(*call)
         if reason is None:
             return candidate, module.recurrence
         if name == candidate:

@@ -1,0 +1,85 @@
+"""Batch statistics of a batch that lies spread over the processes of a data-parallel job.
+
+Each process knows count, mean and variance of its own sequences. One all-gather of the two, of a
+step or of many at once, gives the whole batch's (Chan et al. 1979, for any number of parts):
+
+    mean = Σ_r n_r mean_r / N        var = Σ_r n_r (var_r + (mean_r - mean)²) / N        N = Σ_r n_r
+
+with no difference of large squares. Every process adds up the same numbers in the same order, so
+all have the same bits. Backward, one all-reduce sums dL/dmean and dL/dvar over the processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Group = Any  # torch.distributed.ProcessGroup, which a torch without distributed has not; None: all
+
+
+class Shares(NamedTuple):
+    """How the sequences of each step lie spread over R processes."""
+
+    counts: list[int]  # (T,) of this process
+    totals: list[int]  # (T,) of all; they do not increase
+    weights: Tensor  # (R, T, 1), n_r / N in float64; 0 where no process has a sequence
+    rank: int  # of this process
+    group: Group
+
+    def merge(self, mean: Tensor, var: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over all processes from this one's, differentiable.
+
+        They are (F,) of step t, or (T, F) of all steps; of a step without a sequence here, zero.
+        All processes have to call this, and the backward pass, in the same order.
+        """
+        weights = self.weights if t is None else self.weights[:, t]
+        merged: tuple[Tensor, Tensor] = _Merge.apply(mean, var, weights.to(mean.dtype), self)
+        return merged
+
+
+class _Merge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, var: Tensor, weights: Tensor, shares: Shares) -> Any:
+        means, variances = gather(torch.stack((mean, var)), shares.group).unbind(1)  # (R, ..., F)
+        whole = (weights * means).sum(0)
+        ctx.shares = shares
+        ctx.save_for_backward(mean - whole, weights[shares.rank])
+        return whole, (weights * (variances + (means - whole).square())).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Any:
+        delta, weight = ctx.saved_tensors
+        summed = torch.stack((d_mean, d_var))
+        dist.all_reduce(summed, group=ctx.shares.group)
+        d_mean, d_var = summed
+        return weight * (d_mean + 2 * delta * d_var), weight * d_var, None, None
+
+
+def gather(x: Tensor, group: Group) -> Tensor:
+    """(R, *shape): x of every process, in the order of their ranks."""
+    gathered = x.new_empty(dist.get_world_size(group), *x.shape)
+    dist.all_gather(list(gathered.unbind(0)), x.contiguous(), group=group)
+    return gathered
+
+
+def several_processes(group: Group) -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+
+
+def share_counts(counts: list[int], group: Group, device: torch.device) -> Shares:
+    """Tells all processes how many sequences each has at each step.
+
+    Of processes with fewer steps than others, the missing ones count as steps without sequences.
+    Waits for the device.
+    """
+    steps = int(gather(torch.tensor(len(counts), device=device), group).max())
+    counts = counts + [0] * (steps - len(counts))
+    each = gather(torch.tensor(counts, device=device), group)  # (R, T)
+    totals = each.sum(0)
+    weights = (each.double() / totals.clamp(min=1)).unsqueeze(2)
+    return Shares(counts, totals.tolist(), weights, dist.get_rank(group), group)

@@ -1,0 +1,124 @@
+"""Two gloo processes with shares of a batch against one with the whole of it, in float64."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sync_worker
+import torch
+from numpy_lstm import assert_close
+from sync_worker import BATCHES, build, cases, found, share
+
+from elstm.nn import ELSTMBN, recompute_statistics
+
+PROCESSES = 2
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """What each process found, by case."""
+    folder = tmp_path_factory.mktemp("sync")
+    here = Path(sync_worker.__file__)
+    path = os.pathsep.join(
+        [str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")]
+    )
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+    subprocess.run(
+        [*command, str(PROCESSES), str(here), f"{folder}/"],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("case", list(cases()), ids="-".join)
+def test_two_processes_are_as_one_with_the_whole_batch(processes, case):
+    cell, shape, batch = case
+    gradients, buffers = found(build(cell, shape, backend="reference"), *share(batch))
+    for process in processes:
+        for name, gradient in gradients.items():
+            assert_close(process[case][0][name], gradient.numpy())
+        for name, buffer in buffers.items():
+            assert_close(process[case][1][name], buffer.numpy())
+            assert torch.equal(process[case][1][name], processes[0][case][1][name])
+
+
+def test_recomputed_statistics_are_pooled_over_the_processes(processes):
+    for result, batches in ("recomputed", list(BATCHES)), ("of one", list(BATCHES)[:1]):
+        layer = build("update", "deep" if result == "recomputed" else "plain")
+        recompute_statistics(layer, [share(batch)[0] for batch in batches])
+        for process in processes:
+            for name, buffer in layer.named_buffers():
+                assert_close(process[result][name], buffer.numpy())
+                assert torch.equal(process[result][name], processes[0][result][name])
+
+
+def test_a_fused_backend_is_refused_by_name(processes):
+    for process in processes:
+        assert process["refused"].startswith("backend 'cpu' cannot serve this call: its statistics")
+
+
+def test_a_process_alone_synchronises_with_nobody():
+    layer = build("update", "plain", sync_batch_stats=True)
+    alone = build("update", "plain")
+    for one, other in zip(
+        found(layer, *share("packed")), found(alone, *share("packed")), strict=True
+    ):
+        assert all(torch.equal(one[name], other[name]) for name in other)
+    assert layer.last_backend == alone.last_backend
+
+
+# --- ghost batches
+
+
+@pytest.mark.parametrize("batch", ["dense", "packed"])
+def test_ghosts_are_batches_of_their_own(batch):
+    """Row b is of ghost b mod 2; running statistics and gradients as of the ghosts one by one."""
+    layer = build("update", "deep", ghost_batch_size=3)
+    gradients, buffers = found(layer, *share(batch))
+    alone = build("update", "deep")
+    steps, size, lengths, _ = BATCHES[batch]
+    x, weight = (
+        sync_worker.sequences(steps, size, sync_worker.F),
+        sync_worker.sequences(size, seed=9),
+    )
+    rows = torch.arange(size)
+    if lengths is not None:  # ghosts are dealt by length
+        rows = torch.tensor(lengths).argsort(descending=True)
+    assert layer.num_layers == 2
+    summed = {}
+    for ghost in (rows[0::2], rows[1::2]):
+        input = x[:, ghost]
+        if lengths is not None:
+            own = [lengths[row] for row in ghost]
+            input = sync_worker.packed(input[: max(own)], own)
+        part, _ = found(alone, input, weight[ghost])
+        summed = {k: v + summed.get(k, 0) for k, v in part.items()}
+    for name, gradient in gradients.items():
+        assert_close(gradient, summed[name].numpy())
+    for name, buffer in alone.named_buffers():
+        assert_close(buffers[name], buffer.numpy())
+
+
+def test_ghosts_have_no_fewer_sequences_than_asked():
+    x = sync_worker.sequences(2, 7, sync_worker.F)
+    for size, ghosts in ((2, 3), (3, 2), (4, 1), (7, 1), (9, 1)):
+        layer = build("update", "plain", ghost_batch_size=size, momentum=None)
+        layer.norm_c_l0.reset_statistics()
+        layer(x)
+        assert int(layer.norm_c_l0.num_batches_tracked[0]) == ghosts
+        layer.eval()(x)
+        assert int(layer.norm_c_l0.num_batches_tracked[0]) == ghosts
+
+
+def test_options_that_exclude_each_other():
+    with pytest.raises(ValueError, match="ghost_batch_size must be None with sync_batch_stats"):
+        ELSTMBN(2, 3, ghost_batch_size=4, sync_batch_stats=True)
+    for size in (1, 0, 2.0, True):
+        with pytest.raises(
+            ValueError, match="ghost_batch_size must be a whole number of at least 2"
+        ):
+            ELSTMBN(2, 3, ghost_batch_size=size)
