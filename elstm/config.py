@@ -79,6 +79,7 @@ class BNLSTMConfig(LSTMConfig):
     gamma_c: float = 1.0
     normalize_input: bool = True
     normalize_hidden: bool = True
+    ghost_batch_size: int | None = bounded(None, ge=2)  # None: statistics of the whole batch
 
 
 @dataclass
@@ -102,7 +103,7 @@ class DataConfig:
     permute: bool = False
     permute_seed: int = bounded(0, ge=0)
     train_size: int | None = bounded(None, ge=2)
-    batch_size: int = bounded(128, ge=2)
+    batch_size: int = bounded(128, ge=2)  # of each process
     eval_batch_size: int = bounded(1000, ge=2)
 
 
@@ -194,6 +195,7 @@ class TrainerConfig:
     log_every: int = bounded(50, ge=1)
     checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch
     threads: int | None = bounded(None, ge=1)
+    sync_batch_stats: bool = False  # of several processes: statistics of their whole batch
     recompute_batches: int = bounded(10, ge=0)  # 0: evaluate with the moving averages
     recompute_batch_size: int = bounded(1000, ge=2)
     overfit_batches: int | None = bounded(None, ge=1)

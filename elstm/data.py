@@ -92,11 +92,11 @@ class ImageSequences:
         return to_sequences(images, self.pixels_per_step, self.mean, self.std, self.permutation)
 
     def train_batches(
-        self, seed: int, epoch: int, start: int = 0
+        self, seed: int, epoch: int, start: int = 0, stride: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on: x float32 (T, B, F), y int64 (B,)."""
+        """An epoch's batches start, start + stride, ...: x float32 (T, B, F), y int64 (B,)."""
         rows = random_order(len(self.train), "train", seed, epoch).to(self.train.images.device)
-        for batch in rows.split(self.batch_size)[start : self.num_train_batches]:
+        for batch in rows.split(self.batch_size)[start : self.num_train_batches : stride]:
             images = self.train.images.index_select(0, batch)
             yield self.sequences(images), self.train.labels.index_select(0, batch)
 
@@ -109,16 +109,18 @@ class ImageSequences:
             yield self.sequences(images), labels
 
     def statistics_batches(
-        self, count: int, batch_size: int, seed: int, epoch: int
+        self, count: int, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
     ) -> Iterator[Tensor]:
         """Distinct training images for population statistics: x float32 (T, B, F).
 
         `count` batches, or as many full ones as there are; the whole split if it is smaller than
-        one. The order is not the training's, so the statistics are not those of its last batches.
+        one; of these number start, start + stride, and so on. The order is not the training's, so
+        the statistics are not those of its last batches.
         """
         rows = random_order(len(self.train), "statistics", seed, epoch)
         rows = rows.to(self.train.images.device)
-        for batch in rows.split(batch_size)[: max(1, min(count, len(rows) // batch_size))]:
+        count = max(1, min(count, len(rows) // batch_size))
+        for batch in rows.split(batch_size)[start:count:stride]:
             yield self.sequences(self.train.images.index_select(0, batch))
 
 

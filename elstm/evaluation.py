@@ -130,11 +130,15 @@ def recompute_statistics(
     config: Config,
     epoch: int,
     between: Callable[[], None] | None = None,
+    *,
+    rank: int = 0,
+    processes: int = 1,
 ) -> None:
     """Exact population statistics from training images, in place of the lagging moving averages.
 
     Training goes on from these values, but does not look at them: its batches are normalised by
-    themselves. The random state is untouched. So the weights do not depend on it.
+    themselves. The random state is untouched. So the weights do not depend on it. Of several
+    processes each takes its share of the batches, and all get the same statistics.
     """
     trainer = config.trainer
     if not trainer.recompute_batches or not has_statistics(model):
@@ -142,14 +146,15 @@ def recompute_statistics(
 
     def batches() -> Iterator[Tensor]:
         for x in data.statistics_batches(
-            trainer.recompute_batches, trainer.recompute_batch_size, config.seed, epoch
-        ):
+            trainer.recompute_batches, trainer.recompute_batch_size, config.seed, epoch,
+            rank, processes,
+        ):  # fmt: skip
             if between is not None:
                 between()
             yield x
 
     with autocast(data.train.images.device, trainer.precision):
-        elstm_nn.recompute_statistics(model, batches())
+        elstm_nn.recompute_statistics(model, batches(), across_processes=processes > 1)
 
 
 def over_time(model: SequenceClassifier, data: ImageSequences) -> dict[str, np.ndarray]:

@@ -47,9 +47,10 @@ class Interrupts:
     def check_together(self, accelerator: Accelerator) -> None:
         """The same in all processes of a run, if a signal came to one of them."""
         if accelerator.num_processes > 1:
-            came = torch.tensor(float(self.requested is not None), device=accelerator.device)
-            if accelerator.reduce(came) > 0:
-                raise Interrupted(self.requested or "a signal to another process")
+            own = 0 if self.requested is None else signal.Signals[self.requested].value
+            came = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).max())
+            if came and self.requested is None:
+                self.requested = signal.Signals(came).name
         self.check()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

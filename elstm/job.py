@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from elstm.cli import FAILED, Ended, say_error, summary
 from elstm.config import Config
-from elstm.errors import UserError
+from elstm.errors import OtherProcessError, UserError
 
 PROG = "elstm-train"
 LOG = "train.log"
@@ -68,14 +68,17 @@ def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
             result = run(config, run_dir, resume=resume)
         except UserError as error:
             _append(run_dir, f"error: {error}")
-            say_error(PROG, error)
+            say_error(PROG, f"{_who()}{error}")
+            return Outcome(FAILED, math.nan)
+        except OtherProcessError as error:
+            _append(run_dir, f"error: {error}\n{error.details}")
             return Outcome(FAILED, math.nan)
         except KeyboardInterrupt as interrupt:
             _append(run_dir, f"interrupted {interrupt}")
             raise
         except Exception as error:
             _append(run_dir, traceback.format_exc())
-            say_error(PROG, f"{summary(error)} (the traceback is in {run_dir / LOG})")
+            say_error(PROG, f"{_who()}{summary(error)} (the traceback is in {run_dir / LOG})")
             return Outcome(FAILED, math.nan)
     if result.state == "interrupted":
         raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
@@ -86,6 +89,11 @@ def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
 def main_process() -> bool:
     """Of the processes that torchrun or accelerate started, the first: it alone writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _who() -> str:
+    """Of several processes, which one speaks."""
+    return f"process {os.environ.get('RANK', '0')}: " if processes() > 1 else ""
 
 
 def processes() -> int:

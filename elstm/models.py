@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from elstm.config import ModelConfig
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase, State
+from elstm.nn.layers import NormalizedLSTM
 
 RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
     "lstm": LSTM,
@@ -48,12 +49,20 @@ class SequenceClassifier(nn.Module):
 
 
 def build_model(
-    config: ModelConfig, *, input_size: int, num_steps: int, num_classes: int
+    config: ModelConfig,
+    *,
+    input_size: int,
+    num_steps: int,
+    num_classes: int,
+    sync_batch_stats: bool = False,
 ) -> SequenceClassifier:
     """The model that a config names; every other field is an argument of its layer.
 
-    The layer keeps statistics for each of the `num_steps` steps.
+    The layer keeps statistics for each of the `num_steps` steps; `sync_batch_stats` is for those
+    that have any.
     """
     options = asdict(config)
     layer = RECURRENT_LAYERS[options.pop("name")]
+    if issubclass(layer, NormalizedLSTM):
+        options["sync_batch_stats"] = sync_batch_stats
     return SequenceClassifier(layer(input_size, max_steps=num_steps, **options), num_classes)

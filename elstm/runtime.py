@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from elstm.cli import summary
 from elstm.config import TrainerConfig
-from elstm.errors import UserError
+from elstm.errors import OtherProcessError, UserError
 from elstm.files import writing
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
@@ -67,6 +70,26 @@ def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
 def _leave_process_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def first_failure(error: Exception) -> Exception:
+    """Of several processes, what made the first of them fail; the others fail for want of it.
+
+    They tell each other through the store of the job's process group.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return error
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if store.add("elstm/failed", 1) == 1:
+            text = f"process {torch.distributed.get_rank()}: {summary(error)}"
+            store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")
+            return error
+        store.wait(["elstm/error"], timedelta(seconds=5))
+        first, _, details = store.get("elstm/error").decode().partition("\n")
+    except Exception:  # the store may be gone with its process
+        return error
+    return OtherProcessError(first, details)
 
 
 def _forget() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from elstm import nonfinite, runtime
@@ -158,7 +159,9 @@ class Window:
 class Snapshot:
     """Everything that the steps to come depend on.
 
-    Of several processes the first one's random states are saved, and given back to it alone.
+    A run may go on with another number of processes: the batch of all together stays, and each
+    takes its share of it. The random states go back to the same number of processes; with another,
+    all but the first begin anew.
     """
 
     state: State
@@ -168,6 +171,8 @@ class Snapshot:
     schedule: Schedule
     data: ImageSequences
     accelerator: Accelerator
+    sums: Tensor | None = None  # the window's, of all processes; see `gather`
+    others: list[Any] = field(default_factory=list)  # random states of the other processes
 
     @property
     def scaler(self) -> Any:
@@ -191,16 +196,29 @@ class Snapshot:
         """Of the parameters that the loss depends on."""
         return [name for name, p in self.model.named_parameters() if p.grad is not None]
 
+    def gather(self) -> None:
+        """Before `content`, and in all processes: what the others know."""
+        if self.accelerator.num_processes > 1:
+            random = runtime.random_states(self.accelerator.device)
+            self.others = gather_object([random])[1:]
+            self.sums = self.accelerator.reduce(self.window.sums.clone())
+
     def content(self, file_sizes: dict[str, int]) -> dict[str, Any]:
         """Of a checkpoint; `file_sizes` are those of the run's records."""
         return {
             "state": asdict(self.state),
-            "window": self.window.state_dict(),
+            "window": {
+                **self.window.state_dict(),
+                "sums": self.window.sums if self.sums is None else self.sums,
+            },
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "random": runtime.random_states(self.accelerator.device),
+            "random_others": self.others,
+            "processes": self.accelerator.num_processes,
+            "global_batch_size": self.data.batch_size * self.accelerator.num_processes,
             "data": data_facts(self.data),
             "files": file_sizes,
         }
@@ -220,8 +238,20 @@ class Snapshot:
             self.schedule.load_state_dict(content["schedule"])
             if self.scaler is not None and content["scaler"] is not None:
                 self.scaler.load_state_dict(content["scaler"])
-            if self.accelerator.is_main_process:
+            processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+            before = content.get("processes", processes)
+            self.state.batch = self.state.batch // before * processes
+            self.window.samples = self.window.samples * before // processes
+            self.window.sums *= torch.tensor((processes / before, 1, processes / before)).to(
+                self.window.sums
+            )
+            if rank > 0:
+                self.window.sums.zero_()
+            if rank == 0:
                 runtime.set_random_states(content["random"], self.accelerator.device)
+            elif before == processes and content.get("random_others"):
+                random = content["random_others"][rank - 1]
+                runtime.set_random_states(random, self.accelerator.device)
             return {name: int(size) for name, size in content["files"].items()}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import elstm
-from elstm.errors import UserError
+from elstm.errors import OtherProcessError, UserError
 from elstm.files import read_json, write_atomic
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
@@ -84,7 +84,11 @@ class Status:
             state, line = "interrupted", None
         else:
             first = str(error).strip().partition("\n")[0]
-            line = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+            line = (
+                first
+                if isinstance(error, UserError | OtherProcessError)
+                else f"{type(error).__name__}: {first}"
+            )
             state = "failed"
         with suppress(UserError):
             self.update(state=state, error=line)

@@ -7,6 +7,7 @@ depend on (`Snapshot`), and the order of the data follows from seed and epoch.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from elstm import checkpoint, evaluation, figures, runtime
 from elstm.config import Config
-from elstm.data import load_data
+from elstm.data import ImageSequences, load_data
 from elstm.errors import UserError
 from elstm.files import refuse_links, remove_leftovers, writing
 from elstm.interrupts import Interrupted, Interrupts
@@ -82,6 +83,12 @@ def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
         status = Status(run_dir, active=accelerator.is_main_process)
         try:
             _Run(config, run_dir, resume, accelerator, tracker, status, interrupts).run()
+        except Exception as error:
+            first = runtime.first_failure(error)
+            status.fail(first)
+            if first is error:
+                raise
+            raise first from error
         except BaseException as error:
             status.fail(error)
             raise
@@ -126,16 +133,21 @@ class _Run:
             precision=self.trainer.precision,
         )
 
-        self.data = data = load_data(config.data).to(device)
+        self.saved = checkpoint.latest(run_dir) if resume else None
+        self.data = data = self.shared_batches(load_data(config.data).to(device))
         torch.manual_seed(config.seed)
         self.model = build_model(
             config.model,
             input_size=data.input_size,
             num_steps=data.num_steps,
             num_classes=data.num_classes,
+            sync_batch_stats=self.trainer.sync_batch_stats,
         ).to(device)
         self.parameters = list(self.model.parameters())
         optimizer = build_optimizer(config.optimizer, self.parameters, device)
+        # DDP would send them all at each step; they are the same already, or each process's own.
+        buffers = [name for name, _ in self.model.named_buffers()]
+        self.model._ddp_params_and_buffers_to_ignore = buffers  # type: ignore[assignment]
         step_model = torch.compile(self.model) if self.trainer.compile else self.model
         self.step_model, self.optimizer = accelerator.prepare(step_model, optimizer)
         # Accelerate's step looks for a package twice at each call; it is needed in fp16 alone.
@@ -145,7 +157,8 @@ class _Run:
 
         batches = data.num_train_batches
         if self.trainer.overfit_batches is not None:
-            batches = min(batches, self.trainer.overfit_batches)
+            overfit = self.trainer.overfit_batches * config.data.batch_size // data.batch_size
+            batches = min(batches, overfit)
         steps_per_epoch = batches // self.processes  # a step takes a batch for each process
         if not steps_per_epoch:
             raise UserError(
@@ -177,14 +190,31 @@ class _Run:
             enabled=self.trainer.progress and self.main,
         )
 
+    def shared_batches(self, data: ImageSequences) -> ImageSequences:
+        """With this process's share of the run's batches, however many processes it began with."""
+        own = data.batch_size
+        whole = own * self.processes
+        if self.saved is not None:
+            whole = self.saved.get("global_batch_size", whole)
+        if whole % self.processes or whole < 2 * self.processes:
+            raise UserError(
+                f"the run's batches of {whole} sequences cannot be shared by {self.processes} "
+                "processes: go on with a number that divides it, each with 2 sequences or more"
+            )
+        if whole != own * self.processes:
+            self.say("each of %d processes takes %d of the run's batches of %d sequences",
+                self.processes, whole // self.processes, whole)  # fmt: skip
+        return dataclasses.replace(data, batch_size=whole // self.processes)
+
     def begin(self, resume: bool) -> None:
         """Starts the run's files, or goes on from where its checkpoint left them."""
         folder = checkpoint.last_path(self.run_dir).parent
         refuse_links(folder)
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-        remove_leftovers(folder)
-        saved = checkpoint.latest(self.run_dir) if resume else None
+        if self.main:
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
+            remove_leftovers(folder)
+        saved, self.saved = self.saved, None
         sizes = None if saved is None else self.snapshot.restore(saved)
         self.tracker.start(hparams(self.config), sizes)
         data, count = self.data, sum(p.numel() for p in self.parameters)
@@ -195,6 +225,11 @@ class _Run:
             data.batch_size, f" x {self.processes}" if self.processes > 1 else "",
             f"{count:,}", runtime.device_name(self.device), self.trainer.precision,
         )  # fmt: skip
+        if self.model.rnn.sync_batch_stats and self.processes > 1:
+            self.say(
+                "batch statistics are those of all %d processes, which only the reference "
+                "recurrence can do", self.processes,
+            )  # fmt: skip
         if saved is not None:
             self.say("going on at epoch %.2f, step %d", self.position()["epoch"], self.state.step)
         elif resume:
@@ -239,9 +274,9 @@ class _Run:
     def train_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What is left of the epoch for this process: of n processes, each n-th batch."""
         epoch = 0 if self.trainer.overfit_batches else self.state.epoch
-        batches = self.data.train_batches(self.config.seed, epoch, start=self.state.batch)
-        stop = self.steps_left() * self.processes
-        return islice(batches, self.accelerator.process_index, stop, self.processes)
+        start = self.state.batch + self.accelerator.process_index
+        batches = self.data.train_batches(self.config.seed, epoch, start, self.processes)
+        return islice(batches, self.steps_left())
 
     def steps_left(self) -> int:
         """To the end of the epoch, or of the run."""
@@ -317,7 +352,10 @@ class _Run:
         """
         state = self.state
         between = self.interrupts.check if self.processes == 1 else None
-        evaluation.recompute_statistics(self.model, self.data, self.config, state.epoch, between)
+        evaluation.recompute_statistics(
+            self.model, self.data, self.config, state.epoch, between,
+            rank=self.accelerator.process_index, processes=self.processes,
+        )  # fmt: skip
         values = evaluation.measure(self.model, self.data, "val", self.config, between)
         # The decisions below have to be the same in all processes.
         values = broadcast_object_list([values])[0]
@@ -439,6 +477,7 @@ class _Run:
     def save(self, *paths: Path) -> None:
         """All that the steps to come depend on."""
         self.check_finite()
+        self.snapshot.gather()
         if not self.main:
             return
         self.clock.look()

@@ -17,7 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from elstm.config import DATA_ROOT, MISSING, SCHEMAS, Config, SGDConfig, SweepConfig, TrainerConfig
+from elstm.config import (
+    DATA_ROOT,
+    MISSING,
+    SCHEMAS,
+    BNLSTMConfig,
+    Config,
+    SGDConfig,
+    SweepConfig,
+    TrainerConfig,
+)
 from elstm.errors import UserError
 
 # Pixels and training images of each data set, so that what cannot fit fails before a run begins.
@@ -134,6 +143,18 @@ def _check_together(config: Config) -> None:
             f"{data.train_size or images} for {data.name}"
             + (" with this data.train_size" if data.train_size else "")
         )
+    model = config.model
+    if config.trainer.sync_batch_stats and isinstance(model, BNLSTMConfig):
+        if model.ghost_batch_size is not None:
+            raise UserError(
+                f"model.ghost_batch_size={model.ghost_batch_size} does not go with "
+                "trainer.sync_batch_stats=true: choose one"
+            )
+        if model.backend not in ("auto", "reference"):
+            raise UserError(
+                f"model.backend={show(model.backend)} does not go with "
+                "trainer.sync_batch_stats=true: allowed are auto and reference"
+            )
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")

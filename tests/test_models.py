@@ -123,6 +123,7 @@ def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_clas
     arguments = inspect.signature(layer).parameters
     config = {field.name: field for field in fields(config_class) if field.name != "name"}
     unused = {"input_size", "bias", "batch_first", "proj_size", "device", "dtype", "max_steps"}
+    unused |= {"sync_batch_stats", "process_group"}  # the trainer's
     assert config.keys() == arguments.keys() - unused
     for name, field in config.items():
         if name not in {"hidden_size", "forget_bias", "input_bias", "update_bias"}:

@@ -230,8 +230,9 @@ class RecurrentBase(nn.Module):
             parts.append((F.pad(output, (0, 0, 0, 0, 0, missing)) if missing else output, *end))
         rows = torch.arange(size, device=x.device)
         back = torch.cat([rows[first::ghosts] for first in range(ghosts)]).argsort()
-        output, *end = (torch.cat(part, dim=-2) for part in zip(*parts, strict=True))
-        return output.index_select(1, back), tuple(part.index_select(0, back) for part in end)
+        joined = [torch.cat(part, dim=-2) for part in zip(*parts, strict=True)]
+        output, *last = (part.index_select(-2, back) for part in joined)
+        return output, tuple(last)
 
     def _recur_together(
         self,

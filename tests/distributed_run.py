@@ -1,0 +1,45 @@
+"""elstm-train in float64, for comparing runs to rounding; test_distributed.py starts it.
+
+Arguments: the step after which process 1 gets a SIGTERM or an error, which, and the words.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+from elstm import evaluation
+from elstm.data import ImageSequences
+from elstm.training import _Run
+
+
+def in_float64() -> None:
+    original = ImageSequences.sequences
+    ImageSequences.sequences = lambda self, images: original(self, images).double()  # type: ignore[method-assign]
+    evaluation.gradient_picture = lambda *_: b"a picture"
+    torch.set_default_dtype(torch.float64)
+
+
+def end_at(step: int, how: str) -> None:
+    original = _Run.train_step
+
+    def train_step(self: _Run, *batch: Any) -> None:
+        original(self, *batch)
+        if self.state.step == step and self.accelerator.process_index == 1:
+            if how == "error":
+                raise MemoryError("of process 1")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    _Run.train_step = train_step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    from elstm.train import main
+
+    in_float64()
+    end_at(int(sys.argv[1]), sys.argv[2])
+    sys.exit(main(sys.argv[3:]))
