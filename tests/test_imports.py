@@ -17,6 +17,7 @@ NOTHING, LEAF, MODELS, LOOP, JOBS, COMMANDS = range(6)
 HEIGHT = {
     "nn": NOTHING,
     "models": MODELS,
+    "serving": MODELS,
     "evaluation": LOOP,
     "state": LOOP,
     "trained": LOOP,
@@ -26,6 +27,7 @@ HEIGHT = {
     "train": COMMANDS,
     "evaluate": COMMANDS,
     "predict": COMMANDS,
+    "export": COMMANDS,
 }
 HEAVY = {"torch", "torchvision", "accelerate", "tensorboard", "sklearn", "matplotlib"}
 
