@@ -99,9 +99,13 @@ def say_error(prog: str, error: object) -> None:
 
 
 def say(line: str) -> None:
-    """A line on the terminal, beside what the command prints."""
+    """A line on the terminal, beside what the command prints.
+
+    It may hold what a stranger wrote, a file's name or a key: nothing in it reaches the terminal as
+    a control sequence.
+    """
     with suppress(OSError):  # the terminal may be gone
-        print(line, file=sys.stderr, flush=True)
+        print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,5 +116,7 @@ class Parser(argparse.ArgumentParser):
         options = [o for action in self._actions for o in action.option_strings]
         near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1)
         hint = f"; did you mean {near[0]}?" if near and unknown != message else ""
+        if len(message) > 400:
+            message = f"{message[:400]}..."
         say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help has all)")
         sys.exit(USAGE)

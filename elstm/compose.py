@@ -44,6 +44,7 @@ _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
+NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
 
 
 register()
@@ -113,6 +114,10 @@ class Composer:
             ) from error
         override.config_loader = self.loader  # for glob
         key = override.key_or_group
+        if not key.strip():
+            raise UserError(f"'{show(word)}': names no key; write KEY=VALUE")
+        if len(key.encode()) > 200:  # Hydra looks for a file of that name
+            raise UserError(f"{show_key(key)}: there is no such key")
         if override.is_delete():
             raise UserError(f"{show(word)}: nothing can be taken out of the config; set KEY=VALUE")
         if override.package is not None:
@@ -130,7 +135,7 @@ class Composer:
         elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key):
             group, name = key.partition(".")[0], show(word.partition("=")[2])
             raise UserError(f"{show(word)}: choose with {group}={name}")
-        elif "/" in key:
+        elif "/" in key or key == "schema":
             raise UserError(no_such(show_key(key), "group", key, GROUPS))
         return override
 
@@ -160,7 +165,7 @@ class Composer:
         group = override.key_or_group
         if isinstance(value, dict):
             return  # model={hidden_size: 64} sets keys
-        if value is None and group in ("experiment", "debug"):
+        if value is None and group in NO_OPTION:
             return
         options = self.options(group)
         if not isinstance(value, str) or value.removesuffix(".yaml") not in options:
@@ -194,7 +199,7 @@ class Composer:
             for word in words:
                 if word not in parsed:
                     parsed[word] = self._parse(word, sweep=False)
-            overrides = [parsed[word] for word in words]
+            overrides = [parsed[word] for word in without_no_option(words)]
             chosen = tuple(
                 o.input_line or ""
                 for o in overrides
@@ -219,7 +224,7 @@ class Composer:
         """Hydra's tree, not yet checked against ranges."""
         try:
             cfg = self.loader.load_configuration(
-                CONFIG_NAME, list(words), mode, validate_sweep_overrides=False
+                CONFIG_NAME, without_no_option(words), mode, validate_sweep_overrides=False
             )
         except Exception as error:
             raise explain(error) from error
@@ -244,6 +249,21 @@ class Composer:
                     f"--config-dir {show(self.extra_dir)}: its files change hydra.job.{key}, "
                     "which cannot be changed"
                 )
+
+
+def without_no_option(words: Sequence[str]) -> list[str]:
+    """The words without experiment=null and debug=null, which Hydra does not take; last ones count.
+
+    Each is the default, so that it undoes the words of its group before it and can then go.
+    """
+    kept: list[str] = []
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if group in NO_OPTION and value.strip().lower() == "null":
+            kept = [other for other in kept if other.lstrip("+").partition("=")[0] != group]
+        else:
+            kept.append(word)
+    return kept
 
 
 def values(override: Override) -> list[Any]:

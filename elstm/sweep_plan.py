@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
-from elstm.compose import Composer, plain
+from elstm.compose import Composer, plain, without_no_option
 from elstm.config import Config, load_run_config
 from elstm.errors import UserError
 from elstm.files import open_locked
@@ -71,7 +71,7 @@ def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[
         of_key = dict(zip(lists, words, strict=True))
         folder = root / config.data.name / config.model.name / run_name()
         run = Run(
-            [word for key, word in of_key.items() if not key.startswith("sweep.")],
+            without_no_option([w for key, w in of_key.items() if not key.startswith("sweep.")]),
             {key: of_key[key].partition("=")[2] for key in varied},
             config,
             folder,

@@ -46,8 +46,9 @@ def _main(words: list[str]) -> int:
         return 0
     if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
         return resume(words)
-    from elstm.compose import Composer
+    from elstm.compose import Composer, without_no_option
 
+    args.overrides = without_no_option(args.overrides)
     composer = Composer(args.config_dir)
     if args.shell_completion or args.hydra_help or args.info or args.cfg:
         return _show(args, composer)
@@ -74,8 +75,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     refused = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
     for word in words:
-        if word.partition("=")[0] in refused:
+        flag = word.partition("=")[0]
+        if flag in refused:
             parser.error(f"{word}: refused; --config-dir DIR adds options to the groups")
+        if flag.startswith("-") and flag not in ("--", *parser._option_string_actions):
+            parser.error(f"unrecognized arguments: {word}")  # argparse would take -hydra for -h
     args = parser.parse_intermixed_args(words)
     commands = (args.run, args.multirun, args.shell_completion, args.cfg, args.info)
     if sum(map(bool, commands)) > 1:
