@@ -34,7 +34,7 @@ _LOADED: dict[str, Any] = {}
 
 
 def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compiler.assume_constant_result, without its import of the compiler: a second or two."""
+    """torch.compiler.assume_constant_result, without importing the compiler: a second."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 

@@ -1,0 +1,1 @@
+"""What scripts/benchmark.py measures: layers, training runs, start-up; and how it shows it."""
