@@ -14,6 +14,8 @@ from training_runs import assert_same_runs, small_config
 
 from elstm.config import Config
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and forks")
+
 # Each resume is killed before the call of that number: of a training step; of an fsync, with which
 # records and checkpoints reach the disk; of a replace, which puts a file in place: with 4 and 5 a
 # checkpoint is written but not in place, or best.pt is and last.pt is not; and so on.
@@ -52,7 +54,6 @@ def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) ->
     training.run(config, folder, resume=True)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and forks")
 @pytest.mark.parametrize("name", PLANS)
 def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
@@ -81,3 +82,12 @@ def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
     assert_same_runs(whole, folder)
     names = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "previous.pt"]
+
+
+def test_kills_from_outside_at_random_moments(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    import kill_test
+
+    assert kill_test.main(["--models", "bn_lstm", "--kills", "4"]) == 0, capsys.readouterr().err
