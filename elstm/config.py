@@ -54,14 +54,19 @@ class GRUConfig(ModelConfig):
 
 
 @dataclass
-class LSTMConfig(ModelConfig):
-    name: str = "lstm"
+class GateBiasConfig(ModelConfig):
     forget_bias: int | float | str = bias(1.0)
     input_bias: int | float | str = bias(0.0)
 
 
 @dataclass
-class LayerNormLSTMConfig(LSTMConfig):
+class LSTMConfig(GateBiasConfig):
+    name: str = "lstm"
+    recompute: bool = False  # keep less for the backward pass: slower, for long sequences
+
+
+@dataclass
+class LayerNormLSTMConfig(GateBiasConfig):
     name: str = "ln_lstm"
     eps: float = bounded(1e-5, gt=0)
     gamma_ih: float = 1.0

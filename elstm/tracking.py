@@ -298,7 +298,7 @@ def hparams(config: Config) -> dict[str, int | float | str]:
     Without what is null, and what changes how a run is done or shown but hardly its result.
     """
     skip = re.compile(
-        r"data\.(root|eval_batch_size)|model\.backend|sweep\..*|trainer\."
+        r"data\.(root|eval_batch_size)|model\.(backend|recompute)|sweep\..*|trainer\."
         r"(device|threads|compile|profile|progress|resume|log_every|checkpoint_every|recompute_.*)"
     )
     flat: dict[str, Any] = {"seed": config.seed}

@@ -150,6 +150,10 @@ def _check_together(config: Config) -> None:
                 f"model.ghost_batch_size={model.ghost_batch_size} does not go with "
                 "trainer.sync_batch_stats=true: choose one"
             )
+        if model.recompute:
+            raise UserError(
+                "model.recompute=true does not go with trainer.sync_batch_stats=true: choose one"
+            )
         if model.backend not in ("auto", "reference"):
             raise UserError(
                 f"model.backend={show(model.backend)} does not go with "

@@ -26,6 +26,7 @@ def served(
     bias: bool = True,
     sizes: list[int] | None = None,
     batch_steps: int | None = None,
+    recompute: bool = False,
     seed: int = 0,
     refuses: Callable[..., str | None] | None = None,
 ) -> dict[str, Tensor]:
@@ -55,7 +56,7 @@ def served(
     }
     batch_steps = steps if batch_steps is None else batch_steps
     x, *others = leaves.values()
-    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm)
+    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm, recompute)
     if refuses is not None:
         assert refuses(*call) is None
     output, h_n, c_n, statistics = function(*call)

@@ -87,6 +87,32 @@ def test_the_same_bits_in_every_run():
         assert torch.equal(part, second[name]), name
 
 
+@pytest.mark.parametrize(("norm_ih", "norm_hh"), [*product((False, True), repeat=2)])
+@pytest.mark.parametrize("cell_norm", CELLS)
+def test_recomputing_gives_the_same_bits(cell_norm, norm_ih, norm_hh, threads):
+    case = {"cell_norm": cell_norm, "norm_ih": norm_ih, "norm_hh": norm_hh}
+    for shape in (SHAPES["slices and wide inputs"], PACKED | {"batch_steps": 4}):
+        plain, again = (
+            served(cpu.recurrence, torch.float32, "cpu", recompute=r, **case, **shape)
+            for r in (False, True)
+        )
+        for name, part in plain.items():
+            assert torch.equal(part, again[name]), name
+
+
+@pytest.mark.parametrize(("inputs", "recompute", "expected"), [(1, 0, 5), (40, 0, 9), (40, 1, 1)])
+def test_what_is_kept_for_the_backward_pass(inputs, recompute, expected):
+    """In numbers of T * B * H beside the output, as the module and the layers document it."""
+    kept = []
+    x = torch.randn(20, 50, inputs, requires_grad=True)
+    layer = ELSTMBN(inputs, 64, backend="cpu", recompute=bool(recompute))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output, _ = layer(x)
+    known = {t.data_ptr() for t in (x, output, *layer.parameters())}
+    numbers = sum(t.numel() for t in kept if t.data_ptr() not in known)
+    assert numbers / output.numel() == pytest.approx(expected, abs=0.5)  # and the statistics
+
+
 def test_saturated_gates():
     """Inputs that drive the exponentials out of range give no NaN and the reference's numbers."""
     torch.manual_seed(0)

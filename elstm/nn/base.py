@@ -73,6 +73,7 @@ class RecurrentBase(nn.Module):
     state_noise: float
     learn_initial_state: bool
     backend: str
+    recompute: bool
     last_backend: str | None
     _batch_statistics: bool
     # What the statistics of a training batch are those of; layers with any set them.
@@ -89,6 +90,7 @@ class RecurrentBase(nn.Module):
         state_noise: float,
         learn_initial_state: bool,
         backend: str,
+        recompute: bool = False,
         **gate_biases: float | str,
     ) -> None:
         check_size("max_steps", max_steps)
@@ -106,6 +108,7 @@ class RecurrentBase(nn.Module):
         self.state_noise = state_noise
         self.learn_initial_state = learn_initial_state
         self.backend = backend
+        self.recompute = recompute
         self.last_backend = None
         self._batch_statistics = False
 
@@ -282,6 +285,7 @@ class RecurrentBase(nn.Module):
             direction.bias,
             *(norm and norm.inputs(steps, batch_steps, shares) for norm in norms),
             direction.cell_norm,
+            self.recompute,
         )
         if recurrence is None:
             self.last_backend, recurrence = choose(self.backend, *call)

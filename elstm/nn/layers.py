@@ -33,6 +33,7 @@ class LSTM(RecurrentBase, nn.LSTM):
         state_noise: standard deviation of Gaussian noise on h_0 in training.
         learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
         backend: "auto", or a name from elstm.nn.BACKENDS.
+        recompute: as NormalizedLSTM has it; "auto" then means the fastest of elstm.nn.BACKENDS.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -62,19 +63,21 @@ class LSTM(RecurrentBase, nn.LSTM):
         state_noise: float = 0.0,
         learn_initial_state: bool = False,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         check_shape(input_size, hidden_size, num_layers, dropout)
         # Before torch's constructor, because that one ends with reset_parameters.
         self._set_options(
-            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend, recompute,
             forget_bias=forget_bias, input_bias=input_bias,
         )  # fmt: skip
         nn.LSTM.__init__(
             self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
             bidirectional, proj_size, device, dtype,
         )  # fmt: skip
-        if proj_size and backend != "auto":
-            raise ValueError(f"proj_size must be 0 with backend={backend!r}, got {proj_size}")
+        if proj_size and not self._by_torch:
+            options = f"backend={backend!r} and recompute={recompute}"
+            raise ValueError(f"proj_size must be 0 with {options}, got {proj_size}")
         if learn_initial_state:
             self._add_initial_state(device=device, dtype=dtype)
 
@@ -88,6 +91,10 @@ class LSTM(RecurrentBase, nn.LSTM):
                 init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
                 nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
         self._reset_initial_state()
+
+    @property
+    def _by_torch(self) -> bool:
+        return self.backend == "auto" and not self.recompute
 
     @property
     def _state_sizes(self) -> dict[str, int]:
@@ -105,7 +112,7 @@ class LSTM(RecurrentBase, nn.LSTM):
     def forward(  # type: ignore[override]
         self, input: Tensor | PackedSequence, hx: State | None = None
     ) -> tuple[Tensor | PackedSequence, State]:
-        if self.backend != "auto":
+        if not self._by_torch:
             return self._run(input, hx)
         self.last_backend = "torch"
         check_input(input, self.input_size)
@@ -155,6 +162,11 @@ class NormalizedLSTM(OwnWeights):
         normalize_input, normalize_hidden: BN of W_x x_t and of W_h h_{t-1}; off: as they are.
         cell_norm: where BN stands in the cell, a key of elstm.nn.CELL_NORMS (equations there).
         backend: "auto" takes the fastest that serves a call; or a name from elstm.nn.BACKENDS.
+        recompute: keep less for the backward pass and compute it again there, for long sequences.
+            The results are the same; in numbers of T * B * H beside the output, float32:
+            "cpu" keeps 1 instead of 5 (9 where input_size > 16) for one more product W_h h per
+            step; "reference" keeps what sqrt(T) steps need, for a second forward pass; "triton"
+            keeps 1 in any case. Not with sync_batch_stats.
         ghost_batch_size: in training, normalise as many ghost batches as have at least so many
             sequences, each by itself (Hoffer et al. 2017, arXiv 1705.08741): large batches then
             keep the noise of small ones. Row b of B goes to ghost b mod n; each ghost moves the
@@ -208,6 +220,7 @@ class NormalizedLSTM(OwnWeights):
         normalize_input: bool = True,
         normalize_hidden: bool = True,
         backend: str = "auto",
+        recompute: bool = False,
         ghost_batch_size: int | None = None,
         sync_batch_stats: bool = False,
         process_group: Group = None,
@@ -225,10 +238,12 @@ class NormalizedLSTM(OwnWeights):
             check_size("ghost_batch_size", ghost_batch_size, least=2)
             if sync_batch_stats:
                 raise ValueError("ghost_batch_size must be None with sync_batch_stats")
+        if recompute and sync_batch_stats:
+            raise ValueError("recompute must be False with sync_batch_stats")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
         init.check_gammas(gammas)
         self._set_options(
-            max_steps, recurrent_init, state_noise, learn_initial_state, backend,
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend, recompute,
             forget_bias=forget_bias, input_bias=input_bias,
         )  # fmt: skip
         self._set_shape(

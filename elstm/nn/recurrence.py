@@ -26,12 +26,14 @@ doi:10.1007/978-3-030-36708-4_61), and (3d) to (3g) are other readings of it, fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from elstm.nn.sync import Shares
 
@@ -154,6 +156,7 @@ def recurrence(
     norm_c: NormInputs | None,
     norm_c2: NormInputs | None,
     cell_norm: str,
+    recompute: bool = False,
     *,
     states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
@@ -169,28 +172,64 @@ def recurrence(
         norm_ih, norm_hh: norms of the two projections in (1); None: the projection itself.
         norm_c, norm_c2: BN and BN2 of the cell, as `cell_norm` has them.
         cell_norm: a key of CELL_NORMS.
-        states: a list that is given every (h_t, c_t), of the rows alive at t, for looking inside.
+        recompute: for the backward pass keep little more than the states, and compute the rest
+            again then. Here: the state after every sqrt(T)-th step, and what sqrt(T) steps keep.
+        states: a list that is given every (h_t, c_t), of the rows alive at t, for looking inside;
+            nothing is recomputed then.
 
     Returns:
         output (T, B, H), zero where a row is not alive; h_n and c_n (B, H), each row's state after
         its last step; the Statistics of norm_ih, norm_hh, norm_c and norm_c2, None where absent.
         The state is float32 at least inside; what is returned has the dtype of the projections.
     """
-    bn_ih, bn_hh, bn_c, bn_c2 = norms = [
-        _Norm(norm, batch_steps) for norm in (norm_ih, norm_hh, norm_c, norm_c2)
-    ]
+    weights = weight_ih, weight_hh, bias
+    norms = norm_ih, norm_hh, norm_c, norm_c2
+    state_dtype = at_least_float32(torch.promote_types(h_0.dtype, c_0.dtype))
+    h, c = h_0.to(state_dtype), c_0.to(state_dtype)
+    constants = (batch_sizes, batch_steps, weights, norms, cell_norm)
+    if not recompute or states is not None or not torch.is_grad_enabled():
+        output, h, c, statistics = _steps(0, x, h, c, *constants, states)
+        return output, h.to(output.dtype), c.to(output.dtype), statistics
+    outputs, found, length = [], [], max(1, math.isqrt(x.shape[0]))
+    for first, part in zip(range(0, x.shape[0], length), x.split(length), strict=True):
+        output, h, c, statistics = checkpoint(
+            _steps, first, part, h, c, *constants, use_reentrant=False, preserve_rng_state=False
+        )
+        outputs.append(output)
+        found.append(statistics)
+    output = torch.cat(outputs)
+    joined = tuple(
+        parts[0] and Statistics(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        for parts in zip(*found, strict=True)
+    )
+    return output, h.to(output.dtype), c.to(output.dtype), joined
+
+
+def _steps(
+    first: int,
+    x: Tensor,
+    h_all: Tensor,
+    c_all: Tensor,
+    batch_sizes: list[int] | None,
+    batch_steps: int,
+    weights: tuple[Tensor, Tensor, Tensor | None],
+    inputs: tuple[NormInputs | None, ...],
+    cell_norm: str,
+    states: list[tuple[Tensor, ...]] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
+    """The steps of `x`, of which the first is step `first`; the state is float32 at least."""
+    weight_ih, weight_hh, bias = weights
+    bn_ih, bn_hh, bn_c, bn_c2 = norms = [_Norm(norm, batch_steps) for norm in inputs]
     batch = x.shape[1]
     projected = F.linear(x, weight_ih)  # W_x x_t for all t at once
     bn_ih.look_ahead(projected)
-    state_dtype = at_least_float32(projected.dtype)
-    h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
     outputs = []
     # unbind, not x[t]: the gradient of each x[t] is a zero tensor of x's full size, T times.
-    for t, wx in enumerate(projected.unbind(0)):
+    for t, wx in enumerate(projected.unbind(0), first):
         alive = batch if batch_sizes is None else batch_sizes[t]
         wx, h, c = wx[:alive], h_all[:alive], c_all[:alive]
         wh = F.linear(h.to(weight_hh.dtype), weight_hh)
-        z = (bn_hh(wh, t) + bn_ih(wx, t)).to(state_dtype)  # (1)
+        z = (bn_hh(wh, t) + bn_ih(wx, t)).to(h.dtype)  # (1)
         if bias is not None:
             z = z + bias
         i, f, g, o = z.chunk(4, dim=1)
@@ -221,10 +260,5 @@ def recurrence(
         outputs.append(output)
         if states is not None:
             states.append((h, c))
-    dtype = projected.dtype
-    return (
-        torch.stack(outputs).to(dtype),
-        h_all.to(dtype),
-        c_all.to(dtype),
-        tuple(norm.statistics() for norm in norms),
-    )
+    statistics = tuple(norm.statistics() for norm in norms)
+    return torch.stack(outputs).to(projected.dtype), h_all, c_all, statistics

@@ -197,11 +197,16 @@ def _fresh_compiler():
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(
-    ("cell", "backend"), [("update", "reference"), ("update", "auto"), ("lstm", "auto")]
+    ("cell", "backend", "recompute"),
+    [
+        *(("update", "reference", recompute) for recompute in (False, True)),
+        *(("update", "auto", recompute) for recompute in (False, True)),
+        ("lstm", "auto", False),
+    ],
 )
-def test_compiled(cell, backend):
+def test_compiled(cell, backend, recompute):
     """In one graph, by every backend; torch.nn.LSTM stays as it is, as dynamo leaves it out."""
-    layer = make(cell, backend=backend)
+    layer = make(cell, backend=backend, recompute=recompute)
     whole = cell != "lstm"
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=whole)
     for training in (True, True, False):

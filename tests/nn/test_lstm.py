@@ -107,6 +107,8 @@ def test_wrong_projections():
             LSTM(F, H, proj_size=size)
     with pytest.raises(ValueError, match="proj_size"):
         LSTM(F, H, proj_size=2, backend="reference")
+    with pytest.raises(ValueError, match=r"proj_size.*recompute=True"):
+        LSTM(F, H, proj_size=2, recompute=True)
 
 
 def test_is_torch_s_module():
@@ -118,7 +120,7 @@ def test_is_torch_s_module():
     kinds = inspect.signature(LSTM).parameters.values()
     assert [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD] == theirs
     ours = {"max_steps", "forget_bias", "input_bias", "recurrent_init", "state_noise"}
-    ours |= {"learn_initial_state", "backend"}
+    ours |= {"learn_initial_state", "backend", "recompute"}
     assert {p.name for p in kinds if p.kind is p.KEYWORD_ONLY} == ours
 
 

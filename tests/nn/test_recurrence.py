@@ -152,6 +152,30 @@ def test_gradients(cell_norm, mode):
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True, check_undefined_grad=False)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell_norm", ["update", "terms"])
+def test_recomputed_in_chunks_of_steps(cell_norm, mode):
+    """In chunks of two steps; the state stays float32 between them under autocast."""
+    for dtype in (torch.float64, torch.float32):
+        layer = make(cell_norm).to(dtype)
+        results = []
+        for recompute in (False, True):
+            state = sequences(B, H, seed=1), sequences(B, H, seed=2)
+            inputs = [t.to(dtype).requires_grad_() for t in (sequences(T, B, F), *state)]
+            call = (*arguments(layer, *inputs, *MODES[mode]), recompute)
+            with torch.autocast("cpu", enabled=dtype == torch.float32):
+                *parts, statistics = recurrence(*call)
+            sum((part.double() * sequences(*part.shape)).sum() for part in parts).backward()
+            leaves = [*inputs, *layer.parameters()]
+            values = [value for pair in statistics if pair is not None for value in pair]
+            results.append([*parts, *(leaf.grad.clone() for leaf in leaves), *values])
+            layer.zero_grad()
+        for plain, again in zip(*results, strict=True):
+            tolerance = {} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
+            torch.testing.assert_close(again, plain, **tolerance)
+        assert torch.equal(results[1][0], results[0][0])
+
+
 def test_half_precision_computes_in_float32():
     """bf16 goes in and comes out; the statistics and the cell between are float32."""
     layer = make("update")

@@ -6,7 +6,9 @@ for how threads share the work.
 
 Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell
 (1), beside the output (1), which the caller has anyway; W_x x is computed again where the input is
-narrow and kept (4) where it is not. torch.nn.LSTM keeps about 15.5 beside its output.
+narrow and kept (4) where it is not. With `recompute` the raw cell alone (1): the products are
+computed again, in the same order of sums, so that every gradient has the same bits; the
+statistics of the batch are kept (18 T H at most). torch.nn.LSTM keeps about 15.5 beside its output.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def refuses(
     norm_c: NormInputs | None,
     norm_c2: NormInputs | None,
     cell_norm: str,
+    recompute: bool = False,
 ) -> str | None:
     """Why this backend cannot serve the call, in one line; None where it can."""
     if cell_norm not in _CELLS:
@@ -82,6 +85,7 @@ def recurrence(
     norm_c: NormInputs | None,
     norm_c2: NormInputs | None,
     cell_norm: str,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
     """As elstm.nn.recurrence.recurrence, for a call that `refuses` lets through."""
     norms = (norm_ih, norm_hh, norm_c)
@@ -92,6 +96,7 @@ def recurrence(
         _CELLS[cell_norm],
         tuple(0.0 if norm is None else norm.eps for norm in norms),
         tuple(None if t is None else t.contiguous() for t in population),
+        recompute,
     )
     learned = (
         *(x, h_0, c_0, weight_ih, weight_hh, bias),
@@ -154,7 +159,9 @@ _LEARNED = (
 _POPULATION = ", ".join(
     f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var")
 )
-_CONSTANTS = f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps"
+_CONSTANTS = (
+    f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps, bool recompute"
+)
 _FORWARD_SCHEMA = f"({_LEARNED}, {_CONSTANTS}, bool keep) -> ({', '.join(['Tensor'] * 12)})"
 _BACKWARD_SCHEMA = (
     f"({_LEARNED}, {_CONSTANTS}, Tensor[] results, Tensor?[] upstream, bool[] wanted) -> Tensor[]"
@@ -162,44 +169,44 @@ _BACKWARD_SCHEMA = (
 
 
 def _schema_order(constants: Constants) -> tuple[Any, ...]:
-    sizes, batch_steps, cell, eps, population = constants
-    return *population, sizes, batch_steps, cell, eps
+    sizes, batch_steps, cell, eps, population, recompute = constants
+    return *population, sizes, batch_steps, cell, eps, recompute
 
 
 def _from_schema(arguments: tuple[Any, ...]) -> tuple[Constants, Learned]:
-    sizes, batch_steps, cell, eps = arguments[16:20]
-    constants = Constants(sizes, batch_steps, cell, tuple(eps), arguments[10:16])
+    sizes, batch_steps, cell, eps, recompute = arguments[16:21]
+    constants = Constants(sizes, batch_steps, cell, tuple(eps), arguments[10:16], recompute)
     return constants, _contiguous(arguments[:10])
 
 
 @torch.library.custom_op("elstm::cpu_forward", mutates_args=(), schema=_FORWARD_SCHEMA)
 def _forward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.forward(*_from_schema(arguments), arguments[20])
+    results = cpu_library.forward(*_from_schema(arguments), arguments[21])
     return *results[:3], *results.statistics, *results.kept
 
 
 @_forward_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.empty_results(*_from_schema(arguments), arguments[20])
+    results = cpu_library.empty_results(*_from_schema(arguments), arguments[21])
     return *results[:3], *results.statistics, *results.kept
 
 
 @torch.library.custom_op("elstm::cpu_backward", mutates_args=(), schema=_BACKWARD_SCHEMA)
 def _backward_op(*arguments: Any) -> list[Tensor]:
     constants, learned = _from_schema(arguments)
-    results, upstream, wanted = arguments[20:]
+    results, upstream, wanted = arguments[21:]
     given = [None if g is None else g.contiguous() for g in upstream]
     return cpu_library.backward(constants, learned, _results(results), given, wanted)
 
 
 @_backward_op.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[22])
+    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[23])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.constants = inputs[16:20]
+    ctx.constants = inputs[16:21]
     ctx.save_for_backward(*inputs[:16], output[0], *output[3:])
 
 
@@ -209,7 +216,7 @@ def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
         *saved[:16], *ctx.constants, list(saved[16:]), list(upstream[:3]), wanted
     )
     gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
-    return *gradients, *[None] * 11
+    return *gradients, *[None] * 12
 
 
 _forward_op.register_autograd(_gradient, setup_context=_save)

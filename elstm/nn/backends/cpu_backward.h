@@ -263,7 +263,8 @@ static void hidden_gradient(const struct backward *w, long t, const real *d_zh, 
 }
 
 /* One step of slice s: what was not kept is computed again, then dz. */
-static void step_backward(const struct backward *w, long t, long s, real *scratch, real *d_zh, real *d_zx) {
+static void step_backward(const struct backward *w, long t, long s, long first, long last, real *scratch, real *d_zh,
+                          real *d_zx) {
     const struct call *q = w->q;
     const long B = q->rows, I = q->inputs, H = q->units, n = alive(q, t), at = (s * q->steps + t) * B;
     const int joint = is_joint(q);
@@ -274,7 +275,8 @@ static void step_backward(const struct backward *w, long t, long s, real *scratc
     if (recomputes_zx(q))
         project(q->x + t * B * I, I, 0, I, w->w_x + s * I * GATES, n, joint ? zh_scratch : zx_scratch, 0, 0, 0);
     if (!q->saved_zh)
-        project(t ? q->output + (t - 1) * B * H : q->h_0, H, 0, H, w->w_h + s * H * GATES, n, zh_scratch, joint, 0, 0);
+        project_hidden(q, t ? q->output + (t - 1) * B * H : q->h_0, n, s, first, last, w->w_h + s * H * GATES,
+                       zh_scratch, joint);
     const real *c_prev = c_scratch, *raw_prev = q->saved_c + (at - B) * LANES;
     if (!t)
         copy_in(q, q->c_0, s, c_scratch);
@@ -323,7 +325,7 @@ static void backward_thread(void *data, int thread, struct team *team) {
             const long at = (t - t_0) * B * GATES;
             if (next) hidden_gradient(w, t + 1, next, first, last);
             for (long s = first; s < last; s++)
-                step_backward(w, t, s, scratch, d_zh + s * slot + at, d_zx + s * slot + at);
+                step_backward(w, t, s, first, last, scratch, d_zh + s * slot + at, d_zx + s * slot + at);
             next = d_zh + at;
             barrier(team, &passed); /* dz_t is complete */
         }

@@ -156,11 +156,9 @@ static void lay_out_forward(struct forward *w, struct arena *arena) {
 
 /* W_h h_{t-1} for slice s. The thread's first slice sums over the thread's own units first and fetches
    the others' meanwhile; later slices fetch the weights of their successor. */
-static void project_hidden(const struct forward *w, const real *h, long n, long s, long first, long last, real *zh,
-                           int accumulate) {
-    const struct call *q = w->q;
+static void project_hidden(const struct call *q, const real *h, long n, long s, long first, long last,
+                           const real *packed, real *zh, int accumulate) {
     const long H = q->units, from = first * LANES, to = min_long(last * LANES, H);
-    const real *packed = w->w_h + s * H * GATES;
     if (s > first) {
         project(h, H, 0, H, packed, n, zh, accumulate, s + 1 < last ? packed + H * GATES : 0, H * GATES / n);
         return;
@@ -200,7 +198,7 @@ static void forward_thread(void *data, int thread, struct team *team) {
             }
             if (t < q->batch_steps && q->norm_x.gamma)
                 batch_statistics(zx, 4, n, &q->norm_x, t, H, from, count);
-            project_hidden(w, h_prev, n, s, first, last, zh, joint);
+            project_hidden(q, h_prev, n, s, first, last, w->w_h + s * H * GATES, zh, joint);
             if (t < q->batch_steps && q->norm_h.gamma)
                 batch_statistics(zh, 4, n, &q->norm_h, t, H, from, count);
             cell_forward_by_kind(q, t, s, zh, zx, w->carried + s * B * LANES,

@@ -28,6 +28,7 @@ class Constants(NamedTuple):
     cell: int  # enum cell of cpu_call.h
     eps: tuple[float, ...]  # of norm_ih, norm_hh, norm_c, as below
     population: tuple[Tensor | None, ...]  # mean and var of each, (T, F)
+    recompute: bool  # keep the raw cell alone for backward
 
 
 class Learned(NamedTuple):
@@ -136,7 +137,8 @@ def empty_results(constants: Constants, learned: Learned, keep: bool) -> Results
     slices = -(-units // lanes)
     plain = learned.gamma_ih is None and learned.gamma_hh is None
     gates, nothing = (slices, steps, rows, 4 * lanes), (0,)
-    keep_zx = keep and not plain and inputs > RECOMPUTED_INPUTS
+    keep_zh = keep and not constants.recompute
+    keep_zx = keep_zh and not plain and inputs > RECOMPUTED_INPUTS
     return Results(
         x.new_empty(steps, rows, units),
         x.new_empty(rows, units),
@@ -147,7 +149,7 @@ def empty_results(constants: Constants, learned: Learned, keep: bool) -> Results
             for _ in range(2)
         ),
         (
-            x.new_empty(gates if keep else nothing),
+            x.new_empty(gates if keep_zh else nothing),
             x.new_empty(gates if keep_zx else nothing),
             x.new_empty((slices, steps, rows, lanes) if keep else nothing),
         ),

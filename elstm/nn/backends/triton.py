@@ -8,7 +8,7 @@ Serves cell_norm none, output and update, in float32: lower precisions are cast 
 output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
 uses TF32 if the user allows it; the products inside the kernels never do. For the backward pass the
 forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H numbers
-while the backward pass runs).
+while the backward pass runs), so that `recompute` changes nothing.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def refuses(
     norm_c: NormInputs | None,
     norm_c2: NormInputs | None,
     cell_norm: str,
+    recompute: bool = False,
 ) -> str | None:
     """Why this backend cannot serve a call of `recurrence`, or None."""
     if cell_norm not in _CELL_NORMS:
@@ -123,6 +124,7 @@ def recurrence(
     norm_c: NormInputs | None,
     norm_c2: NormInputs | None,
     cell_norm: str,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
     """elstm.nn.recurrence.recurrence; differentiating its gradient raises RuntimeError."""
     device = x.device
