@@ -109,6 +109,11 @@ def _machine(made_with: dict[str, str]) -> str:
     return f"{device}, {threads} threads" if threads else device
 
 
+def _varies(seconds: Sequence[float]) -> bool:
+    """Whether runs that do the same work took times that differ by more than a quarter."""
+    return len(seconds) > 1 and max(seconds) > 1.25 * min(seconds)
+
+
 def _warnings(analysis: Analysis) -> list[Inline]:
     """What makes the comparison less than fair."""
     items: list[Inline] = []
@@ -117,6 +122,17 @@ def _warnings(analysis: Analysis) -> list[Inline]:
     if len(machines) > 1:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
         items.append(f"Times are not like for like, runs by device: {counts}.")
+    noisy = [
+        group.label
+        for group in analysis.section.groups
+        if _varies([r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch])
+    ]
+    if noisy and len(machines) == 1:
+        more = f" and {len(noisy) - 8} more" if len(noisy) > 8 else ""
+        items.append(
+            f"Times are rough: within {', '.join(noisy[:8])}{more} the seconds per epoch differ by "
+            "more than a quarter from run to run, so the machine had other work as well."
+        )
     commits = {run.made_with.get("commit", "unknown") for run in runs}
     if len(commits) > 1:
         items.append(f"The runs were made with {len(commits)} states of the code (see the end).")

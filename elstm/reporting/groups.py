@@ -29,6 +29,8 @@ TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
 # The order in which models are listed, plainest first; others follow by name.
 MODEL_ORDER = ("lstm", "gru", "ln_lstm", "bn_lstm_input", "bn_lstm", "elstm_bn")
 MAX_LABEL = 60
+# In the label of every group where they differ at all: a model's name says nothing of them.
+BUDGET = ("trainer.max_epochs", "trainer.max_steps")
 
 _RANK = {"done": 0, "running": 1, "interrupted": 2, "failed": 3}
 
@@ -105,7 +107,8 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
         model = group_runs[0].model
         of_model = [c for c in configs if c.get("model.name") == config.get("model.name")]
         settings = {key: config[key] for key in varying if key in config}
-        label = make_label(model, settings, telling_keys(of_model))
+        telling = {*telling_keys(of_model), *(key for key in BUDGET if key in varying)}
+        label = make_label(model, settings, sorted(telling))
         groups.append(_group(label, model, settings, group_runs))
     groups.sort(key=_group_order)
     for index, group in enumerate(groups, start=1):

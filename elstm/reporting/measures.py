@@ -109,7 +109,7 @@ def analyse(
             ],
             to_best=to_best(group, section.baseline),
             validation=_gap(
-                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.runs]
+                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.furthest]
             ),
             test=_gap([(run.test_accuracy, run.test_accuracy_batch_stats) for run in group.runs]),
             train_seconds=summarize([_per_epoch(r, r.train_seconds) for r in group.runs]),

@@ -183,8 +183,14 @@ def _test_row(result: Result, test: PairedTest | None) -> list[str]:
     ]
 
 
+def _has_gap(result: Result) -> bool:
+    """False without batch normalisation, where both accuracies are one."""
+    gaps = [gap[2] for gap in (result.validation, result.test) if gap is not None]
+    return any(gap.mean or gap.sd for gap in gaps)
+
+
 def _gap_blocks(rows: Sequence[Result]) -> list[Block]:
-    measured = [r for r in rows if r.validation is not None or r.test is not None]
+    measured = [r for r in rows if _has_gap(r)]
     if not measured:
         return []
     header = [
@@ -207,7 +213,8 @@ def _gap_blocks(rows: Sequence[Result]) -> list[Block]:
         Heading(3, "Population against batch statistics"),
         Paragraph(
             "The gap is the accuracy with the statistics of the evaluated batch less that with "
-            "the population statistics, at the last evaluation and in the final test."
+            "the population statistics, at the last evaluation and in the final test. Models "
+            "without batch normalisation have none."
         ),
         Table(header, body),
     ]

@@ -34,11 +34,11 @@ def interval(summary: Summary | None) -> str:
 
 
 def seconds(summary: Summary | None) -> str:
-    """Mean seconds with three digits: 0.412, 4.12, 41.2, 412."""
+    """Mean seconds with three digits, 0.412, 4.12, 41.2 or 412, and their standard deviation."""
     if summary is None:
         return NONE
     digits = 3 if summary.mean < 1 else 2 if summary.mean < 10 else 1 if summary.mean < 100 else 0
-    return f"{summary.mean:.{digits}f}"
+    return spread(summary, digits=digits)
 
 
 def signed(value: float, digits: int = 2) -> str:
