@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 
 from elstm.errors import UserError
 
+MAX_BYTES = 256_000_000  # of a file, packed or not; the largest here has 47,040,016
 UNSIGNED_BYTE = 0x08  # the format's code for uint8, the only type these data sets use
 
 
@@ -31,42 +34,63 @@ def read_idx(path: Path, shape: tuple[int | None, ...], md5: str | None = None) 
     Returns: a read-only uint8 array.
     Raises: UserError that names the file, what is wrong with it and how to mend it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    content = _file(path)
     if md5 is not None:
         # MD5 guards against damage here, not against an attacker; FIPS systems need to be told so.
         found = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if found != md5:
             raise damaged(path, f"{len(content):,} bytes with MD5 {found}, should be MD5 {md5}")
-    if path.suffix == ".gz":
+    start, total = 4 + 4 * len(shape), 0
+    # A few bytes may unpack to any number: no more is unpacked than the header asks for.
+    packed = path.suffix == ".gz"
+    with gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content) as file:
         try:
-            content = gzip.decompress(content)
+            header = file.read(start)
+            total = _size(path, header, shape)
+            entries = file.read(total - start + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise damaged(path, f"cannot be unpacked: {error}") from error
-    return np.frombuffer(content, np.uint8, offset=_header(path, content, shape)).reshape(
+    length = start + len(entries)
+    if length != total:
+        given = f"{length:,}" if length < total else f"more than {total:,}"
+        raise damaged(path, f"{given} bytes (unpacked) instead of {total:,}")
+    return np.frombuffer(entries, np.uint8).reshape(
         [-1 if size is None else size for size in shape]
     )
 
 
-def _header(path: Path, content: bytes, shape: tuple[int | None, ...]) -> int:
-    """The length of the header, once it and the length of the file have proved right."""
+def _file(path: Path) -> bytes:
+    """The bytes of a plain file of at most MAX_BYTES."""
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise UserError(f"{path} cannot be read (not a plain file)")
+        if info.st_size > MAX_BYTES:
+            raise damaged(path, f"{info.st_size:,} bytes, more than {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _size(path: Path, header: bytes, shape: tuple[int | None, ...]) -> int:
+    """The length of the whole file, unpacked, by its header, once that has proved right."""
     length = 4 + 4 * len(shape)
-    if len(content) < length:
-        raise damaged(path, f"{len(content)} bytes are too few for the header")
-    if content[:3] != bytes([0, 0, UNSIGNED_BYTE]):
-        raise damaged(path, f"not an IDX file of unsigned bytes: begins with {content[:4].hex()}")
-    if content[3] != len(shape):
-        raise damaged(path, f"{content[3]} dimensions instead of {len(shape)}")
-    sizes = struct.unpack(f">{len(shape)}I", content[4:length])
-    if 0 in sizes or any(want not in (None, size) for want, size in zip(shape, sizes, strict=True)):
-        wanted = " x ".join("N" if size is None else str(size) for size in shape)
-        raise damaged(path, f"holds {' x '.join(map(str, sizes))} entries instead of {wanted}")
+    if len(header) < length:
+        raise damaged(path, f"{len(header)} bytes are too few for the header")
+    if header[:3] != bytes([0, 0, UNSIGNED_BYTE]):
+        raise damaged(path, f"not an IDX file of unsigned bytes: begins with {header[:4].hex()}")
+    if header[3] != len(shape):
+        raise damaged(path, f"{header[3]} dimensions instead of {len(shape)}")
+    sizes = struct.unpack(f">{len(shape)}I", header[4:length])
     total = length + math.prod(sizes)
-    if len(content) != total:
-        raise damaged(path, f"{len(content):,} bytes (unpacked) instead of {total:,}")
-    return length
+    wrong = any(want not in (None, size) for want, size in zip(shape, sizes, strict=True))
+    if 0 in sizes or wrong or total > MAX_BYTES:
+        wanted = " x ".join("N" if size is None else str(size) for size in shape)
+        limit = "" if wrong or 0 in sizes else f" of at most {MAX_BYTES:,} bytes"
+        raise damaged(
+            path, f"holds {' x '.join(map(str, sizes))} entries instead of {wanted}{limit}"
+        )
+    return total
 
 
 def damaged(path: Path, what: str) -> UserError:

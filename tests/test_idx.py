@@ -1,5 +1,9 @@
 import gzip
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,14 +41,15 @@ DAMAGED = {
     "empty": (b"", "0 bytes are too few for the header"),
     "cut in the header": (GOOD[:15], "15 bytes are too few"),
     "cut in the data": (GOOD[:-1], "3,935 bytes (unpacked) instead of 3,936"),
-    "too long": (GOOD + b"\0", "3,937 bytes (unpacked) instead of 3,936"),
+    "too long": (GOOD + b"\0", "more than 3,936 bytes (unpacked) instead of 3,936"),
     "a web page": (b"<!DOCTYPE html><title>Log in</title>", "not an IDX file of unsigned bytes"),
     "first zero": (changed(0, 1), "not an IDX file"),
     "second zero": (changed(1, 1), "not an IDX file"),
     "type int16": (changed(2, 0x0B), "not an IDX file of unsigned bytes: begins with 00000b03"),
     "dimensions": (changed(3, 1), "1 dimensions instead of 3"),
-    "count too large": (changed(4, 255), "bytes (unpacked) instead of"),
-    "count too small": (changed(7, 4), "3,936 bytes (unpacked) instead of 3,152"),
+    "count too large": (changed(4, 255), "instead of N x 28 x 28 of at most 256,000,000 bytes"),
+    "count above": (changed(7, 6), "3,936 bytes (unpacked) instead of 4,720"),
+    "count too small": (changed(7, 4), "more than 3,152 bytes (unpacked) instead of 3,152"),
     "count zero": (changed(7, 0), "holds 0 x 28 x 28 entries instead of N x 28 x 28"),
     "rows": (changed(11, 29), "holds 5 x 29 x 28 entries instead of N x 28 x 28"),
     "columns": (changed(15, 27), "holds 5 x 28 x 27"),
@@ -98,3 +103,47 @@ def test_a_good_file_of_another_set_fails_the_checksum(tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="gone cannot be read \\(No such file or directory\\)"):
         read_idx(tmp_path / "gone", SHAPE)
+
+
+BOMB = """
+import resource, sys
+from pathlib import Path
+from elstm.errors import UserError
+from elstm.idx import read_idx
+
+path = Path(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_idx(path, (None, 28, 28))
+except UserError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    """4 GB of zeros in 4 MB, behind a good header."""
+    path = tmp_path / "images.gz"
+    member = gzip.compress(bytes(1 << 24), mtime=0)  # members of a gz follow one another
+    path.write_bytes(gzip.compress(GOOD, mtime=0) + 256 * member)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, str(path)],
+        capture_output=True, text=True, timeout=60, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    line, mebibytes = done.stdout.splitlines()
+    assert "more than 3,936 bytes (unpacked)" in line
+    assert float(mebibytes) < 40
+
+
+def test_only_plain_files_of_sensible_size_are_read(tmp_path):
+    path = tmp_path / "images"
+    with path.open("wb") as file:
+        file.truncate(10**12)  # a hole
+    with pytest.raises(
+        UserError, match=r"1,000,000,000,000 bytes, more than 256,000,000\): delete"
+    ):
+        read_idx(path, SHAPE)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a plain file"):
+        read_idx(path, SHAPE)  # and does not wait for a writer

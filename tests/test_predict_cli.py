@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import re
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -165,6 +169,145 @@ def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
     path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     found = predict.read_image(path, 8, 8)
     assert np.abs(found.astype(int) - GREY).max() <= 2
+
+
+def test_other_ways_of_storing_colours(tmp_path: Path) -> None:
+    grey = Image.fromarray(GREY)
+    rgba = grey.convert("RGBA")
+    for name, image, options in (
+        ("float.tiff", Image.fromarray(GREY.astype(np.float32) / 255), {}),
+        ("float255.tiff", Image.fromarray(GREY.astype(np.float32)), {}),
+        ("sixteen.tiff", Image.fromarray(GREY.astype(np.uint16) * 257), {}),
+        ("palette.png", grey.convert("RGB").quantize(64), {}),
+        ("transparent_palette.png", rgba.quantize(64), {}),
+        ("grey_alpha.png", grey.convert("LA"), {}),
+        ("cmyk.jpg", grey.resize((64, 64), 0).convert("CMYK"), {"quality": 100}),
+        ("lab.tiff", grey.convert("RGB").convert("YCbCr"), {}),
+        ("a.webp", rgba, {"lossless": True}),
+        ("a.bmp", grey, {}),
+        ("a.jp2", grey, {}),
+        ("a.ppm", grey, {}),
+        ("wrong_ending.jpg", grey, {"format": "PNG"}),
+        ("animated.png", grey, {"save_all": True, "append_images": [Image.new("L", (8, 8), 9)]}),
+    ):
+        found = predict.read_image(saved(image, tmp_path / name, **options), 8, 8)
+        assert np.abs(found.astype(int) - GREY).max() <= 6, name
+
+
+def test_files_that_are_no_images_are_a_reason_each(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with (tmp_path / "hole.png").open("wb") as file:
+        file.truncate(10**12)
+    gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)
+    gif += b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + bytes(9)
+    (tmp_path / "screen.gif").write_bytes(gif)
+    (tmp_path / "pdf.png").write_bytes(b"%PDF-1.7")
+    for name, reason in (
+        ("folder.png", "not a plain file"),
+        ("empty.png", "it is empty"),
+        ("pipe.png", "not a plain file"),
+        ("link.png", "there is no such file"),
+        ("loop.png", "Too many levels of symbolic links"),
+        ("zero.png", "not a plain file"),
+        ("hole.png", "larger than 200,000,000 bytes"),
+        ("screen.gif", "too many pixels"),
+        ("pdf.png", "not an image that can be read (PNG, JPEG"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            predict.read_image(tmp_path / name, 8, 8)
+
+
+MUTATED = r"""
+import io, random, resource, sys, warnings
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from elstm import predict
+
+count, path = int(sys.argv[1]), Path(sys.argv[2])
+warnings.simplefilter("error")
+image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+files = []
+for name in predict._formats():
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, name, **({"append_images": [image], "save_all": True} if name in
+                   ("GIF", "WEBP", "PNG", "TIFF") else {}))
+    except (OSError, ValueError, KeyError):
+        continue
+    files.append((name, buffer.getvalue()))
+assert len(files) > 10
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+draw, read = random.Random(int(sys.argv[3])), 0
+for _ in range(count):
+    name, whole = draw.choice(files)
+    content = bytearray(whole)
+    for _ in range(draw.choice([1, 1, 2, 5])):
+        how, head = draw.randrange(4), draw.choice([120, 120, len(content)])
+        place = draw.randrange(min(len(content), head))
+        if how == 0:
+            content[place] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
+        elif how == 1:
+            content[place : place + 4] = draw.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
+        elif how == 2:
+            del content[place : place + draw.randrange(1, 30)]
+        else:
+            del content[max(place, 8):]
+        if not content:
+            break
+    path.write_bytes(content)
+    try:
+        predict.read_image(path, 8, 8)
+        read += 1
+    except ValueError as error:
+        assert "\n" not in str(error), error
+print(read, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_damaged_images_end_in_a_reason_in_bounded_memory(tmp_path: Path, count: int) -> None:
+    """In a process that may have 3 GB."""
+    done = subprocess.run(
+        [sys.executable, "-c", MUTATED, str(count), str(tmp_path / "a"), "0"],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    read, mebibytes = map(int, done.stdout.split())
+    assert 0 < read < count
+    assert mebibytes < 700
+
+
+LARGEST = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from elstm import predict
+
+Image.MAX_IMAGE_PIXELS = None
+predict.read_image(Path(sys.argv[1]), 28, 28)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+predict.read_image(Path(sys.argv[2]), 28, 28)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("mode", ["RGBA", pytest.param("I;16", marks=pytest.mark.slow)])
+def test_the_largest_image_takes_little_more_than_its_pixels(tmp_path: Path, mode: str) -> None:
+    small = saved(Image.new(mode, (8, 8)), tmp_path / "small.png")
+    size = (7_070, 7_070)
+    large = saved(Image.new(mode, size), tmp_path / "large.png", compress_level=1)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGEST, str(small), str(large)],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(done.stdout) < 320  # MiB: 191 decoded, 48 in grey
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
