@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from elstm.errors import UserError
-from elstm.files import write_atomic
+from elstm.files import refuse_links, write_atomic
 
 FORMAT = "elstm-checkpoint"
 VERSION = 2  # raised when the file changes; 1 had no seal, only the CRC-32 of each zip entry
+MAX_NODES, MAX_DEPTH = 100_000, 20  # of what a checkpoint holds: some hundred for each layer
 SEAL = b"elstm sha256 "
 SEAL_SIZE = len(SEAL) + 64
 
@@ -101,14 +102,18 @@ def load(path: Path) -> dict[str, Any]:
         sealed = _sealed(data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             # torch.save stores plainly: compression would only serve to make a file burst.
-            stored = all(e.compress_type == zipfile.ZIP_STORED for e in archive.infolist())
+            # Nor may its entries lie on one another.
+            entries = archive.infolist()
+            stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+            stored = stored and sum(e.file_size for e in entries) <= len(data)
             intact = sealed is not False and stored and archive.testzip() is None
         if not intact:
             raise zipfile.BadZipFile
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_plain(content, len(data))
+    except MemoryError:
+        raise UserError(f"there is not enough memory to read the checkpoint {path}") from None
     except Exception as error:  # a damaged file may fail in any way
-        if isinstance(error, MemoryError):
-            raise
         raise Unreadable(f"the checkpoint {path} is damaged or was not written by elstm") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise Unreadable(f"{path} is not a checkpoint of elstm")
@@ -123,6 +128,37 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _check_plain(content: Any, size: int) -> None:
+    """Raises ValueError where a file of `size` bytes holds other values than `save` takes.
+
+    A few bytes can describe a huge tensor, as views of one number, and a huge tree.
+    """
+    nodes = memory = 0
+
+    def visit(value: Any, depth: int) -> None:
+        nonlocal nodes, memory
+        nodes += 1
+        if nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ValueError("too many values")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(key, depth + 1)
+                visit(item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item, depth + 1)
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise ValueError("a tensor of another kind")
+            memory += value.numel() * value.element_size()
+            if memory > size:
+                raise ValueError("tensors of more bytes than the file")
+        elif not isinstance(value, str | int | float | type(None)):
+            raise ValueError(f"a {type(value).__name__}")
+
+    visit(content, 0)
+
+
 def latest(run_dir: Path) -> dict[str, Any] | None:
     """The checkpoint to go on from; None where a run was ended before it wrote one.
 
@@ -130,10 +166,12 @@ def latest(run_dir: Path) -> dict[str, Any] | None:
     warning; what cannot be read is then kept as damaged.pt.
 
     Raises:
-        UserError: there are checkpoints, and none can be read; or last.pt is of a newer version.
+        UserError: there are checkpoints, and none can be read; last.pt is of a newer version; one
+            is a link.
     """
     last = last_path(run_dir)
     others = [path for path in (previous_path(run_dir), best_path(run_dir)) if path.exists()]
+    refuse_links(last.parent, last, *others)
     if not last.exists() and not others:
         return None
     try:

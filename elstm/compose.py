@@ -67,7 +67,9 @@ class Composer:
             folder = Path(extra_dir).absolute()
             if not folder.is_dir():
                 raise UserError(f"--config-dir {show(extra_dir)}: there is no such folder")
-            self.search_path.prepend("command-line", f"file://{folder}", SearchPathQuery("schema"))
+            self.search_path.prepend(
+                "command-line", f"config-dir://{folder}", SearchPathQuery("schema")
+            )
         self.loader = ConfigLoaderImpl(self.search_path)
         self._options: dict[str, list[str]] = {}
         self.parser = OverridesParser.create(config_loader=self.loader)

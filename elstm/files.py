@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from elstm.errors import UserError
 
+MAX_JSON = 1_000_000  # bytes; a status.json has about 1,500
+
 
 def write_atomic(
     path: Path,
@@ -33,7 +35,11 @@ def write_atomic(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path, "; what was there before is unharmed"):
-            with temporary.open("wb") as file:
+            with suppress(
+                FileNotFoundError
+            ):  # a killed process's of this number, or a stranger's link
+                temporary.unlink()
+            with temporary.open("xb") as file:
                 if callable(write):
                     write(file)
                 else:
@@ -81,11 +87,13 @@ def refuse_links(*paths: Path) -> None:
     """What is written in a run folder stays in it, whoever made the folder.
 
     Raises:
-        UserError: one of `paths` is a symbolic link.
+        UserError: one of `paths` is a symbolic link, or neither file nor folder (a pipe, a device).
     """
     for path in paths:
         if path.is_symlink():
             raise UserError(f"{path} is a link: a run folder has to hold its files itself")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is not a plain file: delete it")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -148,9 +156,11 @@ def open_locked(path: Path, owner: Path) -> IO[bytes]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`, or None where there is none that can be read."""
+    """The object in `path`, a plain file of at most MAX_JSON; None where none can be read."""
     try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_JSON:
+            return None
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -75,6 +75,11 @@ class ImageSet:
     test: Split
 
 
+def outline(name: str) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """The names of a set's classes, and rows and columns of its images, without its files."""
+    return (DIGITS, (8, 8)) if name == "digits" else (IDX_SETS[name].class_names, (28, 28))
+
+
 def random_order(n: int, *key: str | int) -> Tensor:
     """A permutation of 0 ... n - 1 that follows from the key alone, whatever else was drawn."""
     # Hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) are strangers, for seeds of any size.

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from elstm.cli import FAILED, Ended, say_error, summary
 from elstm.config import Config
 from elstm.errors import OtherProcessError, UserError
+from elstm.files import refuse_links
 
 PROG = "elstm-train"
 LOG = "train.log"
@@ -88,7 +89,7 @@ def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
 
 def main_process() -> bool:
     """Of the processes that torchrun or accelerate started, the first: it alone writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _environment("RANK", 0) == 0
 
 
 def _who() -> str:
@@ -97,7 +98,15 @@ def _who() -> str:
 
 
 def processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _environment("WORLD_SIZE", 1)
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that torchrun or accelerate has set."""
+    value = os.environ.get(name) or str(default)
+    if not value.isascii() or not value.isdecimal():
+        raise UserError(f"the environment has {name}={value}, which has to be a number: unset it")
+    return int(value)
 
 
 def shared_folder(run_dir: Path, config: Config) -> Path:
@@ -126,8 +135,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = [terminal]
     if main_process():
         path = run_dir / LOG
-        if path.is_symlink():
-            raise UserError(f"{path} is a link: only plain files are written in a run folder")
+        refuse_links(path)
         try:
             file = logging.FileHandler(path, encoding="utf-8")
         except OSError as error:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from elstm.cli import say_error
 from elstm.errors import UserError
 
 DESCRIPTION = """\
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     except UserError as error:
-        print(f"elstm-report: error: {error}", file=sys.stderr)
+        say_error("elstm-report", error)
         sys.exit(1)
 
 

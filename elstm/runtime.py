@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from elstm.cli import summary
 from elstm.config import TrainerConfig
 from elstm.errors import OtherProcessError, UserError
-from elstm.files import writing
+from elstm.files import refuse_links, writing
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
 
@@ -129,6 +129,8 @@ def profiler(trainer: TrainerConfig, run_dir: Path) -> Iterator[Any]:
         yield _NoProfiler()
         return
     from torch.profiler import ProfilerActivity, profile, schedule
+
+    refuse_links(run_dir / "profile.json.gz")
 
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():

@@ -5,13 +5,18 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from hydra import version
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
 from elstm.config import MISSING, SCHEMAS, DataConfig, SweepConfig, TrainerConfig
+from elstm.reporting.files import Damaged, read_config
 
 
 def run_name() -> str:
@@ -32,6 +37,22 @@ class Root:
     seed: int = 0
 
 
+class Folder(FileConfigSource):
+    """--config-dir: like Hydra's own folders, but a stranger may have written what is in it."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "config-dir"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
+        try:
+            read_config(path)  # small, no aliases that unfold into a huge tree, plain YAML
+        except Damaged as error:
+            raise ConfigLoadError(f"--config-dir {self.path}: {error}") from error
+        return super().load_config(config_path)
+
+
 def register() -> None:
     """Makes the schemas and the resolver known to Hydra; again does no harm."""
     version.setbase("1.3")
@@ -41,6 +62,7 @@ def register() -> None:
         for name, schema in schemas.items():
             if group != "data":
                 store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
+    SourcesRegistry.instance().register(Folder)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 

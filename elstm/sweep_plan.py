@@ -129,6 +129,8 @@ def _earlier(group: Path) -> dict[str, tuple[Path, str]]:
     """The runs in outputs/DATA/MODEL: of each config the folder and the state of the latest."""
     latest: dict[str, tuple[Path, str]] = {}
     for folder in sorted(group.iterdir()) if group.is_dir() else ():
+        if folder.is_symlink():  # may lead anywhere
+            continue
         try:
             key = identity(load_run_config(folder))
         except UserError:  # no run, or one from another version
@@ -142,7 +144,7 @@ def _earlier(group: Path) -> dict[str, tuple[Path, str]]:
 def _in_use(folder: Path) -> bool:
     """Whether another process is training there, which holds a lock on its metrics."""
     path = folder / "metrics.csv"
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return False
     try:
         open_locked(path, folder).close()

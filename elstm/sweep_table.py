@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elstm.files import write_atomic
+from elstm.reporting.files import harmless, one_line
 from elstm.status import read_status
 
 COLUMNS = (
@@ -36,7 +37,7 @@ class Result:
 
     def number(self, key: str) -> float | None:
         value = self.status.get(key)
-        return value if isinstance(value, int | float) else None
+        return value if isinstance(value, int | float) and abs(value) < 1e15 else None
 
     def summary(self) -> str:
         """State, accuracies, time and folder, in one line."""
@@ -66,12 +67,20 @@ def read_result(
         error: why it did not even begin.
         ended: whether it has.
     """
-    status = read_status(folder) or {}
+    status = _status(folder)
     if not ended:
         return Result(varied, folder, status)
     if error or status.get("state") not in ("done", "interrupted"):
         status |= {"state": "failed", "error": error or status.get("error")}
     return Result(varied, folder, status)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """status.json, which another may have written: numbers, and text that can be printed."""
+    fields = read_status(folder) or {}
+    return {
+        k: v if isinstance(v, int | float | None) else one_line(v, 400) for k, v in fields.items()
+    }
 
 
 def best_first(results: Sequence[Result]) -> list[Result]:
@@ -116,6 +125,6 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     writer.writerow([*keys, *COLUMNS])
     for r in best_first(results):
         known = r.status | {"run_dir": str(r.folder)}
-        values = [known.get(column) for column in COLUMNS]
+        values = [harmless(v) if isinstance(v := known.get(k), str) else v for k in COLUMNS]
         writer.writerow([*(r.varied.get(key, "") for key in keys), *values])
     write_atomic(path, text.getvalue().encode(), sync=False)

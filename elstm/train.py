@@ -98,10 +98,11 @@ def _mode(words: Sequence[str]) -> str | None:
 def train(composer: Composer, words: Sequence[str]) -> int:
     """A single run in a folder of its own; returns the exit code."""
     from elstm.compose import CONFIG_NAME, typed
-    from elstm.job import Outcome, execute, folder_made, main_process
+    from elstm.job import Outcome, execute, folder_made, main_process, processes
 
     cfg, config = composer.compose([*words, "hydra.mode=RUN"])
-    if not main_process():
+    first, _ = main_process(), processes()  # both: the environment may hold what is no number
+    if not first:
         return execute(config, Path()).code  # in the folder that the first process makes
     _check_run_dir(cfg)
     outcomes: list[Outcome] = []

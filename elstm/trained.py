@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 
 from elstm import checkpoint
-from elstm.config import Config, load_run_config
+from elstm.config import Config, DataConfig, load_run_config
 from elstm.data import ImageSequences
 from elstm.errors import UserError
+from elstm.files import refuse_links
+from elstm.image_sets import outline
 from elstm.models import SequenceClassifier, build_model
+from elstm.validation import show
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
     config = load_run_config(run_dir)
     if which in ("best", "last"):
         path = run_dir / "checkpoints" / f"{which}.pt"
+        refuse_links(path.parent, path)
         if not path.exists():
             raise UserError(
                 f"{run_dir} has no {which} checkpoint: it appears after the first epoch"
@@ -56,19 +61,78 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
         path = Path(which)
     content = checkpoint.load(path)
     try:
-        facts = content["data"]
-        model = build_model(
-            config.model,
-            input_size=facts["pixels_per_step"],
-            num_steps=facts["pixels"] // facts["pixels_per_step"],
-            num_classes=len(facts["class_names"]),
-        )
-        model.load_state_dict(content["model"])
-        step, epoch = content["state"]["step"], content["state"]["epoch"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path} does not fit the config of {run_dir}: {reason}") from error
-    return Trained(config, path, model.eval(), facts, step, epoch)
+        check_fits(content, config)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit the config of {run_dir}: {error}") from error
+    model = _build(config, content["data"])
+    model.load_state_dict(content["model"])
+    state = content["state"]
+    return Trained(config, path, model.eval(), content["data"], state["step"], state["epoch"])
+
+
+def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
+    return build_model(
+        config.model,
+        input_size=facts["pixels_per_step"],
+        num_steps=facts["pixels"] // facts["pixels_per_step"],
+        num_classes=len(facts["class_names"]),
+    )
+
+
+def check_fits(content: dict[str, Any], config: Config) -> None:
+    """Raises ValueError where a checkpoint is not of the config's model and data set.
+
+    Before the model is built: its size is then that of the checkpoint's tensors, which are there.
+    """
+    for name in ("data", "model", "state"):
+        if not isinstance(content.get(name), dict):
+            raise ValueError(f"it holds no {name}")
+    facts, expected = content["data"], _expected_facts(config.data)
+    for name, value in expected.items():
+        if facts.get(name) != value:
+            raise ValueError(f"its data have {name} {show(facts.get(name))}, not {show(value)}")
+    mean, std = facts.get("mean"), facts.get("std")
+    if not (_is_number(mean) and _is_number(std) and std > 0):
+        raise ValueError(f"its data have mean {show(mean)} and standard deviation {show(std)}")
+    order, pixels = facts.get("permutation"), torch.arange(expected["pixels"])
+    if config.data.permute:
+        if not isinstance(order, torch.Tensor) or not torch.equal(order.sort().values, pixels):
+            raise ValueError("its data have no order of the pixels")
+    elif order is not None:
+        raise ValueError("its data have an order of the pixels")
+    for name in ("step", "epoch", "batch"):
+        value = content["state"].get(name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"its state has {name} {show(value)}")
+    with torch.device("meta"):  # takes no memory, whatever the config says
+        model = _build(config, facts).state_dict()
+    given = content["model"]
+    for name in [*model, *given]:
+        here, there = _shape(model.get(name)), _shape(given.get(name))
+        if here != there:
+            raise ValueError(f"its model has {show(name)} {there}, the config's {here}")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shape(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return "not at all"
+    return f"of {' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype)[6:]}"
+
+
+def _expected_facts(data: DataConfig) -> dict[str, Any]:
+    """What `data_facts` says of a data set, as far as it is known without its files."""
+    class_names, (rows, columns) = outline(data.name)
+    return {
+        "name": data.name,
+        "class_names": list(class_names),
+        "image_size": [rows, columns],
+        "pixels": rows * columns,
+        "pixels_per_step": data.pixels_per_step,
+    }
 
 
 def data_facts(data: ImageSequences) -> dict[str, Any]:
@@ -90,7 +154,7 @@ def check_same_data(facts: dict[str, Any], data: ImageSequences) -> None:
     """Raises UserError where `data` are not what a checkpoint's model was trained on."""
     here = data_facts(data)
     for name, value in here.items():
-        saved = facts[name]
+        saved = facts.get(name)
         if isinstance(value, torch.Tensor) and isinstance(saved, torch.Tensor):
             same = torch.equal(value, saved)
         else:

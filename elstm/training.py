@@ -37,6 +37,7 @@ from elstm.progress import Progress, duration
 from elstm.state import Clock, Snapshot, State, Window
 from elstm.status import Status, read_status
 from elstm.tracking import Tracker, hparams
+from elstm.trained import check_fits
 
 SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
 MAX_SKIPPED = 100  # steps in a row that trainer.on_nonfinite=skip puts up with
@@ -134,6 +135,13 @@ class _Run:
         )
 
         self.saved = checkpoint.latest(run_dir) if resume else None
+        if self.saved is not None:
+            try:
+                check_fits(self.saved, config)
+            except ValueError as error:
+                raise UserError(
+                    f"{run_dir}: the checkpoint does not fit the run's config: {error}"
+                ) from error
         self.data = data = self.shared_batches(load_data(config.data).to(device))
         torch.manual_seed(config.seed)
         self.model = build_model(

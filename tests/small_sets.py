@@ -1,6 +1,8 @@
 """Small sets in torchvision's layout: IDX files of random images, for machines without the data."""
 
 import gzip
+import os
+import re
 import struct
 from pathlib import Path
 
@@ -35,3 +37,18 @@ def write_idx_set(
         else:
             (raw / name).write_bytes(idx_bytes(array))
     return arrays
+
+
+def own_process() -> dict[str, str]:
+    """The environment of a Python process that imports elstm and the helpers of the tests."""
+    tests = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+
+
+def peak() -> int:
+    """MiB that this process has had in memory at most; Linux alone knows it.
+
+    Not ru_maxrss, which begins with what the parent process had.
+    """
+    (kibibytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(kibibytes) // 1024

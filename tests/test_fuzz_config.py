@@ -163,13 +163,13 @@ def check_main(training, words):
             code = main(words)
         except SystemExit as end:
             code = end.code
-    made = sorted(path.name for path in Path().iterdir())
-    for name in made:
-        shutil.rmtree(name)
+    made = sorted(Path().iterdir())
+    for path in made:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     if code == 0:
         for call in training.calls:
             validate(call.config)
-        assert len(made) == (1 if training.calls else 0)
+        assert bool(made) == bool(training.calls)
         return
     assert code in (1, 2)
     assert (made, training.calls, out.getvalue()) == ([], [], "")

@@ -537,7 +537,7 @@ def test_a_checkpoint_of_something_else_is_refused(folders: Any) -> None:
     before = {p: p.read_bytes() for p in folder.rglob("*.pt")}
     for config, message in (
         (small_config("lstm"), "does not fit the run's config"),
-        (small_config(data={"permute": True}), "permutation differs"),
+        (small_config(data={"permute": True}), "no order of the pixels"),
         (small_config(data={"train_size": 600}), "differs"),
     ):
         with pytest.raises(UserError, match=message):

@@ -200,6 +200,12 @@ def _column(cells: list[float]) -> np.ndarray:
     return values
 
 
+def harmless(text: str) -> str:
+    """A text for a cell of a CSV file, as one line: a spreadsheet takes it for no formula."""
+    text = one_line(text, 1000)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠") else text
+
+
 def one_line(value: object, limit: int = 200) -> str:
     """Any text as one line of printable characters (no terminal escapes), cut at the limit."""
     words = " ".join(str(value)[: 10 * limit].split())

@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from elstm.reporting.files import one_line
+from elstm.reporting.files import harmless
 from elstm.reporting.groups import Group, show_value
 from elstm.reporting.measures import Analysis, Reach, Result, area_under_curve, first_reach
 from elstm.reporting.runs import Run
@@ -140,6 +140,5 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if value != value else f"{value:.10g}"
     if isinstance(value, str):
-        # A spreadsheet would take such a text as a formula.
-        return "'" + value if value[:1] in ("=", "+", "-", "@") else one_line(value, 1000)
+        return harmless(value)
     return value
