@@ -145,7 +145,7 @@ WRONG = [
     ("model=lstmm", "model=lstmm", "did you mean lstm?"),
     ("model=null", "model=null", "elstm_bn"),
     ("model=[lstm]", "model=", "elstm_bn"),
-    ("experiment=fashion", "experiment=fashion", "did you mean fashion_rows?"),
+    ("experiment=fashion_row", "experiment=fashion_row", "did you mean fashion_rows?"),
     ("model.hiden_size=3", "model.hiden_size", "did you mean model.hidden_size?"),
     ("hidden_size=3", "hidden_size", "did you mean model.hidden_size?"),
     ("+model.foo=1", "model.foo", "hidden_size, num_layers"),
