@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# The experiment, from tuning to report:  scripts/reproduce.sh [--quick] [OUT]
+# The experiment, from tuning to report:  scripts/reproduce.sh [--quick] [--report] [OUT]
 #
 # OUT is outputs/paper, where the repository keeps its runs; --quick: outputs/paper-quick, subsets
-# and two seeds, some minutes. Each stage is a sweep or a report that can be typed by hand, and
-# every command is shown. Runs that are done are skipped and others resumed: start it again
-# whenever it has been stopped.
+# and two seeds, some minutes; --report: nothing but the report of the runs so far. Each stage is a
+# sweep or a report that can be typed by hand, and every command is shown. Runs that are done are
+# skipped and others resumed: start it again whenever it has been stopped. A run has one thread.
 set -euo pipefail
 shopt -s nullglob
 
-quick='' out=''
+quick='' only_report='' out=''
 for word in "$@"; do
     case $word in
         --quick) quick=yes ;;
-        -*) echo "usage: scripts/reproduce.sh [--quick] [OUT]" >&2 && exit 2 ;;
-        *) out=$(realpath -m "$word") ;;
+        --report) only_report=yes ;;
+        -*) echo "usage: scripts/reproduce.sh [--quick] [--report] [OUT]" >&2 && exit 2 ;;
+        /*) out=$word ;;
+        *) out=$PWD/$word ;;
     esac
 done
 cd "$(dirname "$0")/.."
@@ -46,9 +48,6 @@ report() {
     elstm-report "$@"
 }
 
-# setting MODEL: the overrides chosen for it
-setting() { python scripts/choose.py "$out/tuning" --model "$1"; }
-
 tune() {
     local common=(experiment=fashion_rows trainer.max_epochs=$tuning_epochs "${rows[@]}")
     local chrono=(model.forget_bias=chrono model.input_bias=chrono)
@@ -67,6 +66,14 @@ tune() {
         sweep tuning "${common[@]}" seed=101 model=bn_lstm,elstm_bn optimizer.lr=0.01,0.03 \
             "${chrono[@]}"
     fi
+}
+
+declare -A setting # by model, the overrides chosen for it
+choose() {
+    local model
+    for model in ${models//,/ } gru; do
+        setting[$model]=$(python scripts/choose.py "$out/tuning" --model "$model")
+    done
     python scripts/choose.py "$out/tuning" | tee "$out/tuning/settings.md"
 }
 
@@ -77,12 +84,12 @@ final() {
         for some in "${seeds[@]}"; do
             for model in "${headline[@]}"; do
                 sweep runs experiment=${data}_rows "${rows[@]}" trainer.max_epochs=$epochs \
-                    model=$model seed=$some $(setting $model)
+                    model=$model seed=$some ${setting[$model]}
             done
         done
         for model in gru ln_lstm bn_lstm_input; do
             sweep runs experiment=${data}_rows "${rows[@]}" trainer.max_epochs=$epochs \
-                model=$model seed=${seeds[0]} $(setting $model)
+                model=$model seed=${seeds[0]} ${setting[$model]}
         done
     done
 }
@@ -95,7 +102,7 @@ halved() {
         for some in "${seeds[@]}"; do
             for model in "${headline[@]}"; do
                 sweep half experiment=${data}_rows "${rows[@]}" trainer.max_epochs=$half \
-                    model=$model seed=$some $(setting $model)
+                    model=$model seed=$some ${setting[$model]}
             done
         done
     done
@@ -107,7 +114,7 @@ readings() {
     for data in fashion mnist; do
         sweep readings experiment=${data}_rows "${rows[@]}" trainer.max_epochs=$epochs \
             model=elstm_bn model.cell_norm=increment,terms,carry,update_output seed=${seeds[0]} \
-            $(setting elstm_bn)
+            ${setting[elstm_bn]}
     done
 }
 
@@ -115,24 +122,30 @@ longer() {
     local model
     for model in "${headline[@]}"; do
         sweep long experiment=fashion_196 "${long[@]}" model=$model seed=$long_seeds \
-            $(setting $model)
+            ${setting[$model]}
     done
 }
 
 reports() {
-    local lstm=("$out"/runs/*/lstm) ours=("$out"/runs/*/elstm_bn)
-    report "$out/runs" "$out/long" -o "$out" --baseline lstm --baseline bn_lstm \
-        --title "LSTM and its variants"
-    report "$out/readings" "${ours[@]}" "${lstm[@]}" -o "$out/readings" \
+    local lstm=("$out"/runs/*/lstm) ours=("$out"/runs/*/elstm_bn) study
+    study=("$out"/readings/*/)
+    [ ${#study[@]} = 0 ] || report "${study[@]}" "${ours[@]}" "${lstm[@]}" -o "$out/readings" \
         --title "Readings of the cell update"
-    report "$out/half" "${lstm[@]}" -o "$out/half" --title "Half the epochs"
+    study=("$out"/half/*/)
+    [ ${#study[@]} = 0 ] || report "${study[@]}" "${lstm[@]}" -o "$out/half" \
+        --title "Half the epochs"
+    report "$out/runs" "$out"/long/*/ -o "$out" --baseline lstm --baseline bn_lstm \
+        --title "LSTM and its variants"
 }
 
-tune
-final
-halved
-readings
-longer
+if [ ! "$only_report" ]; then
+    tune
+    choose
+    final
+    halved
+    readings
+    longer
+fi
 reports
 [ $failed = 0 ] || echo "some runs have failed: see above, and the report" >&2
 exit $failed

@@ -182,6 +182,7 @@ def test_times_of_a_busy_machine(tmp_path):
     main([str(tmp_path / "runs"), "-o", str(tmp_path / "report")])
     text = (tmp_path / "report/report.md").read_text()
     assert "Times are rough: within lstm the seconds" in text
+    assert re.search(r"of its epochs and roughly \d\.\d\d of its time", text)
     assert "12.5 ± 3.5" in text
 
 

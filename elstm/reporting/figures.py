@@ -117,6 +117,7 @@ def reach_figure(
             _bar(right, y, reach, reach.seconds, per_unit, look[group.label])
         _rows(left, [group.label for group, _ in rows])
         left.set_xlabel("epochs")
+        left.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         right.set_xlabel(f"wall-clock time, {unit}")
         right.tick_params(left=False)
         right.grid(False, axis="y")

@@ -36,7 +36,9 @@ def findings(analysis: Analysis) -> list[Inline]:
                 rest += f" ({wording.plural(accuracy.n, 'seed')})."
             items.append([Bold(baseline.label), rest])
         else:
-            items.append([Bold(result.group.label), ": " + _finding(result, baseline.label)])
+            rough = _rough(result.group) or _rough(baseline)
+            said = _finding(result, baseline.label, rough=rough)
+            items.append([Bold(result.group.label), f": {said}"])
     items += [_against(rows, other.label) for other in analysis.baselines[1:]]
     tested = [r for r in analysis.results if r.test_accuracy is not None]
     single = [r.group.label for r in tested if r.test_accuracy and r.test_accuracy.n == 1]
@@ -48,7 +50,7 @@ def findings(analysis: Analysis) -> list[Inline]:
     return items
 
 
-def _finding(result: Result, baseline: str) -> str:
+def _finding(result: Result, baseline: str, *, rough: bool) -> str:
     test = result.comparisons[baseline].test_accuracy
     way = result.to_best
     if test is None:
@@ -75,7 +77,8 @@ def _finding(result: Result, baseline: str) -> str:
             f"{said}; {way.reach.reached} of {wording.plural(way.reach.runs, 'run')} reached the "
             "baseline's best validation accuracy."
         )
-    clock = "" if way.seconds_ratio is None else f" and {way.seconds_ratio:.2f} of its time"
+    about = "roughly " if rough else ""
+    clock = "" if way.seconds_ratio is None else f" and {about}{way.seconds_ratio:.2f} of its time"
     return (
         f"{said}; the baseline's best validation accuracy in {way.epochs_ratio:.2f} of its "
         f"epochs{clock}."
@@ -109,8 +112,9 @@ def _machine(made_with: dict[str, str]) -> str:
     return f"{device}, {threads} threads" if threads else device
 
 
-def _varies(seconds: Sequence[float]) -> bool:
-    """Whether runs that do the same work took times that differ by more than a quarter."""
+def _rough(group: Group) -> bool:
+    """Whether its runs, which do the same work, took times that differ by more than a quarter."""
+    seconds = [r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch]
     return len(seconds) > 1 and max(seconds) > 1.25 * min(seconds)
 
 
@@ -122,11 +126,7 @@ def _warnings(analysis: Analysis) -> list[Inline]:
     if len(machines) > 1:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
         items.append(f"Times are not like for like, runs by device: {counts}.")
-    noisy = [
-        group.label
-        for group in analysis.section.groups
-        if _varies([r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch])
-    ]
+    noisy = [group.label for group in analysis.section.groups if _rough(group)]
     if noisy and len(machines) == 1:
         more = f" and {len(noisy) - 8} more" if len(noisy) > 8 else ""
         items.append(

@@ -105,7 +105,8 @@ def analyse(
             best_validation=summarize([run.best_val_accuracy for run in group.furthest]),
             area=summarize([_area(run, horizon) for run in group.runs]),
             reaches=[
-                reach(group.runs, [threshold] * len(group.runs)) for threshold in chosen_thresholds
+                reach(group.furthest, [threshold] * len(group.furthest))
+                for threshold in chosen_thresholds
             ],
             to_best=to_best(group, section.baseline),
             validation=_gap(
@@ -157,10 +158,11 @@ def to_best(group: Group, baseline: Group) -> ToBest:
     }
     if not targets:
         return ToBest(None, False, None, None)
-    shared = [run for run in group.runs if run.seed in targets and len(run.validation)]
+    runs = group.furthest
+    shared = [run for run in runs if run.seed in targets and len(run.validation)]
     if not shared:
         mean = float(np.mean([best for best, _ in targets.values()]))
-        return ToBest(reach(group.runs, [mean] * len(group.runs)), False, None, None)
+        return ToBest(reach(runs, [mean] * len(runs)), False, None, None)
     bests = [targets[run.seed][0] for run in shared]
     ours = reach(shared, bests)
     theirs = reach([targets[run.seed][1] for run in shared], bests)

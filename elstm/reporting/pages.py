@@ -85,6 +85,8 @@ def method() -> list[Block]:
                 "Runs form a group when their configs differ in the seed alone (paths, threads, "
                 "logging and progress aside). Data sets, and other ways of cutting their images "
                 "into sequences, are never compared with each other.",
+                "Where a group has finished runs, its tables are of those; else of the runs under "
+                "way. The curves are of both.",
                 "Test accuracy is that of the checkpoint with the best validation accuracy, "
                 "measured once at the end of a run. ± is the standard deviation over seeds "
                 "(n − 1); intervals are 95 % intervals of the mean by Student's t.",

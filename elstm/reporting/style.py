@@ -98,7 +98,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 def legend_columns(labels: Sequence[str]) -> int:
     """Columns of the legend that fit under a figure 7.2 inches wide."""
     longest = max(len(label) for label in labels)
-    return max(1, min(4, len(labels), 118 // (longest + 9)))
+    return max(1, min(4, len(labels), 104 // (longest + 9)))
 
 
 def legend_below(figure: Figure, entries: Sequence[tuple[str, Look]]) -> None:
