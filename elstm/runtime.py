@@ -82,6 +82,11 @@ def first_failure(error: Exception) -> Exception:
     try:
         store = torch.distributed.distributed_c10d._get_default_store()
         if store.add("elstm/failed", 1) == 1:
+            if "by peer" in str(error):  # gloo's words; no other process could say why
+                error = UserError(
+                    "the connection to another process was lost: it was killed, or its machine "
+                    "failed; go on with trainer.resume=RUN_DIR"
+                )
             text = f"process {torch.distributed.get_rank()}: {summary(error)}"
             store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")
             return error
