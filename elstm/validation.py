@@ -159,6 +159,11 @@ def _check_together(config: Config) -> None:
                 f"model.backend={show(model.backend)} does not go with "
                 "trainer.sync_batch_stats=true: allowed are auto and reference"
             )
+        if config.trainer.compile:
+            raise UserError(
+                "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
+                "compiler would have to see into the exchange between the processes"
+            )
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")

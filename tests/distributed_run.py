@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from elstm import evaluation
+from elstm import figures
 from elstm.data import ImageSequences
 from elstm.training import _Run
 
@@ -20,7 +20,7 @@ from elstm.training import _Run
 def in_float64() -> None:
     original = ImageSequences.sequences
     ImageSequences.sequences = lambda self, images: original(self, images).double()  # type: ignore[method-assign]
-    evaluation.gradient_picture = lambda *_: b"a picture"
+    figures.gradient_figure = lambda *_: b"a picture"
     torch.set_default_dtype(torch.float64)
 
 
