@@ -178,6 +178,7 @@ WRONG = [
     ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", "optimizer.nesterov", "above 0"),
     ("trainer.sync_batch_stats=true model.ghost_batch_size=8", "model.ghost_batch_size", "one"),
     ("trainer.sync_batch_stats=true model.backend=cpu", "model.backend", "auto and reference"),
+    ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "does not go"),
     ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "does not go"),
 ]
 
