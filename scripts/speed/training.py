@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import statistics
 import tempfile
 import time
@@ -125,7 +124,6 @@ def end_to_end(
 ) -> list[dict[str, Any]]:
     """The models take turns; medians over the rounds."""
     logging.disable(logging.INFO)
-    os.environ.setdefault("ELSTM_DATA", "data")
     print(
         "| model | training, s/epoch | with evaluation, s/epoch | ratio | step, ms | layer, ms"
         " | optimizer, ms | outside the layer |"
