@@ -12,10 +12,11 @@ import difflib
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from elstm.errors import UserError
 
@@ -35,12 +36,29 @@ class Ended(KeyboardInterrupt):
         self.said = said
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises Ended while nobody handles it better. Outside the main thread: nothing."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Ended(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:  # None: a handler that was not set from Python and cannot be put back
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+
+
+@ended_by_sigterm()
 def command(prog: str, body: Callable[[], int]) -> int:
     """Runs a command's body and returns its exit code; whatever it raises becomes one line.
 
     An error that is not the user's is a bug: its traceback is shown where ELSTM_TRACEBACK=1 is set.
     """
-    previous = _on_sigterm()
     try:
         code = body()
         sys.stdout.flush()  # here, so that a closed pipe is met here
@@ -61,21 +79,6 @@ def command(prog: str, body: Callable[[], int]) -> int:
             traceback.print_exc()
         say_error(prog, f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)")
         return FAILED
-    finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _on_sigterm() -> Any:
-    """SIGTERM raises Ended while nobody handles it better; returns the handler of before."""
-
-    def end(number: int, frame: object) -> NoReturn:
-        raise Ended(signal.Signals(number).name)
-
-    try:
-        return signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread
-        return None
 
 
 def interrupted_by(interrupt: KeyboardInterrupt) -> str:

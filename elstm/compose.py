@@ -45,6 +45,9 @@ HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
 NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
+# Options of those groups that come with a package, and elstm's extra that brings it.
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+BUILT_ON = {"slurm": "submitit_slurm"}  # in conf/hydra/
 
 
 register()
@@ -170,6 +173,9 @@ class Composer:
         if value is None and group in NO_OPTION:
             return
         options = self.options(group)
+        base = BUILT_ON.get(value, value) if isinstance(value, str) else None
+        if group in HYDRA_GROUPS and base in EXTRAS and base not in options:
+            raise UserError(f"{group}={value} needs a package: pip install 'elstm[{EXTRAS[base]}]'")
         if not isinstance(value, str) or value.removesuffix(".yaml") not in options:
             raise UserError(no_such(f"{show_key(group)}={show(value)}", group, value, options))
 

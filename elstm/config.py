@@ -217,6 +217,24 @@ class SweepConfig:
     rerun: bool = False  # train again what is done already
 
 
+# --- hydra.sweeper with hydra/sweeper=optuna: a search (elstm/search.py)
+
+
+@dataclass
+class SearchConfig:
+    """Where Hydra's own Optuna sweeper has the same setting, the name is its."""
+
+    _target_: str = "elstm.search.Search"  # marks it; Hydra never calls it
+    n_trials: int = bounded(20, ge=1, le=10_000)  # in all, with those of earlier commands
+    n_jobs: int | None = bounded(None, ge=1, le=10_000)  # together; None: as the launcher does
+    sampler: str = choice("tpe", "tpe", "gp", "random")
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
+    pruner: str = choice("median", "median", "hyperband", "none")
+    startup_trials: int = bounded(5, ge=0)  # median: so many have ended before one is pruned
+    warmup_epochs: int = bounded(1, ge=0)  # none is pruned before its epoch after these
+    study_name: str | None = None  # None: named after what is searched
+
+
 @dataclass
 class Config:
     model: ModelConfig = MISSING

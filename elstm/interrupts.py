@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, and say so."""
+"""Ctrl-C, SIGTERM and what SLURM sends before it takes a job away: finish the step and save."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+# SIGUSR1 and SIGUSR2: SLURM's --signal at the end of a job's time, or before a preemption.
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
 
 class Interrupted(Exception):
     """The run was asked to stop; raised between two steps, where everything can be saved."""
 
 
 class Interrupts:
-    """While it is entered, Ctrl-C (SIGINT) and SIGTERM set `requested` and the run goes on.
+    """While it is entered, each of SIGNALS sets `requested` and the run goes on.
 
     Before `graceful` is set there is nothing to save, and they raise KeyboardInterrupt at once; so
     does a second Ctrl-C. On leaving, the handlers are those of before: a sweep runs many jobs in
@@ -30,7 +37,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

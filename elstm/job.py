@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ from elstm.cli import FAILED, Ended, say_error, summary
 from elstm.config import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files import refuse_links
+from elstm.status import status_path
 
 PROG = "elstm-train"
 LOG = "train.log"
@@ -30,7 +31,11 @@ class Outcome:
     metric: float  # best validation accuracy, a fraction; NaN where the run failed
 
 
-def train_job(cfg: DictConfig) -> float:
+# From a run's folder to the `on_evaluation` of elstm.training.run; can be pickled.
+Watch = Callable[[Path], Callable[[int, float], bool]]
+
+
+def train_job(cfg: DictConfig, *, terminal: bool = True, watch: Watch | None = None) -> float:
     """What Hydra launches, once it has made the folder of a run of a sweep.
 
     Returns the metric for its sweeper to maximise: best validation accuracy, NaN where it failed.
@@ -39,9 +44,11 @@ def train_job(cfg: DictConfig) -> float:
 
     from elstm.compose import typed
 
-    # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none.
-    resume = HydraConfig.get().output_subdir is None
-    return execute(typed(cfg), folder_made(), resume=resume).metric
+    folder = folder_made()
+    # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none. One
+    # that a cluster gives back to its queue is launched with the words that first began it.
+    resume = HydraConfig.get().output_subdir is None or status_path(folder).is_file()
+    return execute(typed(cfg), folder, resume=resume, terminal=terminal, watch=watch).metric
 
 
 def folder_made() -> Path:
@@ -52,24 +59,37 @@ def folder_made() -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
+def execute(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    terminal: bool = True,
+    watch: Watch | None = None,
+) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
     Of several processes all train in the first one's folder, whatever theirs is.
 
+    Args:
+        terminal: False: the run says nothing on the terminal, which others share.
+        watch: is told of each evaluation, and may end the run.
+
     Raises:
         Ended: a signal asked to stop.
     """
-    with run_log(run_dir):
+    with run_log(run_dir, terminal):
         try:
             from elstm.training import run  # torch: seconds
 
             if processes() > 1:
                 run_dir = shared_folder(run_dir, config)
-            result = run(config, run_dir, resume=resume)
+            on_evaluation = None if watch is None else watch(run_dir)
+            result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
         except UserError as error:
             _append(run_dir, f"error: {error}")
-            say_error(PROG, f"{_who()}{error}")
+            if terminal:
+                say_error(PROG, f"{_who()}{error}")
             return Outcome(FAILED, math.nan)
         except OtherProcessError as error:
             _append(run_dir, f"error: {error}\n{error.details}")
@@ -79,7 +99,8 @@ def execute(config: Config, run_dir: Path, *, resume: bool = False) -> Outcome:
             raise
         except Exception as error:
             _append(run_dir, traceback.format_exc())
-            say_error(PROG, f"{_who()}{summary(error)} (the traceback is in {run_dir / LOG})")
+            if terminal:
+                say_error(PROG, f"{_who()}{summary(error)} (the traceback is in {run_dir / LOG})")
             return Outcome(FAILED, math.nan)
     if result.state == "interrupted":
         raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
@@ -122,7 +143,7 @@ def shared_folder(run_dir: Path, config: Config) -> Path:
 
 
 @contextmanager
-def run_log(run_dir: Path) -> Iterator[None]:
+def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
     """While it is entered, what is logged goes to the terminal, and with the time to train.log.
 
     Raises:
@@ -132,7 +153,7 @@ def run_log(run_dir: Path) -> Iterator[None]:
     level, hydra_level = root.level, logging.getLogger("hydra").level
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
-    handlers: list[logging.Handler] = [terminal]
+    handlers: list[logging.Handler] = [terminal] if on_terminal else []
     if main_process():
         path = run_dir / LOG
         refuse_links(path)

@@ -15,7 +15,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
-from elstm.config import MISSING, SCHEMAS, DataConfig, SweepConfig, TrainerConfig
+from elstm.config import (
+    MISSING,
+    SCHEMAS,
+    DataConfig,
+    SearchConfig,
+    SweepConfig,
+    TrainerConfig,
+)
 from elstm.reporting.files import Damaged, read_config
 
 
@@ -35,6 +42,11 @@ class Root:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
+
+
+@dataclass
+class Search(SearchConfig):
+    params: Any = None  # what to vary, where an experiment's file says it
 
 
 class Folder(FileConfigSource):
@@ -58,6 +70,7 @@ def register() -> None:
     version.setbase("1.3")
     store = ConfigStore.instance()
     store.store(name="schema", node=Root, provider="elstm")
+    store.store(group="schema", name="search", node=Search, provider="elstm")
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             if group != "data":

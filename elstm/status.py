@@ -1,6 +1,7 @@
 """status.json: the state of a run in one small file, for people, reports and sweeps.
 
-    state             running, done, failed or interrupted (a killed run stays at running)
+    state             running, done, failed, interrupted, or pruned by a search (a killed run stays
+                      at running)
     error             why it failed, in one line, or null
     model, data, seed
     epoch, step       done so far; max_epochs

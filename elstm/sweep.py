@@ -6,23 +6,23 @@ not stop the others; the same command again leaves what is done alone and goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_launcher import BasicLauncherConf
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
-from hydra.types import HydraContext, RunMode
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, Ended, summary
+from elstm.cli import FAILED, Ended
 from elstm.compose import CONFIG_NAME, Composer
+from elstm.config import SearchConfig, SweepConfig
 from elstm.errors import UserError
 from elstm.explain import explain
 from elstm.job import processes, train_job
+from elstm.launcher import Launcher
 from elstm.schema import run_name
+from elstm.search import Search
 from elstm.status import git_state
 from elstm.sweep_plan import Run, find_earlier, params, plan
 from elstm.sweep_table import Result, label, read_result, table, write_csv
@@ -39,17 +39,23 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> int:
     words = [*words, "hydra.mode=MULTIRUN"]
     overrides = composer.parse(words, sweep=True)
     master = composer.load(words, RunMode.MULTIRUN)
-    if master.hydra.sweeper._target_ != BasicSweeperConf._target_:
+    sweeper = master.hydra.sweeper._target_
+    if sweeper not in (BasicSweeperConf._target_, SearchConfig._target_):
         return _by_plugin(composer, words)
     try:
         root = Path(str(master.hydra.sweep.dir))
     except Exception as error:  # an interpolation that leads nowhere
         raise explain(error) from error
-    runs = plan(composer, [*params(composer, master), *overrides], root)
+    overrides = [*params(composer, master), *overrides]
+    if sweeper == SearchConfig._target_:
+        with closing(Search(composer, master, overrides, root)) as search:
+            sweep = Sweep(composer, master, root, search.total, search.sweep_settings, search.tell)
+            return sweep.run(search.batches(sweep))
+    runs = plan(composer, overrides, root)
     settings = runs[0].config.sweep
     if not settings.rerun:
         find_earlier(runs, root)
-    return Sweep(composer, master, runs, root).run(fail_fast=settings.fail_fast)
+    return Sweep(composer, master, root, len(runs), settings).run([runs])
 
 
 def _by_plugin(composer: Composer, words: list[str]) -> int:
@@ -66,90 +72,112 @@ class Sweep:
 
     Args:
         root: hydra.sweep.dir, the folder that takes the place of outputs/.
+        total: how many runs there are in all.
+        tell: is called with each run that was launched and how it ended.
     """
 
-    def __init__(self, composer: Composer, master: DictConfig, runs: list[Run], root: Path) -> None:
-        self.runs, self.root, self.master = runs, root, master
+    def __init__(
+        self,
+        composer: Composer,
+        master: DictConfig,
+        root: Path,
+        total: int,
+        settings: SweepConfig,
+        tell: Callable[[Run, Result], None] = lambda run, result: None,
+    ) -> None:
+        self.total, self.fail_fast, self.tell = total, settings.fail_fast, tell
         self.results: list[Result] = []
         self.folder = root / "sweeps" / run_name()
-        context = HydraContext(config_loader=composer.loader, callbacks=Callbacks())
-        try:
-            self.launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=context, task_function=train_job, config=master
-            )
-        except Exception as error:
-            raise explain(error) from error
+        self.launcher = Launcher(composer, master, root, self.folder)
 
-    def run(self, *, fail_fast: bool) -> int:
-        """All of them; returns the exit code."""
-        todo = [run for run in self.runs if run.state not in ("done", "in use")]
-        for run in self.runs:
-            if run not in todo:
-                result = read_result(run.varied, run.folder, ended=run.state == "done")
-                note = f"done already{commit_note(result)}" if run.state == "done" else run.state
-                self.account(result, f"{note}: ")
-        one_by_one = self.master.hydra.launcher._target_ == BasicLauncherConf._target_
+    def run(self, batches: Iterable[Sequence[Run]]) -> int:
+        """All of them, batch by batch; returns the exit code."""
         try:
-            for batch in [[run] for run in todo] if one_by_one else [todo]:
-                if batch:
-                    self.launch(batch)
-                if fail_fast and any(r.state == "failed" for r in self.results):
+            for runs in batches:
+                self.launch(runs)
+                if self.launcher.stop.asked():
                     break
         except KeyboardInterrupt as signal:
             print(f"{self.report()}\nthe same command goes on", flush=True)
             raise Ended(str(signal) or "SIGINT", said=True) from None
-        print(self.report(), flush=True)
-        return FAILED if any(r.state == "failed" for r in self.results) else 0
+        return self.end()
 
-    def launch(self, batch: Sequence[Run]) -> None:
-        """Trains a batch of runs: one, or all where the launcher runs several at once."""
-        for run in batch:
-            how = "" if run.state is None else f", goes on ({run.state})"
-            print(f"{self.position(len(batch))}{label(run.varied)}{how}", flush=True)
-            if run.state is None:
-                run.folder = run.folder.with_name(run_name())  # of the time when it begins
-        try:
-            jobs: Sequence[JobReturn] = self.launcher.launch(
-                [self.job(run) for run in batch], initial_job_idx=len(self.results)
-            )
-            errors = [_error(job) for job in jobs]
-        except KeyboardInterrupt:
-            for run in batch:
+    def launch(self, runs: Sequence[Run]) -> None:
+        """Those that are not done, after a word on those that are."""
+        todo = []
+        for run in runs:
+            if run.state not in ("done", "in use"):
+                todo.append(run)
+                continue
+            if run.state == "done":
+                self.ended_before(run)
+                self.tell(run, self.results[-1])
+            else:
+                self.account(read_result(run.varied, run.folder, ended=False), f"{run.state}: ")
+        if self.launcher.together and todo:
+            self.launcher.share(len(todo))
+            self.announce_together(todo)
+            self.launcher.launch(todo, self.ended)
+            return
+        for run in todo:
+            if self.launcher.stop.asked():
+                break
+            self.announce(run)
+            try:
+                self.launcher.launch([run], self.ended)
+            except KeyboardInterrupt:
                 if run.folder.is_dir():
                     self.account(read_result(run.varied, run.folder), "")
-            raise
-        except Exception as raised:
-            errors = [summary(raised)] * len(batch)
-        for run, error in zip(batch, errors, strict=True):
-            self.account(read_result(run.varied, run.folder, error), "")
+                raise
 
-    def job(self, run: Run) -> list[str]:
-        """The words that Hydra composes and runs."""
-        folder = str(run.folder.relative_to(self.root)).replace("'", "\\'")
-        words = [*run.words, f"hydra.sweep.subdir='{folder}'"]
-        # A run that goes on keeps the .hydra that it has; see elstm.job.train_job.
-        return words if run.state is None else [*words, "hydra.output_subdir=null"]
+    def ended_before(self, run: Run) -> None:
+        """Accounts for a run that an earlier command has ended."""
+        result = read_result(run.varied, run.folder)
+        self.account(result, f"{result.state} already{commit_note(result)}: ")
 
-    def position(self, count: int = 1) -> str:
-        first = len(self.results) + 1
-        return f"[{first}/{len(self.runs)}] " if count == 1 else f"[{len(self.runs)}] "
+    def announce(self, run: Run) -> None:
+        """That a run begins, in a folder of the time when it does (a search has just named its)."""
+        how = "" if run.state is None else f", goes on ({run.state})"
+        print(f"[{len(self.results) + 1}/{self.total}] {label(run.varied)}{how}", flush=True)
+        if run.state is None and self.launcher.watch is None:
+            run.folder = run.folder.with_name(run_name())
+
+    def announce_together(self, runs: Sequence[Run]) -> None:
+        """That runs begin which are launched together; none has the terminal to itself."""
+        launcher = self.launcher
+        what = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        if launcher.joblib:
+            what += f", {min(launcher.width, len(runs))} at once"
+        if launcher.threads is not None:
+            what += f", {launcher.threads} thread{'s' if launcher.threads > 1 else ''} each"
+        print(f"{what}; each has its own train.log", flush=True)
+
+    def ended(self, run: Run, error: str | None) -> None:
+        """Accounts for a run.
+
+        Args:
+            error: why it did not even begin, if so.
+        """
+        self.account(read_result(run.varied, run.folder, error), "")
+        self.tell(run, self.results[-1])
+        if self.fail_fast and self.results[-1].state == "failed":
+            self.launcher.stop.ask("drain")
 
     def account(self, result: Result, how: str) -> None:
         self.results.append(result)
-        place = f"[{len(self.results)}/{len(self.runs)}]"
+        place = f"[{len(self.results)}/{self.total}]"
         print(f"{place} {result.label}: {how}{result.summary()}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.folder / "sweep.csv", self.results)
 
+    def end(self) -> int:
+        """Shows the table; returns the exit code, 1 if a run failed."""
+        print(self.report(), flush=True)
+        return FAILED if any(r.state == "failed" for r in self.results) else 0
+
     def report(self) -> str:
         """The table of the runs that have ended, and where it is."""
         return f"\n{table(self.results)}\n{self.folder / 'sweep.csv'}"
-
-
-def _error(job: JobReturn) -> str | None:
-    """Why a run did not even begin; what happens in it, elstm.job.execute has caught."""
-    raised = job._return_value
-    return summary(raised) if isinstance(raised, Exception) else None
 
 
 def commit_note(result: Result) -> str:

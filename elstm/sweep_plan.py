@@ -24,7 +24,7 @@ MAX_RUNS = 10_000
 IGNORED = ("data.root", "trainer.progress", "trainer.resume", "trainer.threads")
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One run of a sweep.
 
@@ -56,7 +56,7 @@ def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[
         UserError: a combination is wrong, or there are none or too many.
     """
     given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
-    lists = {key: _words(override) for key, override in given.items()}
+    lists = {key: words_of(override) for key, override in given.items()}
     count = math.prod(map(len, lists.values()))
     if count > MAX_RUNS:
         raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
@@ -80,7 +80,7 @@ def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[
     return list(runs.values())
 
 
-def _words(override: Override) -> list[str]:
+def words_of(override: Override) -> list[str]:
     """KEY=VALUE for each value of an override."""
     key = override.get_key_element()
     if not override.is_sweep_override():
@@ -121,7 +121,7 @@ def find_earlier(runs: Sequence[Run], root: Path) -> None:
         found = known[group].get(identity(run.config))
         if found:
             run.folder, run.state = found
-            if run.state == "running" and _in_use(run.folder):
+            if run.state == "running" and in_use(run.folder):
                 run.state = "in use"
 
 
@@ -141,7 +141,7 @@ def _earlier(group: Path) -> dict[str, tuple[Path, str]]:
     return latest
 
 
-def _in_use(folder: Path) -> bool:
+def in_use(folder: Path) -> bool:
     """Whether another process is training there, which holds a lock on its metrics."""
     path = folder / "metrics.csv"
     if path.is_symlink() or not path.is_file():

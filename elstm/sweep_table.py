@@ -70,7 +70,7 @@ def read_result(
     status = _status(folder)
     if not ended:
         return Result(varied, folder, status)
-    if error or status.get("state") not in ("done", "interrupted"):
+    if error or status.get("state") not in ("done", "interrupted", "pruned"):
         status |= {"state": "failed", "error": error or status.get("error")}
     return Result(varied, folder, status)
 

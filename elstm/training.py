@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -48,7 +48,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is done or interrupted, by `signal`; accuracies are fractions."""
+    """How a run ended: `state` is done, pruned, or interrupted by `signal`.
+
+    Accuracies are fractions.
+    """
 
     state: str
     test_accuracy: float | None
@@ -57,7 +60,16 @@ class RunResult:
     signal: str | None = None
 
 
-def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
+OnEvaluation = Callable[[int, float], bool]
+
+
+def run(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_evaluation: OnEvaluation | None = None,
+) -> RunResult:
     """Trains, evaluates and tests one model, and records it all in `run_dir`.
 
     Args:
@@ -65,6 +77,8 @@ def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
         run_dir: an existing folder of the run's own.
         resume: go on from the folder's last checkpoint, or afresh where there is none yet. A run
             that is done is left as it is.
+        on_evaluation: called after each evaluation with the epoch, counted from 1, and validation
+            accuracy; True ends the run there, without a test, as `pruned`.
 
     Raises:
         UserError: what the user can mend: device, data, checkpoint, disk, a loss not finite.
@@ -83,7 +97,8 @@ def run(config: Config, run_dir: Path, *, resume: bool = False) -> RunResult:
     ):
         status = Status(run_dir, active=accelerator.is_main_process)
         try:
-            _Run(config, run_dir, resume, accelerator, tracker, status, interrupts).run()
+            whole = _Run(config, run_dir, resume, accelerator, tracker, status, interrupts)
+            whole.run(on_evaluation or (lambda epoch, accuracy: False))
         except Exception as error:
             first = runtime.first_failure(error)
             status.fail(first)
@@ -245,8 +260,8 @@ class _Run:
 
     # --- the loop
 
-    def run(self) -> None:
-        """Trains to the end, or to a signal, and records which."""
+    def run(self, on_evaluation: OnEvaluation) -> None:
+        """Trains to the end, until it is pruned, or to a signal, and records which."""
         self.interrupts.graceful = True
         try:
             with closing(self.progress), runtime.profiler(self.trainer, self.run_dir) as profiler:
@@ -258,7 +273,12 @@ class _Run:
                         profiler.step()
                         self.after_step()
                     self.clock.switch(training=False)
-                    self.evaluate()
+                    accuracy = self.evaluate()
+                    epoch = math.ceil(self.position()["epoch"])
+                    if on_evaluation(epoch, accuracy) and not self.finished():
+                        self.record("pruned")
+                        self.say("pruned after epoch %d", epoch)
+                        return
                     self.interrupts.check_together(self.accelerator)
             self.test()
         except Interrupted as interrupted:
@@ -353,8 +373,10 @@ class _Run:
 
     # --- evaluation
 
-    def evaluate(self) -> None:
+    def evaluate(self) -> float:
         """Population statistics, both accuracies, records, best and last checkpoint.
+
+        Returns validation accuracy.
 
         A signal abandons it before anything is recorded; a resume begins with it again.
         """
@@ -396,6 +418,7 @@ class _Run:
             epoch, state.train_loss, values["val_loss"], 100 * accuracy,
             self.gap(values["val_accuracy_batch_stats"]), " (best)" if improved else "",
         )  # fmt: skip
+        return float(accuracy)
 
     def gap(self, in_batch: float) -> str:
         return (

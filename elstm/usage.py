@@ -17,6 +17,8 @@ examples:
   elstm-train
   elstm-train data=fashion_mnist model=elstm_bn model.hidden_size=256 trainer.max_epochs=20
   elstm-train -m experiment=fashion_rows model=lstm,bn_lstm,elstm_bn seed=0,1,2
+  elstm-train -m hydra/launcher=joblib hydra.launcher.n_jobs=4 model=lstm,elstm_bn seed=0,1
+  elstm-train -m hydra/sweeper=optuna hydra.sweeper.n_trials=30 'optimizer.lr=interval(1e-3,1e-1)'
 
 groups (* the default):
 """
@@ -28,6 +30,8 @@ keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
 
 flags:
   -m, --multirun                  run all combinations; what is done already is skipped
+                                  hydra/launcher=joblib, slurm: several at once
+                                  hydra/sweeper=optuna: search ranges
   --cfg job|hydra|all, -c         show the config instead of running; --resolve, --package KEY
   --config-dir DIR, -cd           further options of the groups, DIR/experiment/mine.yaml
   --info [TOPIC], -i              how the config came about: defaults, defaults-tree, searchpath...

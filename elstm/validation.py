@@ -122,6 +122,21 @@ def check_config(config: Config) -> None:
     _check_together(config)
 
 
+def check_fields(node: Any, prefix: str) -> None:
+    """Raises UserError naming the first field of a dataclass whose value is wrong."""
+    for name, value in vars(node).items():
+        if not _fits(value, type(node), name):
+            raise wrong_value(f"{prefix}.{name}", value, type(node), name)
+
+
+def number_type(config: Config, key: str) -> type[int] | type[float] | None:
+    """int or float where a key takes such numbers (float where it takes both), else None."""
+    group, _, name = key.rpartition(".")
+    owner = type(getattr(config, group)) if group else Config
+    types = _types(owner, name)
+    return next((kind for kind in (float, int) if kind in types), None)
+
+
 def _check_together(config: Config) -> None:
     """What one key allows in the light of another."""
     data = config.data

@@ -26,10 +26,15 @@ class FakeTraining:
     calls: list = field(default_factory=list)
     commit: str = "0" * 40
 
-    def run(self, config, run_dir, *, resume=False):
+    def run(self, config, run_dir, *, resume=False, on_evaluation=None):
         self.calls.append(Call(config, Path(run_dir), resume))
         logging.getLogger("elstm.training").info("training with seed %d", config.seed)
         state = self.answer(config)
+        if on_evaluation and state == "done":
+            for epoch in (1, 2, 3):
+                if on_evaluation(epoch, self.accuracy(config)) and epoch < 3:
+                    state = "pruned"
+                    break
         failed = isinstance(state, BaseException)
         best = None if failed else self.accuracy(config)
         status = {

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -318,8 +319,8 @@ def test_the_examples_of_help_compose():
     from elstm.usage import HEAD
 
     examples = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], re.MULTILINE)
-    assert len(examples) == 3
-    for words in map(str.split, examples):
+    assert len(examples) == 5
+    for words in map(shlex.split, examples):
         sweep = "-m" in words
         Composer().parse([word for word in words if word != "-m"], sweep=sweep)
 

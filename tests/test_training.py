@@ -147,6 +147,25 @@ def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
     assert result.test_accuracy > worst + 0.1
 
 
+def test_a_run_that_was_pruned_can_be_finished(folders: Any) -> None:
+    whole, pruned = next(folders), next(folders)
+    config, told = small_config(max_epochs=3), []
+
+    def prune(epoch: int, accuracy: float) -> bool:
+        told.append((epoch, accuracy))
+        return epoch == 2
+
+    result = run(config, pruned, on_evaluation=prune)
+    assert (result.state, result.test_accuracy, result.signal) == ("pruned", None, None)
+    accuracies = [float(r["val_accuracy"]) for r in rows(pruned) if r["val_accuracy"]]
+    assert [epoch for epoch, _ in told] == [1, 2]
+    assert [accuracy for _, accuracy in told] == pytest.approx(accuracies)
+    # At its end a run is not pruned any more.
+    assert run(config, pruned, resume=True, on_evaluation=lambda *_: True).state == "done"
+    run(config, whole)
+    assert_same_runs(whole, pruned)
+
+
 def test_the_population_is_recomputed_before_an_evaluation(folders: Any) -> None:
     """With the moving averages alone the model would look far worse after one epoch."""
     moving, exact = next(folders), next(folders)

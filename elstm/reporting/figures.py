@@ -222,7 +222,7 @@ def _legend(group: Group, *, only_done: bool = False) -> str:
     if only_done:
         return f"{group.label} (n = {group.count('done')})"
     notes = [f"n = {len(group.runs)}"]
-    for state in ("running", "interrupted"):
+    for state in ("running", "interrupted", "pruned"):
         if count := group.count(state):
             notes.append(f"{count} {state}")
     return f"{group.label} ({', '.join(notes)})"

@@ -32,7 +32,7 @@ MAX_LABEL = 60
 # In the label of every group where they differ at all: a model's name says nothing of them.
 BUDGET = ("trainer.max_epochs", "trainer.max_steps")
 
-_RANK = {"done": 0, "running": 1, "interrupted": 2, "failed": 3}
+_RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
 
 @dataclass(eq=False)

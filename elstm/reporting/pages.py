@@ -47,7 +47,7 @@ def run_lists(
 ) -> list[Block]:
     """Runs that are not done, left out or unreadable, each with its reason."""
     blocks: list[Block] = []
-    going = [run for run in runs if run.state in ("running", "interrupted")]
+    going = [run for run in runs if run.state in ("running", "interrupted", "pruned")]
     failed = [run for run in runs if run.state == "failed"]
     superseded = [r for a in analyses for group in a.section.groups for r in group.superseded]
     if going:

@@ -26,7 +26,7 @@ from elstm.reporting.files import (
     text,
 )
 
-STATES = ("done", "running", "interrupted", "failed")
+STATES = ("done", "running", "interrupted", "pruned", "failed")
 STALLED_SECONDS = 3600.0  # a running run writes status.json at least once per epoch
 MAX_FOLDERS = 200_000
 MAX_SWEEP_BYTES = 10_000_000

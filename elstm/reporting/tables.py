@@ -84,6 +84,7 @@ def _group_row(analysis: Analysis, result: Result, baseline: str) -> Row:
         "done": group.count("done"),
         "running": group.count("running"),
         "interrupted": group.count("interrupted"),
+        "pruned": group.count("pruned"),
         "failed": len(group.failed),
         "parameters": " / ".join(map(str, result.parameters)),
         **_summary("test_accuracy", result.test_accuracy),

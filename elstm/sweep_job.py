@@ -1,0 +1,113 @@
+"""One run of a sweep, in whatever process a launcher starts it: here, a worker's or a cluster's."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+from _thread import interrupt_main
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from elstm.cli import ended_by_sigterm, interrupted_by
+from elstm.files import write_atomic
+from elstm.job import Watch, train_job
+
+LOOK_SECONDS = 0.2
+# What SLURM sends before it kills a job that is cancelled or preempted: KillWait, 30 s by default.
+KILL_WAIT_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class StopFile:
+    """A file with which the sweep asks its runs to stop, wherever they are; none is there at first.
+
+    The sweep alone writes it, so that it serves on a shared file system too. Once it is there, no
+    further run begins. The runs that are going finish theirs ("drain": a run failed, and
+    sweep.fail_fast is set), save and end ("stop"), or end at once ("now": a second Ctrl-C).
+    """
+
+    path: Path
+
+    def ask(self, how: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, how.encode(), sync=False)
+
+    def asked(self) -> str | None:
+        with suppress(OSError):
+            return self.path.read_text(encoding="utf-8")
+        return None
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """What a launcher that runs several at once is given to run, in place of `train_job`.
+
+    The terminal belongs to the sweep, which says how each run ended: the run itself writes to its
+    log alone. An interrupt ends the run and not the worker, which others use after it.
+    """
+
+    stop: StopFile
+    watch: Watch | None = None
+
+    def __call__(self, cfg: DictConfig) -> float:
+        """Returns best validation accuracy; NaN where the run failed or was interrupted."""
+        if self.stop.asked():
+            return math.nan
+        try:
+            with ended_by_sigterm(), self._stopped_by_file():
+                return train_job(cfg, terminal=False, watch=self.watch)
+        except KeyboardInterrupt as interrupt:
+            if not self.stop.asked():
+                requeue(interrupted_by(interrupt))
+            return math.nan
+
+    @contextmanager
+    def _stopped_by_file(self) -> Iterator[None]:
+        """Turns what the file says into signals to the main thread, as if they had been sent."""
+        over = threading.Event()
+
+        def look() -> None:
+            signals = [signal.SIGTERM, signal.SIGINT]  # to save; to end at once
+            while signals and not over.wait(LOOK_SECONDS):
+                left = {"stop": 1, "now": 0}.get(self.stop.asked() or "", 2)
+                if len(signals) > left:
+                    interrupt_main(signals.pop(0))
+
+        thread = threading.Thread(target=look, daemon=True, name="elstm-stop")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def requeue(name: str) -> None:
+    """Of a job that submitit submitted: gives it back to the queue, and ends the process.
+
+    `name` is that of the signal that interrupted the run; outside such a job nothing is done.
+
+    What a signal made the run save is what the requeued job goes on from. submitit's own handler
+    does it, which it has set up for the signal of a time limit or a preemption (SIGUSR2, or what
+    SUBMITIT_PREEMPT_SIGNAL says). On SLURM a SIGTERM alone may also be that of `scancel`, which
+    must not come back: there the job waits, saved, and is requeued only if nobody kills it.
+    """
+    cluster = os.environ.get("SUBMITIT_EXECUTOR")
+    if cluster is None:
+        return
+    from submitit import JobEnvironment
+
+    number = JobEnvironment._usr_sig()
+    handler = signal.getsignal(number)
+    if not callable(handler):
+        return
+    if cluster == "slurm" and name == "SIGTERM":
+        time.sleep(KILL_WAIT_SECONDS)  # a signal to requeue ends the wait: submitit's handler exits
+    handler(number, None)

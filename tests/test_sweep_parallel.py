@@ -1,0 +1,152 @@
+"""Runs launched together: the sweep's side with a fake training, and joblib for real."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra.core.plugins import Plugins
+
+from elstm.sweep_job import StopFile, SweepJob
+from elstm.train import main
+
+SMALL = ["data.batch_size=256", "model.hidden_size=8", "trainer.device=cpu"]
+
+
+def table():
+    """The newest sweep.csv."""
+    newest = max(Path("outputs/sweeps").iterdir())
+    with (newest / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def together(training, monkeypatch):
+    """Hydra's basic launcher, taken for one that runs several at once; with a fake training."""
+    monkeypatch.setattr("elstm.launcher.BasicLauncherConf", SimpleNamespace(_target_=None))
+    return training
+
+
+def test_a_line_for_each_as_it_ends_and_none_of_the_runs(together, capsys):
+    together.answer = lambda c: RuntimeError("broken") if c.seed == 1 else "done"
+    assert main(["-m", "seed=0,1,2"]) == 1
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].startswith("3 runs; each has")
+    assert [line.split(",")[0] for line in lines[1:4]] == [
+        "[1/3] seed=0: done", "[2/3] seed=1: failed: broken", "[3/3] seed=2: done",
+    ]  # fmt: skip
+    assert "Traceback" in (together.calls[1].run_dir / "train.log").read_text()
+    together.answer = lambda c: "done"
+    assert main(["-m", "seed=0,1,2"]) == 0
+    assert [(c.config.seed, c.resume) for c in together.calls[3:]] == [(1, True)]
+
+
+def test_fail_fast_begins_no_further_run(together):
+    def slow(config):  # the sweep looks every 0.2 s
+        time.sleep(1)
+        return "done"
+
+    together.answer = lambda c: RuntimeError("broken") if c.seed == 0 else slow(c)
+    assert main(["-m", "seed=0,3,2", "sweep.fail_fast=true"]) == 1
+    assert 2 not in [c.config.seed for c in together.calls]
+    assert "failed" in [row["state"] for row in table()]
+
+
+def test_a_launcher_that_breaks_fails_its_runs(together, monkeypatch, capsys):
+    def launch(*_, **__):
+        raise OSError("no cluster")
+
+    name = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    monkeypatch.setattr(Plugins.instance().class_name_to_class[name], "launch", launch)
+    assert main(["-m", "seed=0,1"]) == 1
+    assert capsys.readouterr().out.count("failed: OSError: no cluster") == 2
+    assert [row["error"] for row in table()] == ["OSError: no cluster"] * 2
+
+
+def test_the_stop_file_stops_a_run_and_lets_none_begin(tmp_path, monkeypatch):
+    stop, begun = StopFile(tmp_path / "sweep" / "stop"), []
+
+    def train(cfg, *, terminal, watch):
+        begun.append(cfg)
+        stop.ask("stop")
+        wait_until(lambda: False)
+
+    monkeypatch.setattr("elstm.sweep_job.train_job", train)
+    before = signal.getsignal(signal.SIGTERM)
+    assert SweepJob(stop)("first") != SweepJob(stop)("second")  # NaN
+    assert begun == ["first"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def train(*words):
+    """The command in a process of its own, which can be sent signals."""
+    command = [sys.executable, "-m", "elstm.train", "-m", *words, *SMALL]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def statuses():
+    return [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/*/status.json")]
+
+
+def wait_until(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_joblib_trains_several_at_once_stops_them_and_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",
+             "optimizer.lr=1e-2", "trainer.max_epochs=9"]  # fmt: skip
+    sweep = train(*words)
+    wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
+    sweep.send_signal(signal.SIGTERM)
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143, err
+    assert out.startswith("2 runs, 2 at once")
+    assert out.rstrip().endswith("the same command goes on")
+    assert "epoch 1" not in out  # the runs have left the terminal to the sweep
+    assert {s["state"] for s in statuses()} == {"interrupted"}
+    assert len({s["pid"] for s in statuses()}) == 2
+    epochs = [s["epoch"] for s in statuses()]
+    assert max(epochs) < 9
+    again = train(*words)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 9.0)] * 2
+    assert [row["state"] for row in table()] == ["done"] * 2
+    logs = [p.read_text() for p in Path("outputs").glob("*/*/*/train.log")]
+    assert all("going on at epoch" in text for text in logs)
+
+
+@pytest.mark.slow
+def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(tmp_path, monkeypatch):
+    """SLURM's signals, sent by hand: there is no SLURM here, and submitit's local jobs requeue."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.chdir(tmp_path)
+    sweep = train("hydra/launcher=submitit_local", "seed=0,1", "model=lstm", "optimizer.lr=1e-2",
+                  "trainer.max_epochs=9")  # fmt: skip
+    wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
+    first, second = statuses()
+    os.kill(first["pid"], signal.SIGUSR2)  # the time is up, or another job comes first
+    os.kill(second["pid"], signal.SIGTERM)
+    out, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, err
+    assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 9.0)] * 2
+    assert {s["pid"] for s in statuses()}.isdisjoint({first["pid"], second["pid"]})
+    for log in Path("outputs").glob("*/*/*/train.log"):
+        text = log.read_text()
+        assert "interrupted by SIG" in text
+        assert "going on at epoch" in text
+    assert len(list(Path("outputs/digits/lstm").iterdir())) == 2
+    assert "going on" not in out
