@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
 import os
 import platform
 import stat
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -14,8 +17,8 @@ import pytest
 import torch
 from backend_calls import assert_as_exact, served
 
-from elstm.nn import ELSTMBN
-from elstm.nn.backends import cpu, cpu_library
+from elstm.nn import BNLSTM, ELSTMBN, LSTM
+from elstm.nn.backends import build, cpu, cpu_library
 from elstm.nn.recurrence import recurrence
 
 CELLS = ("none", "output", "update")
@@ -131,6 +134,40 @@ def test_saturated_gates():
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("kind", [LSTM, BNLSTM, ELSTMBN])
+def test_whole_layers(kind, training):
+    """Two layers, both directions, padded, the state learned or given, nothing contiguous."""
+    layer = kind(3, 7, 2, bidirectional=True, learn_initial_state=True, dtype=torch.float64)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    draw = torch.randn(5, 4, 20, dtype=torch.float64)
+    for lengths, given in product(([5, 2, 1, 3], None), (True, False)):
+        results = []
+        for backend in ("cpu", "reference"):
+            module = copy.deepcopy(layer).train(training)
+            module.backend = backend
+            leaf = draw.clone().requires_grad_()
+            x, states = leaf[:, :, :6:2], leaf[:4, :, 6:].transpose(0, 1)
+            if lengths is not None:
+                x = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            hx = (states[..., :7].transpose(0, 1), states[..., 7:].transpose(0, 1))
+            output, (h_n, c_n) = module(x, hx if given else None)
+            assert module.last_backend == backend
+            output = output if lengths is None else output.data
+            (output.square().sum() + h_n.sum() + c_n.square().sum()).backward()
+            gradients = {name: p.grad for name, p in module.named_parameters()}
+            results.append(
+                {"output": output, "h_n": h_n, "c_n": c_n, "x": leaf.grad, **gradients}
+                | dict(module.named_buffers())
+            )
+        for name, expected in results[1].items():
+            found = results[0][name]
+            assert (found is None) == (expected is None), name  # h_0 and c_0, where given
+            if found is not None:
+                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
 def test_input_that_is_not_contiguous():
     torch.manual_seed(0)
     layer = ELSTMBN(6, 5, batch_first=True, backend="cpu")
@@ -199,6 +236,45 @@ def test_without_a_compiler_the_reference_runs_and_one_line_says_so(tmp_path):
     assert done.stdout == "reference\n"
     assert done.stderr.count("\n") == 1
     assert "no C compiler was found" in done.stderr
+
+
+def gradients_of(layer, rank):
+    x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(rank))
+    layer(x)[0].square().sum().backward()
+    return [p.grad.tolist() for p in layer.parameters()]
+
+
+def by_ddp(rank, meeting):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        torch.manual_seed(0)
+        layer = ELSTMBN(3, 5, backend="cpu")
+        return gradients_of(torch.nn.parallel.DistributedDataParallel(layer), rank)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_ddp_averages_its_gradients(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as executor:
+        found = list(executor.map(by_ddp, range(2), [str(tmp_path / "meeting")] * 2))
+    alone = []
+    for rank in range(2):
+        torch.manual_seed(0)
+        alone.append(gradients_of(ELSTMBN(3, 5, backend="reference"), rank))
+    for ours, other, first, second in zip(*found, *alone, strict=True):
+        assert ours == other
+        average = (torch.tensor(first) + torch.tensor(second)) / 2
+        torch.testing.assert_close(torch.tensor(ours), average, rtol=1e-4, atol=1e-5)
+
+
+def test_each_kind_of_cpu_has_a_library_of_its_own(monkeypatch):
+    compiler, flags = build._compiler(), ("-O2",)
+    here = build._key(compiler, flags)
+    assert build._key(compiler, flags) == here != build._key(compiler, ("-O3",))
+    monkeypatch.setattr(build, "_cpu", lambda: ["flags: sse2"])
+    assert build._key(compiler, flags) != here
 
 
 @pytest.mark.slow
