@@ -79,6 +79,15 @@ def test_packed_with_population_statistics(cell_norm, batch_steps):
     check(cell_norm=cell_norm, batch_steps=batch_steps, **PACKED)
 
 
+@pytest.mark.parametrize("sizes", [None, [25, 11, 1]])
+@pytest.mark.parametrize("cell_norm", CELLS)
+def test_population_statistics_with_rows_shared_out(cell_norm, sizes, threads):
+    """In eval mode threads own sequences instead of units, where there are enough of them."""
+    shape = {"steps": 3, "batch": 25, "inputs": 3, "hidden": 37}  # random statistics: errors grow
+    for norm in (True, False):
+        check(cell_norm=cell_norm, batch_steps=0, sizes=sizes, norm_ih=norm, norm_hh=norm, **shape)
+
+
 def test_without_bias():
     check(cell_norm="update", bias=False, **SHAPES["odd"])
 
@@ -94,7 +103,8 @@ def test_the_same_bits_in_every_run():
 @pytest.mark.parametrize("cell_norm", CELLS)
 def test_recomputing_gives_the_same_bits(cell_norm, norm_ih, norm_hh, threads):
     case = {"cell_norm": cell_norm, "norm_ih": norm_ih, "norm_hh": norm_hh}
-    for shape in (SHAPES["slices and wide inputs"], PACKED | {"batch_steps": 4}):
+    wide = SHAPES["slices and wide inputs"]
+    for shape in (wide, wide | {"batch_steps": 0}, PACKED | {"batch_steps": 4}):
         plain, again = (
             served(cpu.recurrence, torch.float32, "cpu", recompute=r, **case, **shape)
             for r in (False, True)
@@ -201,7 +211,8 @@ def test_narrower_vectors(target, monkeypatch):
         narrow = cpu_library.library(bits, target)
         monkeypatch.setattr(cpu_library, "library", _instead(cpu_library.library, bits, narrow))
     assert cpu_library.library(32).elstm_lanes() <= lanes
-    check(cell_norm="update", **SHAPES["slices and wide inputs"])
+    for batch_steps in (None, 0):
+        check(cell_norm="update", batch_steps=batch_steps, **SHAPES["slices and wide inputs"])
 
 
 def _instead(library, bits, narrow):

@@ -24,13 +24,17 @@ CLASSES: dict[str, Any] = {"LSTM": LSTM, "BNLSTM": BNLSTM, "ELSTMBN": ELSTMBN}
 
 
 def layer(name: str, shape: Shape, device: str) -> torch.nn.Module:
-    """ "BNLSTM reference": a class and a backend; with "compiled", through torch.compile."""
+    """ "BNLSTM reference": a class and a backend.
+
+    With "recompute" the layer has that option; with "compiled" it runs through torch.compile.
+    """
     steps, _, inputs, units = shape
     kind, *options = name.split()
     if kind == BASELINE:
         return torch.nn.LSTM(inputs, units).to(device)
     backend = {"torch": "auto"}.get(options[0], options[0])  # what `auto` of an LSTM may be
-    built = CLASSES[kind](inputs, units, max_steps=steps, backend=backend).to(device)
+    arguments: dict[str, Any] = {"max_steps": steps, "recompute": "recompute" in options}
+    built = CLASSES[kind](inputs, units, backend=backend, **arguments).to(device)
     return torch.compile(built) if "compiled" in options else built  # type: ignore[return-value]
 
 

@@ -21,7 +21,8 @@ static char *reserve(size_t bytes) {
 
 int elstm_forward(const struct call *q) {
     /* Weights that would fill the second-level cache are read once for about 512 rows. */
-    const long chunk = q->inputs * q->units * 4 * (long)sizeof(real) > (1 << 20) ? 512 / q->rows : 1;
+    const long large = q->inputs * q->units * 4 * (long)sizeof(real) > (1 << 20);
+    const long chunk = large && !by_rows(q) ? 512 / q->rows : 1;
     struct forward w = {.q = q, .chunk = chunk < 1 ? 1 : chunk < q->steps ? chunk : q->steps};
     struct arena arena = {0, 0};
     const size_t step = (size_t)(q->steps * slices_of(q) * q->rows) * sizeof(real);

@@ -275,8 +275,8 @@ static void step_backward(const struct backward *w, long t, long s, long first, 
     if (recomputes_zx(q))
         project(q->x + t * B * I, I, 0, I, w->w_x + s * I * GATES, n, joint ? zh_scratch : zx_scratch, 0, 0, 0);
     if (!q->saved_zh)
-        project_hidden(q, t ? q->output + (t - 1) * B * H : q->h_0, n, s, first, last, w->w_h + s * H * GATES,
-                       zh_scratch, joint);
+        project_hidden(q, t ? q->output + (t - 1) * B * H : q->h_0, n, s, by_rows(q) ? 0 : first,
+                       by_rows(q) ? slices_of(q) : last, w->w_h + s * H * GATES, zh_scratch, joint);
     const real *c_prev = c_scratch, *raw_prev = q->saved_c + (at - B) * LANES;
     if (!t)
         copy_in(q, q->c_0, s, c_scratch);

@@ -2,7 +2,8 @@
 
    Units are cut into slices of LANES, and a thread owns whole slices: all four gates of its units, for
    every row, so that the statistics of the batch need nothing from other threads. Per step only h
-   (forward) or the gradient of z (backward) crosses threads: one barrier.
+   (forward) or the gradient of z (backward) crosses threads: one barrier. Where the statistics are the
+   population's, rows do not meet, and a thread may own rows of the forward pass instead: no barrier.
 
    Layouts with a slice in them are padded to LANES; the lanes past H hold finite numbers that meet
    zero weights. GATES = 4 LANES is a slice's row of z: i, f, g, o. */
@@ -16,6 +17,9 @@
 #include "cpu_threads.h"
 
 #define GATES (4 * LANES)
+#ifndef BY_ROWS_BYTES
+#define BY_ROWS_BYTES (1 << 20)
+#endif
 
 enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE };
 
@@ -49,6 +53,26 @@ static inline long lanes_of(const struct call *q, long s) { return min_long(LANE
 static inline long alive(const struct call *q, long t) { return q->batch_sizes ? q->batch_sizes[t] : q->rows; }
 /* No normalisation of either projection: z = W_x x + W_h h is one sum, kept in saved_zh. */
 static inline int is_joint(const struct call *q) { return !q->norm_x.gamma && !q->norm_h.gamma; }
+
+/* Whether threads own rows of the forward pass. Each then reads all weights at every step: they must
+   fit in its second-level cache. */
+static inline int by_rows(const struct call *q) {
+    const long weights = (q->inputs + q->units) * slices_of(q) * GATES * (long)sizeof(real);
+    return !q->batch_steps && q->rows >= q->threads * TILE_ROWS && weights <= BY_ROWS_BYTES;
+}
+
+/* The first row of a thread, so that all have as many steps of sequences. */
+static inline long first_row(const struct call *q, long thread, long threads) {
+    if (!q->batch_sizes) return q->rows * thread / threads;
+    int64_t all = 0, before = 0;
+    for (long t = 0; t < q->steps; t++) all += q->batch_sizes[t];
+    long r = 0;
+    for (long length = q->steps; r < q->rows && before * threads < all * thread; r++) {
+        while (q->batch_sizes[length - 1] <= r) length--;
+        before += length;
+    }
+    return r;
+}
 
 /* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. */
 struct affine {

@@ -85,12 +85,11 @@ INLINE vec exponent(const struct gates *p, const int joint, const real *zh, cons
     return (z_h - p->h[k].mean) * p->scale_h[k] + ((z_x - p->x[k].mean) * p->scale_x[k] + p->bias[k]);
 }
 
-/* One step of one slice, from the projections to h. `carried` (B, LANES) holds the carried cell and
-   is replaced by the new one; `raw` (B, LANES) takes f c' + i g; `one_over_o` is scratch. */
-INLINE void cell_forward(const enum cell cell, const int joint, const struct call *q, long t, long s, const real *zh,
-                         const real *zx, real *carried, real *raw, real *one_over_o) {
-    const long n = alive(q, t), H = q->units, at = s * LANES, count = lanes_of(q, s);
-    real *h_t = q->output + t * q->rows * H + at;
+/* One step of one slice for n rows, from the projections to h (n, H). `carried` (n, LANES) holds the
+   carried cell and is replaced by the new one; `raw` (n, LANES) takes f c' + i g; `one_over_o` is scratch. */
+INLINE void cell_forward(const enum cell cell, const int joint, const struct call *q, long t, long s, long n,
+                         const real *zh, const real *zx, real *carried, real *raw, real *one_over_o, real *h_t) {
+    const long H = q->units, at = s * LANES, count = lanes_of(q, s);
     struct gates p;
     load_gates(&p, q, t, s);
     for (long r = 0; r < n; r++) {
@@ -122,16 +121,16 @@ INLINE void cell_forward(const enum cell cell, const int joint, const struct cal
     }
 }
 
-static void cell_forward_by_kind(const struct call *q, long t, long s, const real *zh, const real *zx, real *carried,
-                                 real *raw, real *one_over_o) {
+static void cell_forward_by_kind(const struct call *q, long t, long s, long n, const real *zh, const real *zx,
+                                 real *carried, real *raw, real *one_over_o, real *h_t) {
     const int joint = is_joint(q);
     switch (q->cell * 2 + joint) {
-    case CELL_NONE * 2: cell_forward(CELL_NONE, 0, q, t, s, zh, zx, carried, raw, one_over_o); break;
-    case CELL_NONE * 2 + 1: cell_forward(CELL_NONE, 1, q, t, s, zh, zx, carried, raw, one_over_o); break;
-    case CELL_OUTPUT * 2: cell_forward(CELL_OUTPUT, 0, q, t, s, zh, zx, carried, raw, one_over_o); break;
-    case CELL_OUTPUT * 2 + 1: cell_forward(CELL_OUTPUT, 1, q, t, s, zh, zx, carried, raw, one_over_o); break;
-    case CELL_UPDATE * 2: cell_forward(CELL_UPDATE, 0, q, t, s, zh, zx, carried, raw, one_over_o); break;
-    default: cell_forward(CELL_UPDATE, 1, q, t, s, zh, zx, carried, raw, one_over_o); break;
+    case CELL_NONE * 2: cell_forward(CELL_NONE, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_NONE * 2 + 1: cell_forward(CELL_NONE, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_OUTPUT * 2: cell_forward(CELL_OUTPUT, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_OUTPUT * 2 + 1: cell_forward(CELL_OUTPUT, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_UPDATE * 2: cell_forward(CELL_UPDATE, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    default: cell_forward(CELL_UPDATE, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
     }
 }
 
@@ -159,6 +158,7 @@ static void lay_out_forward(struct forward *w, struct arena *arena) {
 static void project_hidden(const struct call *q, const real *h, long n, long s, long first, long last,
                            const real *packed, real *zh, int accumulate) {
     const long H = q->units, from = first * LANES, to = min_long(last * LANES, H);
+    if (!n) return;
     if (s > first) {
         project(h, H, 0, H, packed, n, zh, accumulate, s + 1 < last ? packed + H * GATES : 0, H * GATES / n);
         return;
@@ -172,7 +172,7 @@ static void forward_thread(void *data, int thread, struct team *team) {
     const struct forward *w = data;
     const struct call *q = w->q;
     const long T = q->steps, B = q->rows, I = q->inputs, H = q->units, slices = slices_of(q);
-    const long first = slices * thread / team->threads, last = slices * (thread + 1) / team->threads;
+    long first = slices * thread / team->threads, last = slices * (thread + 1) / team->threads, row_0 = 0, row_1 = B;
     const int joint = is_joint(q);
     real *zh_scratch = w->scratch + thread * B * (GATES + 2 * LANES);
     real *raw_scratch = zh_scratch + B * GATES, *one_over_o = raw_scratch + B * LANES;
@@ -182,33 +182,40 @@ static void forward_thread(void *data, int thread, struct team *team) {
     for (long s = first; s < last; s++) {
         pack_slice(q, q->w_x, I, s, w->w_x + s * I * GATES);
         pack_slice(q, q->w_h, H, s, w->w_h + s * H * GATES);
-        for (long r = 0; r < B; r++)
-            *(vec *)(w->carried + (s * B + r) * LANES) = load(q->c_0 + r * H + s * LANES, lanes_of(q, s), 0);
     }
+    if (by_rows(q)) {
+        barrier(team, &passed); /* all weights are packed */
+        first = 0, last = slices;
+        row_0 = first_row(q, thread, team->threads), row_1 = first_row(q, thread + 1, team->threads);
+    }
+    for (long s = first; s < last; s++)
+        for (long r = row_0; r < row_1; r++)
+            *(vec *)(w->carried + (s * B + r) * LANES) = load(q->c_0 + r * H + s * LANES, lanes_of(q, s), 0);
     for (long t = 0; t < T; t++) {
-        const long n = alive(q, t);
-        const real *h_prev = t ? q->output + (t - 1) * B * H : q->h_0;
+        const long end = min_long(row_1, alive(q, t)), n = end > row_0 ? end - row_0 : 0;
+        const real *h_prev = (t ? q->output + (t - 1) * B * H : q->h_0) + row_0 * H;
         for (long s = first; s < last; s++) {
-            const long at = (s * T + t) * B, from = s * LANES, count = lanes_of(q, s);
-            real *zx = kept_zx ? kept_zx + at * GATES : w->zx + (s * w->chunk + t % w->chunk) * B * GATES;
+            const long at = (s * T + t) * B + row_0, from = s * LANES, count = lanes_of(q, s);
+            real *zx = kept_zx ? kept_zx + at * GATES : w->zx + ((s * w->chunk + t % w->chunk) * B + row_0) * GATES;
             real *zh = joint ? zx : q->saved_zh ? q->saved_zh + at * GATES : zh_scratch;
+            real *h_t = q->output + (t * B + row_0) * H + from;
             if (t % w->chunk == 0) {
                 const long rows = w->chunk == 1 ? n : min_long(w->chunk, T - t) * B;
-                project(q->x + t * B * I, I, 0, I, w->w_x + s * I * GATES, rows, zx, 0, 0, 0);
+                project(q->x + (t * B + row_0) * I, I, 0, I, w->w_x + s * I * GATES, rows, zx, 0, 0, 0);
             }
             if (t < q->batch_steps && q->norm_x.gamma)
                 batch_statistics(zx, 4, n, &q->norm_x, t, H, from, count);
             project_hidden(q, h_prev, n, s, first, last, w->w_h + s * H * GATES, zh, joint);
             if (t < q->batch_steps && q->norm_h.gamma)
                 batch_statistics(zh, 4, n, &q->norm_h, t, H, from, count);
-            cell_forward_by_kind(q, t, s, zh, zx, w->carried + s * B * LANES,
-                                 q->saved_c ? q->saved_c + at * LANES : raw_scratch, one_over_o);
-            for (long r = n; r < B; r++) store(q->output + (t * B + r) * H + from, (vec){0}, count);
+            cell_forward_by_kind(q, t, s, n, zh, zx, w->carried + (s * B + row_0) * LANES,
+                                 q->saved_c ? q->saved_c + at * LANES : raw_scratch, one_over_o, h_t);
+            for (long r = n; r < row_1 - row_0; r++) store(h_t + r * H, (vec){0}, count);
         }
-        barrier(team, &passed); /* h_t is complete */
+        if (!by_rows(q)) barrier(team, &passed); /* h_t is complete */
     }
     long t = T - 1;
-    for (long r = 0; r < B; r++) { /* the state after each row's last step */
+    for (long r = row_0; r < row_1; r++) { /* the state after each row's last step */
         while (alive(q, t) <= r) t--;
         for (long s = first; s < last; s++) {
             const long at = r * H + s * LANES, count = lanes_of(q, s);
