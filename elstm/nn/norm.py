@@ -86,9 +86,13 @@ class StepBatchNorm(nn.Module):
         mean = var = None
         if batch_steps < steps:
             tracked = self.num_batches_tracked.count_nonzero()
-            last = torch.where(tracked > 0, tracked, self.max_steps) - 1
-            row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
-            mean, var = self.running_mean[row], self.running_var[row]
+            kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
+            if not kept and tracked.is_cpu and steps <= (int(tracked) or self.max_steps):
+                mean, var = self.running_mean[:steps], self.running_var[:steps]  # no copy is needed
+            else:
+                last = torch.where(tracked > 0, tracked, self.max_steps) - 1
+                row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
+                mean, var = self.running_mean[row], self.running_var[row]
         return NormInputs(self.weight, self.bias, mean, var, self.eps, shares)
 
     @torch.no_grad()
