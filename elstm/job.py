@@ -142,6 +142,14 @@ def shared_folder(run_dir: Path, config: Config) -> Path:
     return folder
 
 
+class _LogFile(logging.FileHandler):
+    """Is silent where it cannot write: on a full disk the run's records say it, in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
     """While it is entered, what is logged goes to the terminal, and with the time to train.log.
@@ -158,7 +166,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
         path = run_dir / LOG
         refuse_links(path)
         try:
-            file = logging.FileHandler(path, encoding="utf-8")
+            file = _LogFile(path, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -176,7 +184,8 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
         logging.getLogger("hydra").setLevel(hydra_level)
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # what it could not write, on a full disk
+                handler.close()
 
 
 def _append(run_dir: Path, text: str) -> None:
