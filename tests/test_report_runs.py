@@ -272,6 +272,17 @@ def test_settings_that_follow_from_the_optimizers_name_are_not_in_the_label(make
     assert labels(section) == ["lstm optimizer=adam", "lstm optimizer=sgd"]
 
 
+def test_a_key_that_an_older_version_had_not_is_no_difference(make):
+    new = {"model__recompute": False, "trainer__on_nonfinite": "stop"}
+    both = {"model__recompute": True, "trainer__on_nonfinite": "stop"}
+    [section] = make(("lstm", 0), ("lstm", 1, new), ("gru", 0, both))
+    assert sorted(labels(section)) == ["gru", "lstm"]
+    [group] = [group for group in section.groups if group.model == "lstm"]
+    assert [run.seed for run in group.runs] == [0, 1]
+    assert group.settings["model.recompute"] is False
+    assert section.common["trainer.on_nonfinite"] == "stop"
+
+
 def test_long_labels_become_numbers(make):
     keys = "abcdefgh"
     [section] = make(*[("lstm", 0, {f"model__{k}_long_name": i for k in keys}) for i in (0, 1)])

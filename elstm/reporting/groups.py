@@ -96,8 +96,8 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
 
 def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], Config]:
     members: dict[frozenset[tuple[str, Value]], list[Run]] = defaultdict(list)
-    for run in runs:
-        kept = {key: value for key, value in run.config.items() if not _is_in(key, skipped)}
+    for run, config in zip(runs, _completed([run.config for run in runs]), strict=True):
+        kept = {key: value for key, value in config.items() if not _is_in(key, skipped)}
         members[frozenset(kept.items())].append(run)
     configs = [dict(items) for items in members]
     varying = differing_keys(configs)
@@ -116,6 +116,27 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
             group.label = f"{group.model} #{index}"
     _make_unique(groups, lambda g: g.label, lambda g, label: setattr(g, "label", label))
     return groups, common
+
+
+def _completed(configs: Sequence[Config]) -> list[Config]:
+    """The configs, with what those of an older version lack where all others have one value.
+
+    A new key's default is what the older version did. Keys of different models, optimizers and so
+    on, told apart by the `name` beside them, have nothing to do with each other.
+    """
+
+    def owner(config: Config, key: str) -> Value:
+        return config.get(key.rpartition(".")[0] + ".name")
+
+    values: dict[tuple[str, Value], set[Value]] = defaultdict(set)
+    for config in configs:
+        for key, value in config.items():
+            values[key, owner(config, key)].add(value)
+    sole = [(key, of, next(iter(found))) for (key, of), found in values.items() if len(found) == 1]
+    return [
+        {**{key: value for key, of, value in sole if of == owner(config, key)}, **config}
+        for config in configs
+    ]
 
 
 def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:
