@@ -162,9 +162,9 @@ def test_names_shapes_and_initial_values():
 def test_the_signature_is_that_of_lstm_and_of_the_norms():
     ours, plain = (inspect.signature(c).parameters for c in (LayerNormLSTM, LSTM))
     assert ours.keys() - plain.keys() == {"eps", "gamma_ih", "gamma_hh", "gamma_c"}
-    assert plain.keys() <= ours.keys()
+    assert plain.keys() - ours.keys() == {"recompute"}  # it has one way to run, and no fast one
     assert list(ours)[:10] == list(plain)[:10]
-    assert all(ours[name].default == plain[name].default for name in plain)
+    assert all(ours[name].default == plain[name].default for name in plain.keys() & ours.keys())
 
 
 # --- precision, compilation, gradients over time
