@@ -196,3 +196,26 @@ def latest(run_dir: Path) -> dict[str, Any] | None:
         with suppress(OSError):  # so that it does not become previous.pt
             last.replace(last.with_name("damaged.pt"))
         return content
+
+
+def best(run_dir: Path) -> dict[str, Any]:
+    """best.pt; where it cannot be read and last.pt is of the same epoch, it is mended from that.
+
+    Raises:
+        Unreadable: it cannot be read, and last.pt is of another epoch.
+        UserError: one of the files is a link, or of a newer version.
+    """
+    path, last = best_path(run_dir), last_path(run_dir)
+    refuse_links(path, last)
+    try:
+        return load(path)
+    except Unreadable as error:
+        content: dict[str, Any] = {}
+        with suppress(Unreadable):
+            content = load(last)
+        state = content.get("state", {})
+        if state.get("waited") != 0 or state.get("evaluated_step") != state.get("step"):
+            raise
+        log.warning("%s: written again from %s, which is of the same epoch", error, last)
+        write_atomic(path, last.read_bytes())
+        return content

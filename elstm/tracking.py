@@ -31,7 +31,10 @@ over_time.csv has a row for each time step, as the latest evaluation found it on
     gradient                 |dL/dh_t|
     cell_mean, cell_std      of c_t, over sequences and units; not of a GRU
 
-The other files are appended to, and a resume cuts them back to the sizes that they had at its
+The event file has the scalars of the rows of metrics.csv; and at each evaluation, of a long run at
+about 100 of them, histograms of every normalisation and a picture of |dL/dh_t|: 20 KB or more.
+
+All but over_time.csv are appended to, and a resume cuts them back to the sizes that they had at its
 checkpoint: no point is lost, doubled or out of order.
 """
 
@@ -145,14 +148,18 @@ class Tracker:
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
 
-    def log_norms(self, model: nn.Module, position: Mapping[str, float]) -> None:
-        """Histograms of γ, β and the running statistics of every normalisation, and its row."""
+    def log_norms(
+        self, model: nn.Module, position: Mapping[str, float], *, histograms: bool = True
+    ) -> None:
+        """The row of every normalisation; histograms of γ, β and the running statistics."""
         if self._events is None:
             return
         step = int(position["step"])
         for name, norm in statistics_norms(model):
             short = name.rpartition(".")[2]
             self._write_norm(short, norm, position)
+            if not histograms:
+                continue
             tensors = {
                 "gamma": norm.weight,
                 "beta": norm.bias,

@@ -59,7 +59,10 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
             )
     else:
         path = Path(which)
-    content = checkpoint.load(path)
+    try:
+        content = checkpoint.load(path)
+    except checkpoint.Unreadable as error:
+        raise UserError(f"{error}{_instead(run_dir, which)}") from error
     try:
         check_fits(content, config)
     except ValueError as error:
@@ -68,6 +71,19 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
     model.load_state_dict(content["model"])
     state = content["state"]
     return Trained(config, path, model.eval(), content["data"], state["step"], state["epoch"])
+
+
+def _instead(run_dir: Path, which: str) -> str:
+    """How to do without a damaged checkpoint."""
+    other = {"best": "last", "last": "best"}.get(which)
+    if other is None:
+        return ""
+    mend = (
+        " that of the last epoch"
+        if other == "last"
+        else (f" that of the best epoch; elstm-train trainer.resume={run_dir} mends the run")
+    )
+    return f": --checkpoint {other} takes" + mend
 
 
 def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:

@@ -42,6 +42,7 @@ from elstm.trained import check_fits
 SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
 MAX_SKIPPED = 100  # steps in a row that trainer.on_nonfinite=skip puts up with
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
+MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ class _Run:
         total_steps = self.trainer.max_epochs * steps_per_epoch
         if self.trainer.max_steps is not None:
             total_steps = min(total_steps, self.trainer.max_steps)
+        self.total_steps = total_steps
         self.schedule = Schedule(
             config.scheduler, config.optimizer.lr, total_steps, steps_per_epoch
         )
@@ -255,6 +257,11 @@ class _Run:
             )  # fmt: skip
         if saved is not None:
             self.say("going on at epoch %.2f, step %d", self.position()["epoch"], self.state.step)
+            if self.main and self.state.evaluated_step >= 0:
+                try:
+                    checkpoint.best(self.run_dir)
+                except checkpoint.Unreadable as error:
+                    log.warning("%s: the next epoch that is better replaces it", error)
         elif resume:
             self.say("no checkpoint yet in %s: starting afresh", self.run_dir)
 
@@ -398,13 +405,15 @@ class _Run:
         if improved:
             state.best_val_accuracy, state.best_epoch = accuracy, epoch
         self.schedule.after_epoch(accuracy)
-        self.tracker.log_norms(self.model, self.position())
+        pictures = self.pictures_due()
+        self.tracker.log_norms(self.model, self.position(), histograms=pictures)
         if self.main:
             inside = evaluation.over_time(self.model, self.data)
             self.tracker.write_over_time(inside)
-            title = f"{self.config.model.name} on {self.data.name}"
-            picture = figures.gradient_figure(inside["gradient"], epoch, title)
-            self.tracker.log_picture("gradient/hidden", picture, state.step)
+            if pictures:
+                title = f"{self.config.model.name} on {self.data.name}"
+                picture = figures.gradient_figure(inside["gradient"], epoch, title)
+                self.tracker.log_picture("gradient/hidden", picture, state.step)
         self.clock.look()
         self.tracker.log(self.position(), values)
         if state.batch == self.batches:
@@ -420,6 +429,12 @@ class _Run:
         )  # fmt: skip
         return float(accuracy)
 
+    def pictures_due(self) -> bool:
+        """At each epoch; of a run of more than MAX_PICTURES at each n-th, and at its last step."""
+        every = math.ceil(self.total_steps / self.batches * self.processes / MAX_PICTURES)
+        number = math.ceil(self.position()["epoch"])
+        return (number - 1) % every == 0 or self.state.step >= self.total_steps
+
     def gap(self, in_batch: float) -> str:
         return (
             f" (batch statistics {in_batch:.2%})" if evaluation.has_statistics(self.model) else ""
@@ -429,7 +444,14 @@ class _Run:
         """The best checkpoint by validation accuracy, once, at the end."""
         if not self.main:
             return
-        best = checkpoint.load(checkpoint.best_path(self.run_dir))
+        try:
+            best = checkpoint.best(self.run_dir)
+        except checkpoint.Unreadable as error:
+            raise UserError(
+                f"{error}, and with it the weights of epoch {self.state.best_epoch:.4g}, the best: "
+                f"put a copy of it back and resume, or: elstm-eval {self.run_dir} "
+                "--checkpoint last"
+            ) from error
         self.model.load_state_dict(best["model"])
         values = evaluation.measure(
             self.model, self.data, "test", self.config, self.interrupts.check

@@ -1,4 +1,4 @@
-"""Full disks, read-only, moved and vanished folders: a run works, or ends in one clear line.
+"""Full disks, damaged files, moved and vanished folders: a run works, or ends in one clear line.
 
 In every case what was written before is intact, and the run goes on once the trouble is over.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from training_runs import assert_same_runs, rows, small_config
 
-from elstm import figures, schema
+from elstm import checkpoint, evaluate, evaluation, figures, schema, trained
 from elstm.config import load_run_config
 from elstm.errors import UserError
 from elstm.job import execute
@@ -171,6 +171,54 @@ def test_a_folder_that_was_moved(tmp_path: Path, whole: Path) -> None:
     shutil.rmtree(tmp_path / "here")
     assert run(CONFIG, elsewhere / "run", resume=True).state == "done"
     assert_same_runs(whole, elsewhere / "run")
+
+
+def test_a_damaged_best_checkpoint(
+    tmp_path: Path, whole: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "load_run_config", lambda _: CONFIG)
+    replaced, lost = tmp_path / "replaced", tmp_path / "lost"
+    interrupt(replaced, 12)  # in the third epoch
+    best = checkpoint.best_path(replaced)
+    whole_best = best.read_bytes()
+    best.write_bytes(whole_best[:-100])
+    shutil.copytree(replaced, lost)
+
+    capfd.readouterr()
+    assert evaluate.main([str(replaced)]) == 1
+    err = capfd.readouterr().err
+    assert err.startswith(f"elstm-eval: error: the checkpoint {best} is damaged")
+    assert err.endswith(": --checkpoint last takes that of the last epoch\n")
+    assert evaluate.main([str(replaced), "--checkpoint", "last"]) == 0
+
+    assert execute(CONFIG, replaced, resume=True).code == 0
+    assert "damaged or was not written by elstm: the next epoch that" in capfd.readouterr().out
+    assert_same_runs(whole, replaced)  # the third epoch is the best
+
+    with pytest.MonkeyPatch.context() as patch:  # here it is not, and best.pt stays as it is
+        worst = {"val_loss": 9.0, "val_accuracy": 0.0, "val_accuracy_batch_stats": 0.0}
+        patch.setattr(evaluation, "measure", lambda *_: worst)
+        end = f"of epoch 2, the best: put a copy of it back and resume, or: elstm-eval {lost} "
+        ends_in_one_line(lost, capfd, "best.pt is damaged", end + "--checkpoint last")
+    checkpoint.best_path(lost).write_bytes(whole_best)
+    assert execute(CONFIG, lost, resume=True).code == 0
+
+
+def test_a_best_checkpoint_is_mended_from_the_last(
+    tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While both are of one epoch."""
+    test = _Run.test
+
+    def damaged(self: _Run) -> None:
+        checkpoint.best_path(self.run_dir).write_bytes(b"")
+        test(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "test", damaged)
+        assert run(CONFIG, tmp_path).state == "done"
+    assert "written again from" in caplog.text
+    assert_same_runs(whole, tmp_path)
 
 
 def test_two_runs_of_the_same_microsecond(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,18 @@ def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert names == ["best.pt", "last.pt", "previous.pt"]
 
 
+def test_a_long_run_has_histograms_and_pictures_at_some_epochs(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "MAX_PICTURES", 2)
+    folder = next(folders)
+    run(small_config(max_epochs=5), folder)
+    for wanted in ("gradient/hidden", "gamma/norm_c_l0", "running_var/norm_c_l0"):
+        assert [step for step, tag, _ in events(folder) if tag == wanted] == [5, 20, 25]
+    text = (folder / "norms.csv").read_text()
+    assert [text.count(f"\n{epoch},{5 * epoch},norm_c_l0,") for epoch in range(1, 6)] == [1] * 5
+
+
 def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
     """A learning rate that is raised at the end spoils the model; best.pt is from before."""
     folder, tested = next(folders), next(folders)
