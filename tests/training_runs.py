@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,14 @@ from elstm.config import (
 )
 from elstm.tracking import CLOCK_COLUMNS, TAGS
 
-MODELS: dict[str, type[ModelConfig]] = {
+MODELS: dict[str, Callable[..., ModelConfig]] = {
     "lstm": LSTMConfig,
     "gru": GRUConfig,
     "ln_lstm": LayerNormLSTMConfig,
     "bn_lstm": BNLSTMConfig,
+    "bn_lstm_input": partial(
+        ELSTMBNConfig, name="bn_lstm_input", normalize_hidden=False, cell_norm="none"
+    ),
     "elstm_bn": ELSTMBNConfig,
 }
 CLOCKS = {"train_seconds", "wall_seconds", "began", "files"}  # of a checkpoint
