@@ -6,6 +6,7 @@ it is called in a thread, while the main thread reads the runs' status.json and 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -75,7 +76,7 @@ class Launcher:
 
     def task(self) -> TaskFunction:
         if self.together:
-            return SweepJob(self.stop, self.watch)
+            return SweepJob(self.stop, self.watch, os.getpid() if self.joblib else None)
         return partial(train_job, watch=self.watch)
 
     def _set_up_joblib(self, settings: DictConfig) -> None:

@@ -11,11 +11,12 @@ from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from elstm.cli import ended_by_sigterm, interrupted_by
+from elstm.cli import FAILED, ended_by_sigterm, interrupted_by
 from elstm.files import write_atomic
 from elstm.job import Watch, train_job
 
@@ -45,28 +46,62 @@ class StopFile:
         return None
 
 
+_running = threading.Lock()  # held while this worker has a run
+
+
+@cache
+def _end_with(sweep: int) -> None:
+    """Ends this process once it is not a child of `sweep` any more, after its run if it has one."""
+
+    def look() -> None:
+        while os.getppid() == sweep:
+            time.sleep(LOOK_SECONDS)
+        with _running:
+            os._exit(FAILED)
+
+    threading.Thread(target=look, daemon=True, name="elstm-sweep").start()
+
+
 @dataclass(frozen=True)
 class SweepJob:
     """What a launcher that runs several at once is given to run, in place of `train_job`.
 
     The terminal belongs to the sweep, which says how each run ended: the run itself writes to its
     log alone. An interrupt ends the run and not the worker, which others use after it.
+
+    Attributes:
+        sweep: number of the sweep's process where the workers are its children. Once it is gone,
+            killed as it may be, the run that a worker has begun saves and ends, and the worker
+            with it: the same command would otherwise begin what the workers have in their queue.
     """
 
     stop: StopFile
     watch: Watch | None = None
+    sweep: int | None = None
 
     def __call__(self, cfg: DictConfig) -> float:
         """Returns best validation accuracy; NaN where the run failed or was interrupted."""
-        if self.stop.asked():
+        if self.sweep is not None and self.sweep != os.getpid():  # n_jobs=1: no worker
+            _end_with(self.sweep)
+        with _running:
+            return self._run(cfg)
+
+    def _run(self, cfg: DictConfig) -> float:
+        if self._asked():
             return math.nan
         try:
             with ended_by_sigterm(), self._stopped_by_file():
                 return train_job(cfg, terminal=False, watch=self.watch)
         except KeyboardInterrupt as interrupt:
-            if not self.stop.asked():
+            if not self._asked():
                 requeue(interrupted_by(interrupt))
             return math.nan
+
+    def _orphaned(self) -> bool:
+        return self.sweep not in (None, os.getpid(), os.getppid())
+
+    def _asked(self) -> str | None:
+        return "stop" if self._orphaned() else self.stop.asked()
 
     @contextmanager
     def _stopped_by_file(self) -> Iterator[None]:
@@ -76,7 +111,7 @@ class SweepJob:
         def look() -> None:
             signals = [signal.SIGTERM, signal.SIGINT]  # to save; to end at once
             while signals and not over.wait(LOOK_SECONDS):
-                left = {"stop": 1, "now": 0}.get(self.stop.asked() or "", 2)
+                left = {"stop": 1, "now": 0}.get(self._asked() or "", 2)
                 if len(signals) > left:
                     interrupt_main(signals.pop(0))
 

@@ -14,7 +14,8 @@ A third of the kills come at any moment of the run's time. The others are aimed 
 lot: they come within the mean duration of that phase after it has begun. These runs are forked from
 a process that has torch loaded, so that a kill costs half a second; the runner has no hook for
 this. With --command and --sweep the commands are started anew each time, as a user would, and the
-kill may hit their start-up too; the sweep has two runs at once.
+kill may hit their start-up too; the sweep has two runs at once, and at each third kill its workers
+are left to notice.
 
 Exits with 1 if a resume failed or a run differs.
 """
@@ -250,9 +251,18 @@ def command(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def killed_command(
-    words: Callable[[], list[str]], kills: int, folder: Path, life: float, rng: random.Random
+    words: Callable[[], list[str]],
+    kills: int,
+    folder: Path,
+    life: float,
+    rng: random.Random,
+    alone: float = 0.0,
 ) -> tuple[int, list[str]]:
     """Starts the command, kills its whole process group, starts it again; then lets it end.
+
+    Args:
+        alone: how often the command's process alone is killed, and what it has started is left to
+            notice; the command is started again when it has ended.
 
     Returns: the kills, and what went wrong.
     """
@@ -263,8 +273,15 @@ def killed_command(
             try:
                 process.wait(rng.uniform(0, life))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                if rng.random() < alone:
+                    process.kill()
+                    process.wait()
+                    if not ended(process.pid):
+                        os.killpg(process.pid, signal.SIGKILL)
+                        return done, [f"{folder}: workers were left {LONGEST:.0f} s after a kill"]
+                else:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
                 done += 1
                 continue
         if process.wait(LONGEST):
@@ -273,6 +290,18 @@ def killed_command(
         if done >= kills:
             break
     return done, []
+
+
+def ended(group: int) -> bool:
+    """Waits for all processes of a group."""
+    began = time.monotonic()
+    while time.monotonic() - began < LONGEST:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def whole_command(words: list[str], folder: Path) -> float:
@@ -328,7 +357,7 @@ def sweep(kills: int, folder: Path, rng: random.Random) -> tuple[int, int, list[
         place = folder / f"sweep{runs}"
         place.mkdir()
         count, problems = killed_command(
-            lambda: both, min(5, kills - total), place, 1.2 * life, rng
+            lambda: both, min(5, kills - total), place, 1.2 * life, rng, alone=1 / 3
         )
         total, runs = total + count, runs + 1
         for model in models if not problems else ():

@@ -129,6 +129,18 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(tmp_path, monkeypa
     assert all("going on at epoch" in text for text in logs)
 
 
+def test_workers_whose_sweep_was_killed_save_and_end(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(6)",
+                  "model=lstm", "trainer.max_epochs=200")  # fmt: skip
+    wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
+    sweep.kill()
+    sweep.communicate(timeout=60)  # until the last of them has closed the pipe
+    # Nothing of what they had in their queue has begun.
+    assert [s["state"] for s in statuses()] == ["interrupted"] * 2
+
+
 @pytest.mark.slow
 def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(tmp_path, monkeypatch):
     """SLURM's signals, sent by hand: there is no SLURM here, and submitit's local jobs requeue."""
