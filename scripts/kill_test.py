@@ -130,9 +130,9 @@ def train(config: Any, folder: Path, watch: Watch) -> None:
         watch.wrap(owner, attribute, name)
     run = loop.run
 
-    def whole(self: Any) -> None:
+    def whole(self: Any, *args: Any) -> None:
         watch.phase.value = NAMES.index("between")
-        run(self)
+        run(self, *args)
         watch.phase.value = NAMES.index("end")
 
     loop.run = whole
@@ -168,7 +168,8 @@ class Killer:
         process = self.start(config, folder)
         process.join(LONGEST)
         if process.exitcode != 0:
-            raise SystemExit(f"the run that nobody killed ended with {process.exitcode}: {folder}")
+            text = (folder.parent / f"{folder.name}.out").read_text().strip()
+            raise SystemExit(f"the run that nobody killed ended with {process.exitcode}: {text}")
         entries, seconds = list(self.watch.entries), list(self.watch.seconds)
         means = {n: s / max(e, 1) for n, e, s in zip(NAMES, entries, seconds, strict=True)}
         return seconds[NAMES.index("start")], means  # which holds all the others
