@@ -72,10 +72,10 @@ def send(number: signal.Signals) -> Signal:
 # --- a run and what it writes
 
 
-# Ten times the largest relative difference seen: 1.7e-4 and 5.9e-5. BN-LSTM's grows tenfold in each
-# 50 steps, as does the reference's to itself at a learning rate 1e-7 larger: hence fewer steps.
+# Ten times the largest relative difference of two seeds: 5.6e-5 and 6.1e-5. BN-LSTM's grows tenfold
+# in each 50 steps, as does the reference's to itself at a learning rate 1e-7 larger: so fewer steps.
 @pytest.mark.parametrize(
-    ("name", "steps", "bound"), [("bn_lstm", 100, 2e-3), ("elstm_bn", 200, 6e-4)]
+    ("name", "steps", "bound"), [("bn_lstm", 50, 6e-4), ("elstm_bn", 200, 6e-4)]
 )
 def test_the_fast_recurrence_trains_as_the_reference(
     folders: Any, name: str, steps: int, bound: float
@@ -96,7 +96,7 @@ def test_the_fast_recurrence_trains_as_the_reference(
         curves.append([float(r["train_loss"]) for r in rows(folder) if r["train_loss"]])
     fast, reference = map(torch.tensor, curves)
     assert len(fast) == steps
-    assert reference[-10:].mean() < 0.7 * reference[0]
+    assert reference[-10:].mean() < 0.85 * reference[0]
     torch.testing.assert_close(fast, reference, rtol=bound, atol=0)
 
 
