@@ -73,7 +73,7 @@ def send(number: signal.Signals) -> Signal:
 
 
 # Ten times the largest relative difference of two seeds: 5.6e-5 and 6.1e-5. BN-LSTM's grows tenfold
-# in each 50 steps, as does the reference's to itself at a learning rate 1e-7 larger: so fewer steps.
+# in each 50 steps, as does the reference to itself at a learning rate 1e-7 larger: so fewer steps.
 @pytest.mark.parametrize(
     ("name", "steps", "bound"), [("bn_lstm", 50, 6e-4), ("elstm_bn", 200, 6e-4)]
 )
