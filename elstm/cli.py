@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from elstm.errors import UserError
@@ -113,6 +114,19 @@ def say(line: str) -> None:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, with the nearest option that there is."""
+
+    def add_run(self) -> None:
+        """The run that a command works on, and which checkpoint of it."""
+        self.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN")
+        self.add_argument(
+            "--checkpoint", default="best", metavar="best|last|PATH",
+            help="best by validation accuracy (default), last, or a file",
+        )  # fmt: skip
+
+    def add_data_root(self) -> None:
+        self.add_argument(
+            "--data-root", metavar="DIR", help="where the data set lies, if elsewhere"
+        )
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]

@@ -29,15 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN")
+    parser.add_run()
     parser.add_argument(
         "--split", choices=("train", "val", "test"), default="test", help="default: test"
     )
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="best|last|PATH",
-        help="best by validation accuracy (default), last, or a file",
-    )  # fmt: skip
-    parser.add_argument("--data-root", metavar="DIR", help="where the data set lies, if elsewhere")
+    parser.add_data_root()
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"
     )

@@ -37,19 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN")
+    parser.add_run()
     parser.add_argument(
         "--format", choices=("all", *FORMATS), default="all", help="default: both of them"
     )
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="best|last|PATH",
-        help="best by validation accuracy (default), last, or a file",
-    )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: RUN_DIR/export")
     parser.add_argument(
         "--images", type=int, default=1000, metavar="N", help="test images of the check (1000)"
     )
-    parser.add_argument("--data-root", metavar="DIR", help="where the data set lies, if elsewhere")
+    parser.add_data_root()
     args = parser.parse_args(words)
     if args.images < 10:
         parser.error(f"argument --images: has to be at least 10, got {args.images}")

@@ -51,17 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN")
+    parser.add_run()
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE|FOLDER",
         help="image files; of a folder all files in it whose names end like an image's",
     )  # fmt: skip
     parser.add_argument("--invert", action="store_true", help="the images are dark on light")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
-    parser.add_argument(
-        "--checkpoint", default="best", metavar="best|last|PATH",
-        help="best by validation accuracy (default), last, or a file",
-    )  # fmt: skip
     return parser.parse_args(words)
 
 

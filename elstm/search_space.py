@@ -102,7 +102,8 @@ class Space:
         count = math.prod(len(values) for values in self.choices.values())
         if count > MAX_RUNS:
             raise UserError(f"{count:,} combinations of choices: at most {MAX_RUNS:,} are possible")
-        return next(iter([self.config(varied) for varied in self._corners()]))
+        first, *_ = map(self.config, self._corners())  # composing is the check: of all of them
+        return first
 
     def _corners(self) -> Iterator[dict[str, str]]:
         for end in ("low", "high"):

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override, RangeSweep
@@ -132,13 +133,19 @@ def _earlier(group: Path) -> dict[str, tuple[Path, str]]:
         if folder.is_symlink():  # may lead anywhere
             continue
         try:
-            key = identity(load_run_config(folder))
+            key = _identity_in(folder.absolute())
         except UserError:  # no run, or one from another version
             continue
         state = str((read_status(folder) or {}).get("state", "killed"))
         if latest.get(key, (folder, ""))[1] != "done":
             latest[key] = (folder, state)
     return latest
+
+
+@cache
+def _identity_in(folder: Path) -> str:
+    """Read once: a run's config stays, and a search looks for earlier runs at every trial."""
+    return identity(load_run_config(folder))
 
 
 def in_use(folder: Path) -> bool:

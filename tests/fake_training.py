@@ -26,6 +26,14 @@ class FakeTraining:
     calls: list = field(default_factory=list)
     commit: str = "0" * 40
 
+    def check_nothing_began(self, captured, said):
+        """One line with `said` in it, no run, and no file under the current folder."""
+        assert captured.out == ""
+        assert said in captured.err
+        assert captured.err.count("\n") == 1
+        assert list(Path().iterdir()) == []
+        assert not self.calls
+
     def run(self, config, run_dir, *, resume=False, on_evaluation=None):
         self.calls.append(Call(config, Path(run_dir), resume))
         logging.getLogger("elstm.training").info("training with seed %d", config.seed)

@@ -159,12 +159,7 @@ def test_several_trials_together(training, monkeypatch):
 )
 def test_what_is_wrong_is_found_before_the_first_trial(training, capsys, words, said):
     assert search(*words[:1], *words[1:]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert said in err
-    assert err.count("\n") == 1
-    assert list(Path().iterdir()) == []
-    assert not training.calls
+    training.check_nothing_began(capsys.readouterr(), said)
 
 
 def test_a_named_study_takes_no_other_search(training, capsys):

@@ -92,12 +92,7 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
 )
 def test_a_wrong_combination_is_found_before_the_first_run(training, capsys, words, said):
     assert main(["-m", *words]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert said in err
-    assert err.count("\n") == 1
-    assert list(Path().iterdir()) == []
-    assert not training.calls
+    training.check_nothing_began(capsys.readouterr(), said)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(training, capsys):
