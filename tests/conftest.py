@@ -2,6 +2,8 @@
 
 import sys
 import types
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fake_training import FakeTraining
@@ -17,3 +19,26 @@ def training(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ELSTM_DATA", raising=False)
     return fake
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Iterator[Path]:
+    """Makes a folder for each run."""
+
+    def make() -> Iterator[Path]:
+        for number in range(100):
+            folder = tmp_path / f"run{number}"
+            folder.mkdir()
+            yield folder
+
+    return make()  # type: ignore[return-value]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without matplotlib's half of an evaluation."""
+    from training_runs import no_picture  # and with it torch: not for every test
+
+    from elstm import figures
+
+    monkeypatch.setattr(figures, "gradient_figure", no_picture)
