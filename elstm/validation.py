@@ -88,15 +88,16 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
             return value
         if key == "data.root" and value == DATA_ROOT:
             return os.environ.get("ELSTM_DATA") or "data"
+        given = f"{show_key(key)}={show(value)}"
         if "${" in _REFERENCE.sub("", value):
             raise UserError(
-                f"{key}={show(value)}: only ${{other.key}} is allowed here, no resolver and no part"
+                f"{given}: only ${{other.key}} is allowed here, no resolver and no part"
             )
         for name in _REFERENCE.findall(value):
             if name not in flat:
-                raise UserError(f"{key}={show(value)}: there is no key {name}")
+                raise UserError(f"{given}: there is no key {show(name)}")
         if depth > 10:
-            raise UserError(f"{key}={show(value)}: the interpolation leads back to itself")
+            raise UserError(f"{given}: the interpolation leads back to itself")
         whole = _REFERENCE.fullmatch(value)
         if whole:
             return value_of(whole[1], depth + 1)
@@ -297,6 +298,7 @@ def show(value: Any) -> str:
     except ValueError:  # an integer of more than 4,300 digits
         return "a huge number"
     text = "".join(c if c.isprintable() else "?" for c in text)
+    text = re.sub(" +", " ", text)  # first, so that what is cut short is not blanks alone
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
 
 

@@ -205,6 +205,7 @@ def test_whatever_is_typed_at_length(training):
         ["-hydra.verbose=true"],
         ["--\x1b[31m=1"],
         ["--" + "x" * 5000],
+        [" " * 76 + "=null"],
         ["-m", "hydra.sweeper.params=1"],
     ],
 )
@@ -317,6 +318,15 @@ def write_config(folder):
 def test_whatever_a_run_folder_has_as_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fuzz_run_config(tmp_path, 150)
+
+
+def test_a_run_folders_config_that_was_shown_raw_once(tmp_path):
+    text = write_config(tmp_path)
+    bad = text.replace("data:\n", '"\\x1b[31m":\n')
+    (tmp_path / ".hydra" / "config.yaml").write_text(bad)
+    with pytest.raises(UserError) as caught:
+        load_run_config(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.slow
