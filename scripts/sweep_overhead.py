@@ -7,8 +7,8 @@ of each run: its worker's time, what of it the run counts as its own (wall_secon
 evaluations, the checkpoints), and the rest, the overhead: composing and checking the config,
 folders and .hydra, the data, the model, the log and event files, the sweep's table.
 
-On two cores: 196 s, the same command again 11 s; of a worker's time 377 ms for each further run, 143 ms
-its own and 235 ms overhead.
+On two cores: 196 s, the same command again 11 s; of a worker's time 377 ms for each further run,
+143 ms its own and 235 ms overhead.
 """
 
 from __future__ import annotations
