@@ -26,9 +26,8 @@ from elstm.compose import Composer, plain
 from elstm.config import SearchConfig
 from elstm.errors import UserError
 from elstm.files import open_locked, writing
-from elstm.schema import run_name
 from elstm.search_space import Range, Space
-from elstm.sweep_plan import Run, find_earlier
+from elstm.sweep_plan import Run, find_earlier, make_run
 from elstm.sweep_table import Result
 from elstm.validation import check_fields, show
 
@@ -235,10 +234,8 @@ class Search:
 
     def _run(self, number: int, params: Mapping[str, Any]) -> Run:
         varied = self.space.words(params)
-        config = self.space.config(varied)
-        folder = self.root / config.data.name / config.model.name / run_name()
-        words = [w for w in self.space.all_words(varied) if not w.startswith("sweep.")]
-        run = Run(words, varied, config, folder)
+        words = self.space.all_words(varied)
+        run = make_run(words, varied, self.space.config(varied), self.root)
         find_earlier([run], self.root)
         self.trials[run] = number
         return run

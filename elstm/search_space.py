@@ -63,9 +63,6 @@ class Space:
                 "a search needs something to vary: 'optimizer.lr=tag(log,interval(1e-3,1e-1))', "
                 "model.gamma_c=0.1,1"
             )
-        for key in varied:
-            if key.startswith("sweep."):
-                raise UserError(f"{key} is one setting for the whole search: give it one value")
         numbers = {
             k: o for k, o in varied.items() if isinstance(o._value, IntervalSweep | RangeSweep)
         }

@@ -15,17 +15,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from elstm.cli import FAILED, Ended
-from elstm.compose import CONFIG_NAME, Composer
+from elstm.compose import Composer
 from elstm.config import SearchConfig, SweepConfig
 from elstm.errors import UserError
 from elstm.explain import explain
-from elstm.job import processes, train_job
+from elstm.job import processes
 from elstm.launcher import Launcher
 from elstm.schema import run_name
 from elstm.search import Search
 from elstm.status import git_state
 from elstm.sweep_plan import Run, find_earlier, params, plan
 from elstm.sweep_table import Result, label, read_result, table, write_csv
+from elstm.sweeper_plugin import SweeperPlugin
 
 
 def run_sweep(composer: Composer, words: Sequence[str]) -> int:
@@ -40,13 +41,21 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> int:
     overrides = composer.parse(words, sweep=True)
     master = composer.load(words, RunMode.MULTIRUN)
     sweeper = master.hydra.sweeper._target_
-    if sweeper not in (BasicSweeperConf._target_, SearchConfig._target_):
-        return _by_plugin(composer, words)
     try:
         root = Path(str(master.hydra.sweep.dir))
     except Exception as error:  # an interpolation that leads nowhere
         raise explain(error) from error
-    overrides = [*params(composer, master), *overrides]
+    own = sweeper in (BasicSweeperConf._target_, SearchConfig._target_)
+    if own:
+        overrides = [*params(composer, master), *overrides]
+    for override in overrides:
+        key = override.key_or_group
+        if override.is_sweep_override() and key.startswith("sweep."):
+            raise UserError(f"{key} is one setting for the whole sweep: give it one value")
+    if not own:
+        plugin = SweeperPlugin(composer, master, root)
+        sweep = Sweep(composer, master, root, None, plugin.settings, plugin.tell)
+        return sweep.finish(lambda: plugin.run(words, sweep))
     if sweeper == SearchConfig._target_:
         with closing(Search(composer, master, overrides, root)) as search:
             sweep = Sweep(composer, master, root, search.total, search.sweep_settings, search.tell)
@@ -58,21 +67,12 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> int:
     return Sweep(composer, master, root, len(runs), settings).run([runs])
 
 
-def _by_plugin(composer: Composer, words: list[str]) -> int:
-    """A sweeper that chooses its runs itself; each is checked when it begins."""
-    try:
-        composer.hydra().multirun(CONFIG_NAME, train_job, words)
-    except Exception as error:
-        raise explain(error) from error
-    return 0
-
-
 class Sweep:
     """Launches the runs and keeps the account of them.
 
     Args:
         root: hydra.sweep.dir, the folder that takes the place of outputs/.
-        total: how many runs there are in all.
+        total: how many runs there are in all, if that is known.
         tell: is called with each run that was launched and how it ended.
     """
 
@@ -81,7 +81,7 @@ class Sweep:
         composer: Composer,
         master: DictConfig,
         root: Path,
-        total: int,
+        total: int | None,
         settings: SweepConfig,
         tell: Callable[[Run, Result], None] = lambda run, result: None,
     ) -> None:
@@ -92,15 +92,28 @@ class Sweep:
 
     def run(self, batches: Iterable[Sequence[Run]]) -> int:
         """All of them, batch by batch; returns the exit code."""
-        try:
+
+        def launch_all() -> None:
             for runs in batches:
                 self.launch(runs)
                 if self.launcher.stop.asked():
                     break
+
+        return self.finish(launch_all)
+
+    def finish(self, launch_all: Callable[[], None]) -> int:
+        """Shows the table once all runs have ended; returns the exit code, 1 if one failed."""
+        try:
+            launch_all()
         except KeyboardInterrupt as signal:
             print(f"{self.report()}\nthe same command goes on", flush=True)
             raise Ended(str(signal) or "SIGINT", said=True) from None
-        return self.end()
+        except Exception:
+            if self.results:
+                print(self.report(), flush=True)
+            raise
+        print(self.report(), flush=True)
+        return FAILED if any(r.state == "failed" for r in self.results) else 0
 
     def launch(self, runs: Sequence[Run]) -> None:
         """Those that are not done, after a word on those that are."""
@@ -138,7 +151,7 @@ class Sweep:
     def announce(self, run: Run) -> None:
         """That a run begins, in a folder of the time when it does (a search has just named its)."""
         how = "" if run.state is None else f", goes on ({run.state})"
-        print(f"[{len(self.results) + 1}/{self.total}] {label(run.varied)}{how}", flush=True)
+        print(f"{self._place(len(self.results) + 1)} {label(run.varied)}{how}", flush=True)
         if run.state is None and self.launcher.watch is None:
             run.folder = run.folder.with_name(run_name())
 
@@ -165,15 +178,13 @@ class Sweep:
 
     def account(self, result: Result, how: str) -> None:
         self.results.append(result)
-        place = f"[{len(self.results)}/{self.total}]"
+        place = self._place(len(self.results))
         print(f"{place} {result.label}: {how}{result.summary()}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.folder / "sweep.csv", self.results)
 
-    def end(self) -> int:
-        """Shows the table; returns the exit code, 1 if a run failed."""
-        print(self.report(), flush=True)
-        return FAILED if any(r.state == "failed" for r in self.results) else 0
+    def _place(self, number: int) -> str:
+        return f"[{number}]" if self.total is None else f"[{number}/{self.total}]"
 
     def report(self) -> str:
         """The table of the runs that have ended, and where it is."""

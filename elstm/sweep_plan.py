@@ -62,23 +62,21 @@ def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[
     if count > MAX_RUNS:
         raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
     varied = [key for key, override in given.items() if override.is_sweep_override()]
-    for key in varied:
-        if key.startswith("sweep."):
-            raise UserError(f"{key} is one setting for the whole sweep: give it one value")
     runs: dict[str, Run] = {}
     configs = composer.many()
     for words in itertools.product(*lists.values()):
         config = configs(words)
         of_key = dict(zip(lists, words, strict=True))
-        folder = root / config.data.name / config.model.name / run_name()
-        run = Run(
-            without_no_option([w for key, w in of_key.items() if not key.startswith("sweep.")]),
-            {key: of_key[key].partition("=")[2] for key in varied},
-            config,
-            folder,
-        )
+        run = make_run(words, {key: of_key[key].partition("=")[2] for key in varied}, config, root)
         runs.setdefault(identity(config), run)
     return list(runs.values())
+
+
+def make_run(words: Sequence[str], varied: dict[str, str], config: Config, root: Path) -> Run:
+    """A new run under `root`; what is said of the sweep is no word of its."""
+    folder = root / config.data.name / config.model.name / run_name()
+    own = [word for word in words if not word.lstrip("+").startswith("sweep.")]
+    return Run(without_no_option(own), varied, config, folder)
 
 
 def words_of(override: Override) -> list[str]:

@@ -27,6 +27,7 @@ HEIGHT = {
     "search": JOBS,
     "sweep": JOBS,
     "sweep_job": JOBS,
+    "sweeper_plugin": JOBS,
     "train": COMMANDS,
     "evaluate": COMMANDS,
     "predict": COMMANDS,

@@ -6,13 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 
 from elstm import sweep_table
 from elstm.compose import Composer
@@ -291,37 +287,3 @@ def test_a_launcher_that_is_not_installed(training, capsys, monkeypatch, name):
     assert capsys.readouterr().err == (
         f"elstm-train: error: hydra/launcher={name} needs a package: pip install 'elstm[{extra}]'\n"
     )
-
-
-def test_another_sweeper_gets_the_metric_of_each_run(training, monkeypatch, capsys):
-    """As a plugin brings one along: it picks its runs, and reads what `train_job` returned."""
-    metrics = []
-
-    class Climber(Sweeper):
-        def setup(self, *, hydra_context, task_function, config):
-            self.launcher = Plugins.instance().instantiate_launcher(
-                config=config, hydra_context=hydra_context, task_function=task_function
-            )
-
-        def sweep(self, arguments):
-            for number, lr in enumerate((0.1, 0.2)):
-                words = [*arguments, f"optimizer.lr={lr}"]
-                (job,) = self.launcher.launch([words], initial_job_idx=number)
-                metrics.append(job.return_value)
-
-    Climber.__module__, Climber.__qualname__ = "hydra_plugins.climber", "Climber"
-    module = types.ModuleType("hydra_plugins.climber")
-    module.Climber = Climber
-    monkeypatch.setitem(sys.modules, "hydra_plugins.climber", module)
-    monkeypatch.setitem(sys.modules, "hydra_plugins", types.ModuleType("hydra_plugins"))
-    sys.modules["hydra_plugins"].climber = module
-    Plugins.instance().register(Climber)
-    node = {"_target_": "hydra_plugins.climber.Climber"}
-    ConfigStore.instance().store(group="hydra/sweeper", name="climber", node=node)
-    training.accuracy = lambda config: config.optimizer.lr
-    assert main(["-m", "hydra/sweeper=climber", "model=lstm"]) == 0
-    assert metrics == [0.1, 0.2]
-    assert len(run_dirs()) == 2
-    assert main(["-m", "hydra/sweeper=climber", "model.gamma_c=x"]) == 1
-    assert "model.gamma_c=x: has to be a number" in capsys.readouterr().err
-    assert main(["-m", "hydra/sweeper=climber", "hydra.sweeper._target_=os.system"]) == 1
