@@ -85,6 +85,9 @@ class BNLSTMConfig(LSTMConfig):
     normalize_input: bool = True
     normalize_hidden: bool = True
     ghost_batch_size: int | None = bounded(None, ge=2)  # None: statistics of the whole batch
+    renorm: bool = False  # batch renormalisation (Ioffe 2017), from batch renorm_start on
+    renorm_start: int = bounded(100, ge=1)
+    renorm_ramp: int = bounded(500, ge=0)  # batches until it is at full strength
 
 
 @dataclass

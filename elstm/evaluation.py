@@ -136,9 +136,10 @@ def recompute_statistics(
 ) -> None:
     """Exact population statistics from training images, in place of the lagging moving averages.
 
-    Training goes on from these values, but does not look at them: its batches are normalised by
-    themselves. The random state is untouched. So the weights do not depend on it. Of several
-    processes each takes its share of the batches, and all get the same statistics.
+    Training goes on from these values, but without model.renorm it does not look at them: its
+    batches are normalised by themselves, and the random state is untouched. So the weights then do
+    not depend on it; with renorm they do, but a second call between two steps changes nothing. Of
+    several processes each takes its share of the batches, and all get the same statistics.
     """
     trainer = config.trainer
     if not trainer.recompute_batches or not has_statistics(model):

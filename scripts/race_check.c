@@ -49,7 +49,8 @@ static real *result(struct results *all, long count) {
 }
 
 static struct norm norm(struct results *all, long T, long batch_steps, long F, int beta) {
-    struct norm n = {.gamma = draw(F, 0.5, 1), .mean = draw(T * F, 1, 0), .var = draw(T * F, 0.4, 1), .eps = 0.1};
+    struct norm n = {.gamma = draw(F, 0.5, 1), .mean = draw(T * F, 1, 0), .var = draw(T * F, 0.4, 1), .eps = 0.1,
+                     .limits = draw(2 * T, 0.4, 1.5)};
     if (beta) n.beta = draw(F, 1, 0), n.d_beta = result(all, F);
     n.batch_mean = result(all, batch_steps * F), n.batch_var = result(all, batch_steps * F);
     n.d_gamma = result(all, F);
@@ -83,7 +84,8 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) free((void *)given[i]);
     const struct norm norms[] = {q.norm_x, q.norm_h, q.norm_c};
     for (int i = 0; i < 3; i++)
-        free((void *)norms[i].gamma), free((void *)norms[i].beta), free((void *)norms[i].mean), free((void *)norms[i].var);
+        free((void *)norms[i].gamma), free((void *)norms[i].beta), free((void *)norms[i].mean),
+            free((void *)norms[i].var), free((void *)norms[i].limits);
 }
 
 static void release(struct results *all) {

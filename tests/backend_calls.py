@@ -27,6 +27,7 @@ def served(
     sizes: list[int] | None = None,
     batch_steps: int | None = None,
     recompute: bool = False,
+    renorm: bool = False,
     seed: int = 0,
     refuses: Callable[..., str | None] | None = None,
 ) -> dict[str, Tensor]:
@@ -37,9 +38,13 @@ def served(
         numbers = torch.randn(shape, generator=generator) * scale
         return numbers.to(device, dtype).requires_grad_()
 
-    def norm(features: int, beta: bool) -> NormInputs:
+    def norm(features: int, has_beta: bool) -> NormInputs:
         mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
-        return NormInputs(draw(features), draw(features) if beta else None, mean, var, 0.1)
+        gamma, limits = draw(features), None
+        beta = draw(features) if has_beta else None
+        if renorm:
+            limits = draw(steps, 2).detach().abs() + torch.tensor([1, 0], device=device)
+        return NormInputs(gamma, beta, mean, var, 0.1, limits=limits)
 
     leaves: dict[str, Any] = {
         "x": draw(steps, batch, inputs),

@@ -266,7 +266,8 @@ class RecurrentBase(nn.Module):
         """One batch, whose statistics are its own or, with `shares`, those of all processes."""
         steps, size = x.shape[:2]
         norms = direction.norms
-        in_batch = (self.training or self._batch_statistics) and any(n is not None for n in norms)
+        training = self.training and not self._batch_statistics
+        in_batch = (training or self._batch_statistics) and any(n is not None for n in norms)
         counts = (sizes or [size] * steps) if shares is None else shares.totals
         if in_batch and counts[0] < 2:
             raise ValueError(
@@ -283,7 +284,7 @@ class RecurrentBase(nn.Module):
             direction.weight_ih,
             direction.weight_hh,
             direction.bias,
-            *(norm and norm.inputs(steps, batch_steps, shares) for norm in norms),
+            *(norm and norm.inputs(steps, batch_steps, training, shares) for norm in norms),
             direction.cell_norm,
             self.recompute,
         )
@@ -298,7 +299,7 @@ class RecurrentBase(nn.Module):
                 alive = torch.tensor(counts[:batch_steps], device=x.device)
             if norm.pool is not None:
                 norm.pool.add(batch_stats, alive)
-            elif self.training and not self._batch_statistics:
+            elif training:
                 norm.track(batch_stats, alive)
         return output, (h_n, c_n)
 

@@ -178,6 +178,15 @@ class NormalizedLSTM(OwnWeights):
             many all-reduces backward; the processes' packed sequences may differ in number and
             length. Only the reference recurrence does it; every process has to call the layer.
         process_group: of sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
+        renorm: batch renormalisation (Ioffe 2017, arXiv 1702.03275) in every norm: training
+            corrects a batch's statistics towards the running ones, equation (5) of
+            elstm.nn.recurrence, so that the activations come closer to those of eval mode, with
+            small batches above all. What eps is for the variance of a batch, it is for the
+            correction: a feature that is constant over a batch cannot blow it up.
+        renorm_start, renorm_ramp: the correction is nothing in the first renorm_start batches,
+            after which a running average with momentum 0.1 has forgotten its start, and grows in a
+            line over renorm_ramp more (up to r_max 3 and d_max 5, as Ioffe has them): at once, it
+            made training unstable. The batches are those that reach a step; a ghost batch is one.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -224,6 +233,9 @@ class NormalizedLSTM(OwnWeights):
         ghost_batch_size: int | None = None,
         sync_batch_stats: bool = False,
         process_group: Group = None,
+        renorm: bool = False,
+        renorm_start: int = 100,
+        renorm_ramp: int = 500,
     ) -> None:
         super().__init__()
         if proj_size != 0:
@@ -238,6 +250,8 @@ class NormalizedLSTM(OwnWeights):
             check_size("ghost_batch_size", ghost_batch_size, least=2)
             if sync_batch_stats:
                 raise ValueError("ghost_batch_size must be None with sync_batch_stats")
+        check_size("renorm_start", renorm_start)
+        check_size("renorm_ramp", renorm_ramp, least=0)
         if recompute and sync_batch_stats:
             raise ValueError("recompute must be False with sync_batch_stats")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
@@ -251,6 +265,7 @@ class NormalizedLSTM(OwnWeights):
         )
         self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
         self.gamma_c = gamma_c
+        self.renorm, self.renorm_start, self.renorm_ramp = renorm, renorm_start, renorm_ramp
         self.ghost_batch_size = ghost_batch_size
         self.sync_batch_stats, self.process_group = sync_batch_stats, process_group
         self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
@@ -269,6 +284,7 @@ class NormalizedLSTM(OwnWeights):
                     momentum=momentum,
                     gamma=gamma_c if of_cell else gammas[name.removeprefix("norm_")],
                     bias=of_cell,
+                    renorm=(renorm_start, renorm_ramp) if renorm else None,
                     **factory,
                 )
                 self.register_module(f"{name}_{suffix}", norm if wanted else None)

@@ -197,16 +197,17 @@ def _fresh_compiler():
 
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(
-    ("cell", "backend", "recompute"),
+    ("cell", "backend", "options"),
     [
-        *(("update", "reference", recompute) for recompute in (False, True)),
-        *(("update", "auto", recompute) for recompute in (False, True)),
-        ("lstm", "auto", False),
+        *(("update", "reference", {"recompute": recompute}) for recompute in (False, True)),
+        *(("update", "auto", {"recompute": recompute}) for recompute in (False, True)),
+        ("update", "auto", {"renorm": True, "renorm_start": 2, "renorm_ramp": 3}),
+        ("lstm", "auto", {}),
     ],
 )
-def test_compiled(cell, backend, recompute):
+def test_compiled(cell, backend, options):
     """In one graph, by every backend; torch.nn.LSTM stays as it is, as dynamo leaves it out."""
-    layer = make(cell, backend=backend, recompute=recompute)
+    layer = make(cell, backend=backend, **options)
     whole = cell != "lstm"
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=whole)
     for training in (True, True, False):

@@ -68,7 +68,7 @@ def _unavailable(bits: int) -> str | None:
 
 
 def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
-    return [tensor for norm in norms if norm is not None for tensor in norm[:4]]
+    return [t for norm in norms if norm is not None for t in (*norm[:4], norm.limits)]
 
 
 def recurrence(
@@ -89,7 +89,11 @@ def recurrence(
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
     """As elstm.nn.recurrence.recurrence, for a call that `refuses` lets through."""
     norms = (norm_ih, norm_hh, norm_c)
-    population = [t for norm in norms for t in ((None, None) if norm is None else norm[2:4])]
+    population = [
+        t
+        for norm in norms
+        for t in ((None,) * 3 if norm is None else (norm.mean, norm.var, norm.limits))
+    ]
     constants = Constants(
         None if batch_sizes is None else tuple(batch_sizes),
         batch_steps,
@@ -157,7 +161,7 @@ _LEARNED = (
     " Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c"
 )
 _POPULATION = ", ".join(
-    f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var")
+    f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var", "limits")
 )
 _CONSTANTS = (
     f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps, bool recompute"
@@ -174,49 +178,49 @@ def _schema_order(constants: Constants) -> tuple[Any, ...]:
 
 
 def _from_schema(arguments: tuple[Any, ...]) -> tuple[Constants, Learned]:
-    sizes, batch_steps, cell, eps, recompute = arguments[16:21]
-    constants = Constants(sizes, batch_steps, cell, tuple(eps), arguments[10:16], recompute)
+    sizes, batch_steps, cell, eps, recompute = arguments[19:24]
+    constants = Constants(sizes, batch_steps, cell, tuple(eps), arguments[10:19], recompute)
     return constants, _contiguous(arguments[:10])
 
 
 @torch.library.custom_op("elstm::cpu_forward", mutates_args=(), schema=_FORWARD_SCHEMA)
 def _forward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.forward(*_from_schema(arguments), arguments[21])
+    results = cpu_library.forward(*_from_schema(arguments), arguments[24])
     return *results[:3], *results.statistics, *results.kept
 
 
 @_forward_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.empty_results(*_from_schema(arguments), arguments[21])
+    results = cpu_library.empty_results(*_from_schema(arguments), arguments[24])
     return *results[:3], *results.statistics, *results.kept
 
 
 @torch.library.custom_op("elstm::cpu_backward", mutates_args=(), schema=_BACKWARD_SCHEMA)
 def _backward_op(*arguments: Any) -> list[Tensor]:
     constants, learned = _from_schema(arguments)
-    results, upstream, wanted = arguments[21:]
+    results, upstream, wanted = arguments[24:]
     given = [None if g is None else g.contiguous() for g in upstream]
     return cpu_library.backward(constants, learned, _results(results), given, wanted)
 
 
 @_backward_op.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[23])
+    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[26])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.constants = inputs[16:21]
-    ctx.save_for_backward(*inputs[:16], output[0], *output[3:])
+    ctx.constants = inputs[19:24]
+    ctx.save_for_backward(*inputs[:19], output[0], *output[3:])
 
 
 def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:10])
     found = torch.ops.elstm.cpu_backward(
-        *saved[:16], *ctx.constants, list(saved[16:]), list(upstream[:3]), wanted
+        *saved[:19], *ctx.constants, list(saved[19:]), list(upstream[:3]), wanted
     )
     gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
-    return *gradients, *[None] * 12
+    return *gradients, *[None] * 15
 
 
 _forward_op.register_autograd(_gradient, setup_context=_save)

@@ -74,7 +74,8 @@ INLINE void load_gates(struct gates *p, const struct call *q, long t, long s) {
         p->x[k] = load_affine(&q->norm_x, q->batch_steps, t, 4 * H, k * H + at, count);
         p->scale_h[k] = p->h[k].gamma * p->h[k].rstd * EXPONENT[k];
         p->scale_x[k] = p->x[k].gamma * p->x[k].rstd * EXPONENT[k];
-        p->bias[k] = q->bias ? load(q->bias + k * H + at, count, 0) * EXPONENT[k] : (vec){0};
+        const vec bias = q->bias ? load(q->bias + k * H + at, count, 0) : (vec){0};
+        p->bias[k] = (bias + p->h[k].beta + p->x[k].beta) * EXPONENT[k];
     }
 }
 

@@ -27,7 +27,7 @@ class Constants(NamedTuple):
     batch_steps: int
     cell: int  # enum cell of cpu_call.h
     eps: tuple[float, ...]  # of norm_ih, norm_hh, norm_c, as below
-    population: tuple[Tensor | None, ...]  # mean and var of each, (T, F)
+    population: tuple[Tensor | None, ...]  # mean and var, (T, F), and limits, (T, 2), of each
     recompute: bool  # keep the raw cell alone for backward
 
 
@@ -65,8 +65,12 @@ class _Pool(ctypes.Structure):
 
 
 class _Norm(ctypes.Structure):
-    _pointers = ("gamma", "beta", "mean", "var", "batch_mean", "batch_var", "d_gamma", "d_beta")
-    _fields_ = [*((name, ctypes.c_void_p) for name in _pointers), ("eps", ctypes.c_double)]
+    _read = ("gamma", "beta", "mean", "var", "limits")
+    _written = ("batch_mean", "batch_var", "d_gamma", "d_beta")
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*_read, *_written)),
+        ("eps", ctypes.c_double),
+    ]
 
 
 class _Call(ctypes.Structure):
@@ -210,12 +214,13 @@ def _call(constants: Constants, learned: Learned, results: Results) -> _Call:
     if constants.batch_sizes is not None:
         call.sizes = (ctypes.c_int64 * len(constants.batch_sizes))(*constants.batch_sizes)
         call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
-    given = constants.population + results.statistics
     for index, name in enumerate(_Call._norms):
         norm = getattr(call, name)
         norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
-        norm.mean, norm.var = (_pointer(t) for t in given[2 * index : 2 * index + 2])
-        norm.batch_mean, norm.batch_var = (_pointer(t) for t in given[2 * index + 6 :][:2])
+        population = constants.population[3 * index : 3 * index + 3]
+        norm.mean, norm.var, norm.limits = (_pointer(t) for t in population)
+        of_batch = results.statistics[2 * index : 2 * index + 2]
+        norm.batch_mean, norm.batch_var = (_pointer(t) for t in of_batch)
     call.norm_c.beta = _pointer(learned.beta_c)
     kept = (results.output, results.h_n, results.c_n, *results.kept)
     for name, tensor in zip(_Call._results, kept, strict=True):
