@@ -78,7 +78,11 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     q.d_output = draw(T * B * H, 1, 0), q.d_h_n = draw(B * H, 1, 0), q.d_c_n = draw(B * H, 1, 0);
     q.d_x = result(all, T * B * I), q.d_h_0 = result(all, B * H), q.d_c_0 = result(all, B * H);
     q.d_w_x = result(all, 4 * H * I), q.d_w_h = result(all, 4 * H * H), q.d_bias = result(all, 4 * H);
-    if (elstm_forward(&q) || (mode != EVAL && elstm_backward(&q))) exit(3);
+    for (int backward = 0; backward <= (mode != EVAL); backward++) {
+        q.workspace = (char *)aligned(elstm_workspace(&q, backward) / (long)sizeof(real));
+        backward ? elstm_backward(&q) : elstm_forward(&q);
+        free(q.workspace);
+    }
     const void *given[] = {q.x, q.h_0, q.c_0, q.w_x, q.w_h, q.bias, q.saved_c, q.saved_zh, q.saved_zx, q.d_output,
                            q.d_h_n, q.d_c_n, sizes};
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) free((void *)given[i]);

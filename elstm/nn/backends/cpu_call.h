@@ -10,8 +10,7 @@
 #ifndef CPU_CALL_H
 #define CPU_CALL_H
 
-#include <stdlib.h>
-#include <sys/mman.h>
+#include <stddef.h>
 
 #include "cpu_product.h"
 #include "cpu_threads.h"
@@ -45,6 +44,7 @@ struct call {
     const real *d_output, *d_h_n, *d_c_n; /* gradients of the results; null: zero */
     real *d_x, *d_h_0, *d_c_0;           /* null: not wanted */
     real *d_w_x, *d_w_h, *d_bias;
+    char *workspace;                     /* elstm_workspace bytes, aligned to 128 */
     struct pool pool;
 };
 
@@ -100,17 +100,6 @@ INLINE struct affine load_affine(const struct norm *norm, long batch_steps, long
         y.gamma *= y.r;
     }
     return y;
-}
-
-/* Memory aligned to vectors; large blocks ask for large pages, whose first touch costs far less. */
-static void prefer_large_pages(void *memory, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-    const uintptr_t page = 2u << 20, start = ((uintptr_t)memory + page - 1) & ~(page - 1);
-    if (memory && (uintptr_t)memory + bytes > start + page)
-        madvise((void *)start, (uintptr_t)memory + bytes - start, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
 }
 
 /* Cuts pieces off one block. With block null it only counts. */

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from elstm.nn.backends import build
+from elstm.nn.backends import build, cpu_memory
 
 log = logging.getLogger(__name__)
 
 BITS = {torch.float32: 32, torch.float64: 64}
+Empty = Callable[..., Tensor]  # (like, *shape)
 # W_x x is computed again in the backward pass up to this I, where that costs less than keeping it.
 RECOMPUTED_INPUTS = 16
 
@@ -87,6 +88,7 @@ class _Call(ctypes.Structure):
         *((name, _Norm) for name in _norms),
         *((name, ctypes.c_void_p) for name in _results),
         *((name, ctypes.c_void_p) for name in _gradients),
+        ("workspace", ctypes.c_void_p),
         ("pool", _Pool),
     ]
 
@@ -101,7 +103,9 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
     loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target)
     for name in ("elstm_forward", "elstm_backward"):
         getattr(loaded, name).argtypes = [ctypes.POINTER(_Call)]
-    for name in ("elstm_lanes", "elstm_call_size"):
+        getattr(loaded, name).restype = None
+    loaded.elstm_workspace.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64]
+    for name in ("elstm_workspace", "elstm_lanes", "elstm_call_size"):
         getattr(loaded, name).restype = ctypes.c_int64
     if loaded.elstm_call_size() != ctypes.sizeof(_Call):
         raise build.BuildError("the compiled library and cpu_library.py disagree")
@@ -133,7 +137,13 @@ def openmp() -> tuple[int | None, ...]:
         return None, None, None
 
 
-def empty_results(constants: Constants, learned: Learned, keep: bool) -> Results:
+def plain_empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape)
+
+
+def empty_results(
+    constants: Constants, learned: Learned, keep: bool, empty: Empty = plain_empty
+) -> Results:
     """Results not yet filled; what backward needs only if `keep`."""
     x, units = learned.x, learned.weight_hh.shape[1]
     steps, rows, inputs = x.shape
@@ -144,26 +154,28 @@ def empty_results(constants: Constants, learned: Learned, keep: bool) -> Results
     keep_zh = keep and not constants.recompute
     keep_zx = keep_zh and not plain and inputs > RECOMPUTED_INPUTS
     return Results(
-        x.new_empty(steps, rows, units),
-        x.new_empty(rows, units),
-        x.new_empty(rows, units),
+        empty(x, steps, rows, units),
+        empty(x, rows, units),
+        empty(x, rows, units),
         tuple(
-            x.new_empty(nothing if gamma is None else (constants.batch_steps, gamma.shape[0]))
+            empty(x, *(nothing if gamma is None else (constants.batch_steps, gamma.shape[0])))
             for gamma in learned.gammas
             for _ in range(2)
         ),
         (
-            x.new_empty(gates if keep_zh else nothing),
-            x.new_empty(gates if keep_zx else nothing),
-            x.new_empty((slices, steps, rows, lanes) if keep else nothing),
+            empty(x, *(gates if keep_zh else nothing)),
+            empty(x, *(gates if keep_zx else nothing)),
+            empty(x, *((slices, steps, rows, lanes) if keep else nothing)),
         ),
     )
 
 
-def empty_gradients(learned: Learned, wanted: Sequence[bool]) -> list[Tensor]:
+def empty_gradients(
+    learned: Learned, wanted: Sequence[bool], empty: Empty = plain_empty
+) -> list[Tensor]:
     """Gradients not yet filled; x, h_0 and c_0 have one only where wanted."""
     return [
-        torch.empty_like(tensor)
+        empty(tensor, *tensor.shape)
         if tensor is not None and (index > 2 or wanted[index])
         else learned.x.new_empty(0)
         for index, tensor in enumerate(learned)
@@ -171,10 +183,8 @@ def empty_gradients(learned: Learned, wanted: Sequence[bool]) -> list[Tensor]:
 
 
 def forward(constants: Constants, learned: Learned, keep: bool) -> Results:
-    results = empty_results(constants, learned, keep)
-    call = _call(constants, learned, results)
-    if library(BITS[learned.x.dtype]).elstm_forward(call):
-        raise MemoryError("the recurrence's workspace does not fit in memory")
+    results = empty_results(constants, learned, keep, cpu_memory.empty)
+    _run("elstm_forward", BITS[learned.x.dtype], _call(constants, learned, results))
     return results
 
 
@@ -186,16 +196,23 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
-    gradients = empty_gradients(learned, wanted)
+    gradients = empty_gradients(learned, wanted, cpu_memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(_Call._gradients, (*upstream, *gradients[:6]), strict=True):
         setattr(call, name, _pointer(tensor))
     for name, d_gamma in zip(_Call._norms, gradients[6:9], strict=True):
         getattr(call, name).d_gamma = _pointer(d_gamma)
     call.norm_c.d_beta = _pointer(gradients[9])
-    if library(BITS[learned.x.dtype]).elstm_backward(call):
-        raise MemoryError("the recurrence's workspace does not fit in memory")
+    _run("elstm_backward", BITS[learned.x.dtype], call)
     return gradients
+
+
+def _run(name: str, bits: int, call: _Call) -> None:
+    loaded = library(bits)
+    block = cpu_memory.take(loaded.elstm_workspace(call, name == "elstm_backward"))
+    call.workspace = block.address
+    getattr(loaded, name)(call)
+    cpu_memory.give(block)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
