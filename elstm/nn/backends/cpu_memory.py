@@ -18,18 +18,23 @@ import torch
 from torch import Tensor
 
 LEAST = 1 << 20  # bytes of a tensor that is worth a block
+LARGE_PAGE = 2 << 20  # a block of several small pages fits the second-level cache by luck alone
 IDLE = 512 << 20  # bytes that may wait for their next use, in all
 
 
 class Block:
-    """A piece of memory from the system, aligned to pages."""
+    """A piece of memory from the system, in large pages where it has them and `size` is theirs."""
 
     def __init__(self, size: int) -> None:
-        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        self.size, space = size, size
+        if size % LARGE_PAGE == 0:
+            space += LARGE_PAGE  # for the alignment; what is not touched costs nothing
+        self.map = mmap.mmap(-1, space, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if space > size and hasattr(mmap, "MADV_HUGEPAGE"):
             self.map.madvise(mmap.MADV_HUGEPAGE)
-        self.size = size
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.offset = -start % (LARGE_PAGE if space > size else 1)
+        self.address = start + self.offset
 
 
 _idle: deque[Block] = deque()  # the longest idle first; its methods are atomic
@@ -41,7 +46,10 @@ def take(size: int) -> Block:
     Raises:
         MemoryError: the system has none.
     """
-    step = 1 << max(16, size.bit_length() - 4)  # at most an eighth more than asked
+    least = LARGE_PAGE if size > LARGE_PAGE // 8 else 1 << 16
+    step = max(
+        least, 1 << max(size.bit_length() - 4, 0)
+    )  # of a large block at most an eighth too much
     size = -(-max(size, 1) // step) * step
     for block in reversed(tuple(_idle)):
         if block.size == size:
@@ -70,7 +78,7 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     if size < LEAST:
         return like.new_empty(shape)
     block = take(size)
-    memory = (ctypes.c_char * size).from_buffer(block.map)
+    memory = (ctypes.c_char * size).from_buffer(block.map, block.offset)
     weakref.finalize(memory, give, block).atexit = False
     tensor = torch.frombuffer(memory, dtype=like.dtype, count=count)
     return tensor.resize_(shape)  # not a view, which could not be changed in place
