@@ -158,7 +158,8 @@ static void multiply_slices(const struct backward *w, const real *d_z, long n, c
                               .b = packed + first * GATES * vectors * LANES, .b_segment = GATES * vectors * LANES,
                               .segments = whole - first, .length = GATES, .c = c, .c_row = c_row,
                               .c_vector = c_vector, .accumulate = accumulate,
-                              .ahead = ahead < 0 ? 0 : d_z + ahead * step, .ahead_row = GATES, .ahead_segment = step};
+                              .ahead = ahead < 0 ? 0 : d_z + ahead * step, .ahead_row = GATES, .ahead_k = LINE,
+                              .ahead_segment = step};
     if (whole > first) multiply(&product, n, (int)vectors);
     if (!rest) return;
     product.a = d_z + whole * step; /* the last slice's four gates, without the padding */
@@ -190,7 +191,8 @@ static void multiply_back(const struct backward *w, const real *d_z, long n, con
 /* d_w (K, GATES) += a^T dz over `rows` rows (of several steps); dz is zero at rows that are not alive. */
 static void multiply_weights(const real *a, long columns, const real *d_z, long rows, real *d_w) {
     const struct product product = {.a = a, .a_row = 1, .a_k = columns, .b = d_z, .segments = 1, .length = rows,
-                                    .c = d_w, .c_row = GATES, .c_vector = LANES, .accumulate = 1};
+                                    .c = d_w, .c_row = GATES, .c_vector = LANES, .accumulate = 1,
+                                    .ahead = a + 2 * TILE_ROWS, .ahead_row = 1, .ahead_k = columns};
     if (rows) multiply(&product, columns, 4);
 }
 

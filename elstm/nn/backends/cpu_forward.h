@@ -20,7 +20,8 @@ static void project(const real *a, long columns, long from, long to, const real 
                     int accumulate, const real *ahead, long ahead_row) {
     const struct product product = {.a = a + from, .a_row = columns, .a_k = 1, .b = packed + from * GATES,
                                     .segments = 1, .length = to - from, .c = z, .c_row = GATES, .c_vector = LANES,
-                                    .accumulate = accumulate, .ahead = ahead, .ahead_row = ahead_row};
+                                    .accumulate = accumulate, .ahead = ahead, .ahead_row = ahead_row,
+                                    .ahead_k = LINE};
     if (to > from) multiply(&product, n, 4);
 }
 

@@ -4,6 +4,8 @@
 
 #include "cpu_vector.h"
 
+#define LINE (64 / (long)sizeof(real))
+
 /* C = (or +=) sum over segments s of A_s B_s. A segment is a run of the summed index that both
    operands lay out evenly: a slice's gates, or a step's rows. */
 struct product {
@@ -15,10 +17,10 @@ struct product {
     real *c;                          /* vector v of row r: c[r * c_row + v * c_vector] */
     long c_row, c_vector;
     int accumulate;
-    /* What will be read next and lies far away: another core's results, or weights beyond the cache.
-       Lines from ahead + r * ahead_row + s * ahead_segment on are fetched, one in each inner step. */
+    /* What will be read next and lies far away: another core's results, or what the cache has not. From
+       ahead + r * ahead_row + s * ahead_segment on, a line at every ahead_k is fetched, one in each inner step. */
     const real *ahead;
-    long ahead_row, ahead_segment;
+    long ahead_row, ahead_k, ahead_segment;
 };
 
 INLINE void tile(const int rows, const int vectors, const struct product *p, const long r_0) {
@@ -32,9 +34,9 @@ INLINE void tile(const int rows, const int vectors, const struct product *p, con
     for (long s = 0; s < p->segments; s++) {
         const real *a_s = a + s * p->a_segment, *b_s = p->b + s * p->b_segment;
         const real *ahead = p->ahead ? p->ahead + r_0 * p->ahead_row + s * p->ahead_segment : a_s;
-        const long ahead_k = p->ahead ? 64 / (long)sizeof(real) : 0;
+        const long ahead_k = p->ahead ? p->ahead_k : 0;
         for (long k = 0; k < p->length; k++) {
-            __builtin_prefetch(ahead);
+            __builtin_prefetch(ahead, 0, 2);
             ahead += ahead_k;
             vec b[4];
             UNROLL for (int v = 0; v < vectors; v++) b[v] = *(const vec *)(b_s + v * LANES);
