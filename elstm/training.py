@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from elstm import checkpoint, evaluation, figures, runtime
-from elstm.config import Config
+from elstm.config import BNLSTMConfig, Config
 from elstm.data import ImageSequences, load_data
 from elstm.errors import UserError
 from elstm.files import refuse_links, remove_leftovers, writing
@@ -150,6 +150,13 @@ class _Run:
             precision=self.trainer.precision,
         )
 
+        renorm = isinstance(config.model, BNLSTMConfig) and config.model.renorm
+        if renorm and self.processes > 1 and not self.trainer.sync_batch_stats:
+            raise UserError(
+                f"model.renorm=true on {self.processes} processes needs "
+                "trainer.sync_batch_stats=true: without, each would train towards running "
+                "statistics of its own, and a checkpoint holds those of one"
+            )
         self.saved = checkpoint.latest(run_dir) if resume else None
         if self.saved is not None:
             try:

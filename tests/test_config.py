@@ -180,6 +180,9 @@ WRONG = [
     ("trainer.sync_batch_stats=true model.backend=cpu", "model.backend", "auto and reference"),
     ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "does not go"),
     ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "does not go"),
+    ("model.renorm=true model.backend=triton", "model.renorm=true", "auto, cpu and reference"),
+    ("model.renorm_start=0", "model.renorm_start", "at least 1"),
+    ("model=lstm model.renorm=true", "model.renorm", "hidden_size"),
 ]
 
 

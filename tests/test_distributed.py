@@ -21,6 +21,7 @@ WORDS = [
     "data.pixels_per_step=8", "trainer.device=cpu", "trainer.threads=1", "trainer.progress=false",
     "trainer.log_every=3",
 ]  # fmt: skip
+RENORM = ["model.renorm=true", "model.renorm_start=4", "model.renorm_ramp=8"]
 
 
 def start(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -57,12 +58,12 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     """Also where the second is told to stop in mid-epoch, and a single one goes on."""
     whole, two = tmp_path / "whole", tmp_path / "two"
-    epochs = "trainer.max_epochs=2"
+    words = [*WORDS, "trainer.max_epochs=2", *RENORM]
     assert start(
-        tmp_path, "0", "", *WORDS, epochs, "data.batch_size=128", "hydra.run.dir=whole"
+        tmp_path, "0", "", *words, "data.batch_size=128", "hydra.run.dir=whole"
     ).returncode == 0  # fmt: skip
     ended = start(
-        tmp_path, "12", "SIGTERM", *WORDS, epochs, "data.batch_size=64", "hydra.run.dir=two",
+        tmp_path, "12", "SIGTERM", *words, "data.batch_size=64", "hydra.run.dir=two",
         "trainer.sync_batch_stats=true", processes=2,
     )  # fmt: skip
     assert ended.returncode != 0
@@ -75,6 +76,15 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert "each of 1 processes takes 128 of the run's batches of 128" in resumed.stdout
     assert resumed.returncode == 0
     assert_same_to_rounding(whole, two)
+
+
+def test_renorm_needs_the_same_statistics_in_all_processes(tmp_path: Path) -> None:
+    refused = start(
+        tmp_path, "0", "", *WORDS, *RENORM, "data.batch_size=64", "hydra.run.dir=two", processes=2
+    )
+    assert refused.returncode != 0
+    assert refused.stderr.count("elstm-train: error: ") == 1
+    assert "model.renorm=true on 2 processes needs trainer.sync_batch_stats=true" in refused.stderr
 
 
 def test_a_failing_process_ends_the_job(tmp_path: Path) -> None:

@@ -180,13 +180,13 @@ class NormalizedLSTM(OwnWeights):
         process_group: of sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
         renorm: batch renormalisation (Ioffe 2017, arXiv 1702.03275) in every norm: training
             corrects a batch's statistics towards the running ones, equation (5) of
-            elstm.nn.recurrence, so that the activations come closer to those of eval mode, with
-            small batches above all. What eps is for the variance of a batch, it is for the
-            correction: a feature that is constant over a batch cannot blow it up.
-        renorm_start, renorm_ramp: the correction is nothing in the first renorm_start batches,
-            after which a running average with momentum 0.1 has forgotten its start, and grows in a
-            line over renorm_ramp more (up to r_max 3 and d_max 5, as Ioffe has them): at once, it
-            made training unstable. The batches are those that reach a step; a ghost batch is one.
+            elstm.nn.recurrence, so that activations come closer to those of eval mode. eps guards
+            the correction too: a feature that is constant over a batch cannot blow it up. Not on
+            the backend "triton".
+        renorm_start, renorm_ramp: nothing is corrected in the first renorm_start batches, after
+            which a running average with momentum 0.1 has forgotten where it began; then the limits
+            grow in a line over renorm_ramp more, up to Ioffe's r_max 3 and d_max 5. The batches are
+            those that reached a step in training; a ghost batch is one.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),

@@ -269,10 +269,12 @@ def test_compiled_model_and_its_statistics():
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # torch.nn.LSTM's
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load's
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("cell", ["update", "output", "lstm"])
-def test_exported_in_eval_mode(cell):
+@pytest.mark.parametrize(
+    ("cell", "options"), [("update", {}), ("output", {"renorm": True}), ("lstm", {})]
+)
+def test_exported_in_eval_mode(cell, options):
     """One program for any number of sequences; a file of it needs no elstm to run."""
-    layer = make(cell).eval()
+    layer = make(cell, **options).eval()
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(layer, (inputs(),), dynamic_shapes=({1: batch},))
     for size in (B, 1, 7):
