@@ -98,6 +98,11 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: "1 run", "1,000 runs"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def say_error(prog: str, error: object) -> None:
     say(f"{prog}: error: {' '.join(str(error).split())}")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from elstm.cli import Ended, summary
+from elstm.cli import Ended, plural, summary
 from elstm.compose import Composer
 from elstm.explain import explain
 from elstm.job import Watch, train_job
@@ -34,7 +35,7 @@ from elstm.sweep_plan import Run, in_use
 ENDED = ("done", "failed", "pruned")
 LOOK_SECONDS = 0.2
 CRASHES = 2  # a run that was going when so many pools of workers broke is not tried again
-NOW_SECONDS = 10.0  # after a second Ctrl-C the runs are waited for no longer than this
+NOW_SECONDS = 10.0  # a cluster's jobs are waited for no longer than this
 
 OnEnd = Callable[[Run, str | None], None]  # a run that has ended, and why it did not begin, if so
 
@@ -82,6 +83,8 @@ class Launcher:
     def _set_up_joblib(self, settings: DictConfig) -> None:
         import joblib
 
+        # Before the thread that starts workers blocks SIGINT: starting this process unblocks it.
+        resource_tracker.ensure_running()
         self.width, self.cores = joblib.effective_n_jobs(settings.n_jobs), joblib.cpu_count()
         if settings.batch_size == "auto":  # joblib would give a worker several short runs at once
             with open_dict(settings):
@@ -151,6 +154,12 @@ class Launcher:
                 else:
                     on_end(run, errors.get(run))
             left = [] if self.stop.asked() else again
+            if left:
+                print(
+                    "a worker died (killed, or out of memory), and joblib ends all with it: "
+                    f"going on with {plural(len(left), 'run')}",
+                    flush=True,
+                )
 
     def _call_and_watch(self, watch: _Watch, came: list[str]) -> tuple[dict[Run, str | None], bool]:
         """Hydra's launcher in a thread, and in this one an eye on the runs and on signals."""
@@ -173,9 +182,13 @@ class Launcher:
             pause = max(LOOK_SECONDS, 5 * (time.monotonic() - look))
             if len(came) > told:
                 told = len(came)
-                print("stopping: the runs that are going save and end", flush=True)
                 if came.count("SIGINT") > 1:
+                    print("ending at once: the runs go on from what they have saved", flush=True)
                     deadline = time.monotonic() + NOW_SECONDS
+                    if self.joblib:
+                        _kill_workers()
+                else:
+                    print("stopping: the runs that are going save and end", flush=True)
             if came and not self.joblib and not any(in_use(run.folder) for run in watch.left):
                 # A cluster's queue may hold the others for hours; they will find the stop file.
                 deadline = min(deadline, time.monotonic() + NOW_SECONDS)
@@ -192,7 +205,7 @@ class Launcher:
 
         def ask(number: int, frame: object) -> None:
             came.append(signal.Signals(number).name)
-            self.stop.ask("now" if came.count("SIGINT") > 1 else "stop")
+            self.stop.ask("now" if came.count("SIGINT") > 1 and not self.joblib else "stop")
 
         before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -222,6 +235,13 @@ class _Watch:
     def begun(self) -> list[Run]:
         """Those left that have begun."""
         return [run for run in self.left if read_status(run.folder) != self.before[run]]
+
+
+def _kill_workers() -> None:
+    """Of joblib: whatever a run is in the middle of, what it has saved is whole."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor(reuse=True).shutdown(wait=False, kill_workers=True)
 
 
 def _error(job: JobReturn) -> str | None:

@@ -14,7 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, Ended
+from elstm.cli import FAILED, Ended, plural
 from elstm.compose import Composer
 from elstm.config import SearchConfig, SweepConfig
 from elstm.errors import UserError
@@ -113,7 +113,7 @@ class Sweep:
                 print(self.report(), flush=True)
             raise
         print(self.report(), flush=True)
-        return FAILED if any(r.state == "failed" for r in self.results) else 0
+        return FAILED if any(r.state in ("failed", "killed") for r in self.results) else 0
 
     def launch(self, runs: Sequence[Run]) -> None:
         """Those that are not done, after a word on those that are."""
@@ -158,11 +158,12 @@ class Sweep:
     def announce_together(self, runs: Sequence[Run]) -> None:
         """That runs begin which are launched together; none has the terminal to itself."""
         launcher = self.launcher
-        what = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        what = plural(len(runs), "run")
         if launcher.joblib:
             what += f", {min(launcher.width, len(runs))} at once"
-        if launcher.threads is not None:
-            what += f", {launcher.threads} thread{'s' if launcher.threads > 1 else ''} each"
+        threads = {run.config.trainer.threads or launcher.threads for run in runs}
+        if len(threads) == 1 and (each := threads.pop()) is not None:
+            what += f", {plural(each, 'thread')} each"
         print(f"{what}; each has its own train.log", flush=True)
 
     def ended(self, run: Run, error: str | None) -> None:

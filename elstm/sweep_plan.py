@@ -34,7 +34,7 @@ class Run:
         varied: those of them that the sweep varies.
         folder: where it trains, under the sweep's root.
         state: None where the run is new; otherwise of the earlier run with this config: done,
-            failed, interrupted, running (killed), or in use by another process.
+            failed, interrupted, killed, or in use by another process.
     """
 
     words: list[str]
@@ -120,8 +120,8 @@ def find_earlier(runs: Sequence[Run], root: Path) -> None:
         found = known[group].get(identity(run.config))
         if found:
             run.folder, run.state = found
-            if run.state == "running" and in_use(run.folder):
-                run.state = "in use"
+            if run.state == "running":
+                run.state = "in use" if in_use(run.folder) else "killed"
 
 
 def _earlier(group: Path) -> dict[str, tuple[Path, str]]:

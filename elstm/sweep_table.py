@@ -61,7 +61,7 @@ def label(varied: dict[str, str]) -> str:
 def read_result(
     varied: dict[str, str], folder: Path, error: str | None = None, *, ended: bool = True
 ) -> Result:
-    """What is known of a run; one that has ended otherwise than by itself has failed.
+    """What is known of a run that has ended: killed, if nothing else is known of how.
 
     Args:
         error: why it did not even begin.
@@ -70,7 +70,9 @@ def read_result(
     status = _status(folder)
     if not ended:
         return Result(varied, folder, status)
-    if error or status.get("state") not in ("done", "interrupted", "pruned"):
+    if status.get("state") == "running" and not error:
+        status["state"] = "killed"
+    elif error or status.get("state") not in ("done", "interrupted", "pruned"):
         status |= {"state": "failed", "error": error or status.get("error")}
     return Result(varied, folder, status)
 

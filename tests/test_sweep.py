@@ -270,7 +270,8 @@ def test_a_result_without_a_status_has_failed(tmp_path):
     assert result.state == "failed"
     assert "see the log" in result.summary()
     (tmp_path / "status.json").write_text('{"state": "running", "best_val_accuracy": "x"}')
-    assert sweep_table.read_result({"seed": "1"}, tmp_path).state == "failed"
+    assert sweep_table.read_result({"seed": "1"}, tmp_path).state == "killed"
+    assert sweep_table.read_result({}, tmp_path, "no memory").state == "failed"
     assert "seed" in sweep_table.table([sweep_table.read_result({"seed": "1"}, tmp_path)])
 
 

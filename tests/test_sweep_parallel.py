@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 
+from elstm.launcher import Launcher
 from elstm.sweep_job import StopFile, SweepJob
 from elstm.train import main
 
@@ -47,6 +49,8 @@ def test_a_line_for_each_as_it_ends_and_none_of_the_runs(together, capsys):
     together.answer = lambda c: "done"
     assert main(["-m", "seed=0,1,2"]) == 0
     assert [(c.config.seed, c.resume) for c in together.calls[3:]] == [(1, True)]
+    assert main(["-m", "seed=3,4", "trainer.threads=2"]) == 0
+    assert "\n2 runs, 2 threads each; each has" in capsys.readouterr().out
 
 
 def test_fail_fast_begins_no_further_run(together):
@@ -71,6 +75,40 @@ def test_a_launcher_that_breaks_fails_its_runs(together, monkeypatch, capsys):
     assert [row["error"] for row in table()] == ["OSError: no cluster"] * 2
 
 
+def test_a_run_that_breaks_the_workers_twice_is_not_tried_again(together, monkeypatch, capsys):
+    init, launch, launched = Launcher.__init__, BasicLauncher.launch, []
+
+    def as_joblib(self, *args):
+        init(self, *args)
+        self.joblib = True
+
+    def break_twice(self, job_overrides, initial_job_idx):
+        launched.append([next(w for w in words if "seed=" in w) for words in job_overrides])
+        if len(launched) > 2:
+            return launch(self, job_overrides, initial_job_idx)
+        subdir = next(w for w in job_overrides[0] if w.startswith("hydra.sweep.subdir="))
+        folder = Path("outputs") / subdir.partition("=")[2].strip("'")
+        folder.mkdir(parents=True, exist_ok=True)
+        status = {"state": "running", "step": len(launched)}
+        (folder / "status.json").write_text(json.dumps(status))
+        raise MemoryError("a worker")
+
+    monkeypatch.setattr(Launcher, "__init__", as_joblib)
+    name = f"{BasicLauncher.__module__}.BasicLauncher"
+    plugin = Plugins.instance().class_name_to_class[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin, "launch", break_twice)
+        assert main(["-m", "seed=0,1"]) == 1
+    assert launched == [["seed=0", "seed=1"], ["seed=0", "seed=1"], ["seed=1"]]
+    out = capsys.readouterr().out
+    assert "going on with 2 runs\n" in out
+    assert "going on with 1 run\n" in out
+    assert [(row["seed"], row["state"]) for row in table()] == [("1", "done"), ("0", "failed")]
+    assert table()[1]["error"] == "MemoryError: a worker"
+    assert main(["-m", "seed=0,1"]) == 0
+    assert [row["state"] for row in table()] == ["done", "done"]
+
+
 def test_the_stop_file_stops_a_run_and_lets_none_begin(tmp_path, monkeypatch):
     stop, begun = StopFile(tmp_path / "sweep" / "stop"), []
 
@@ -89,7 +127,8 @@ def test_the_stop_file_stops_a_run_and_lets_none_begin(tmp_path, monkeypatch):
 def train(*words):
     """The command in a process of its own, which can be sent signals."""
     command = [sys.executable, "-m", "elstm.train", "-m", *words, *SMALL]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def statuses():
@@ -127,6 +166,49 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(tmp_path, monkeypa
     assert [row["state"] for row in table()] == ["done"] * 2
     logs = [p.read_text() for p in Path("outputs").glob("*/*/*/train.log")]
     assert all("going on at epoch" in text for text in logs)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
+    """Of a terminal, whose Ctrl-C goes to all processes; one of the runs hangs."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",
+             "optimizer.lr=1e-2", "trainer.max_epochs=9"]  # fmt: skip
+    sweep = train(*words)
+    wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
+    os.kill(next(s["pid"] for s in statuses() if s["seed"] == 0), signal.SIGSTOP)
+    os.killpg(sweep.pid, signal.SIGINT)
+    wait_until(lambda: "interrupted" in [s["state"] for s in statuses()])
+    assert sweep.poll() is None
+    os.killpg(sweep.pid, signal.SIGINT)
+    out, err = sweep.communicate(timeout=60)
+    assert (sweep.returncode, err) == (130, "")
+    assert "ending at once" in out
+    assert out.rstrip().endswith("the same command goes on")
+    states = {row["seed"]: row["state"] for row in table()}
+    assert states == {"0": "killed", "1": "interrupted"}
+    again = train(*words)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 9.0)] * 2
+    logs = {p.parent: p.read_text() for p in Path("outputs").glob("*/*/*/train.log")}
+    (saved,) = [text for text in logs.values() if "interrupted by" in text]
+    assert "interrupted by SIGTERM" in saved  # the sweep's, and no SIGINT of the terminal's
+    assert all("going on at epoch" in text for text in logs.values())
+
+
+def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.chdir(tmp_path)
+    sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "model=lstm",
+                  "trainer.max_epochs=5")  # fmt: skip
+    wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
+    os.kill(statuses()[0]["pid"], signal.SIGKILL)
+    out, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, err
+    assert "a worker died (killed, or out of memory)" in out
+    assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 5.0)] * 3
+    assert [row["state"] for row in table()] == ["done"] * 3
 
 
 def test_workers_whose_sweep_was_killed_save_and_end(tmp_path, monkeypatch):

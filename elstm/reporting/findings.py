@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from elstm.cli import plural
 from elstm.reporting import wording
 from elstm.reporting.document import Bold, Inline
 from elstm.reporting.groups import Group, foremost
@@ -33,7 +34,7 @@ def findings(analysis: Analysis) -> list[Inline]:
                 rest = " is the baseline; none of its runs is done."
             else:
                 rest = f" is the baseline: test accuracy {wording.percent(accuracy)} %"
-                rest += f" ({wording.plural(accuracy.n, 'seed')})."
+                rest += f" ({plural(accuracy.n, 'seed')})."
             items.append([Bold(baseline.label), rest])
         else:
             rough = _rough(result.group) or _rough(baseline)
@@ -58,7 +59,7 @@ def _finding(result: Result, baseline: str, *, rough: bool) -> str:
     elif test.p_holm is None or test.low is None or test.high is None:
         said = (
             f"test accuracy {wording.signed(100 * test.difference)} points against the baseline "
-            f"({wording.plural(test.n, 'pair')}: no test)"
+            f"({plural(test.n, 'pair')}: no test)"
         )
     else:
         verdict = "higher than" if test.difference > 0 else "lower than"
@@ -68,13 +69,13 @@ def _finding(result: Result, baseline: str, *, rough: bool) -> str:
         said = (
             f"test accuracy {verdict} the baseline's: {wording.signed(100 * test.difference)} "
             f"points (95 % interval {low} to {high}; p {_equals(wording.p_value(test.p_holm))} "
-            f"after Holm; {wording.plural(test.n, 'pair')})"
+            f"after Holm; {plural(test.n, 'pair')})"
         )
     if way.reach is None or way.epochs_ratio is None:
         return f"{said}."
     if not way.reach.all_reached:
         return (
-            f"{said}; {way.reach.reached} of {wording.plural(way.reach.runs, 'run')} reached the "
+            f"{said}; {way.reach.reached} of {plural(way.reach.runs, 'run')} reached the "
             "baseline's best validation accuracy."
         )
     about = "roughly " if rough else ""
@@ -144,7 +145,5 @@ def _warnings(analysis: Analysis) -> list[Inline]:
         )
     failed = sum(len(group.failed) for group in analysis.section.groups)
     if failed:
-        items.append(
-            f"{wording.plural(failed, 'failed run')}, in none of these numbers (see the end)."
-        )
+        items.append(f"{plural(failed, 'failed run')}, in none of these numbers (see the end).")
     return items

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from elstm.cli import plural
 from elstm.reporting import wording
 from elstm.reporting.document import Block, Bold, Bullets, Code, Details, Heading, Paragraph, Table
 from elstm.reporting.measures import Analysis
@@ -20,11 +21,11 @@ def opening(
     groups = sum(len(analysis.section.groups) for analysis in analyses)
     sets = len(analyses)
     read = (
-        f"{wording.plural(len(runs), 'run')} in {wording.plural(groups, 'group')} on "
-        f"{wording.plural(sets, 'task')}: {wording.count_states(runs)}"
+        f"{plural(len(runs), 'run')} in {plural(groups, 'group')} on "
+        f"{plural(sets, 'task')}: {wording.count_states(runs)}"
     )
     if damaged:
-        read += f"; {wording.plural(len(damaged), 'folder')} that cannot be read"
+        read += f"; {plural(len(damaged), 'folder')} that cannot be read"
     latest = max((run.updated for run in runs), default="")
     blocks: list[Block] = [Heading(1, title)]
     blocks.append(Paragraph(f"{read}. Latest change: {wording.moment(latest)}."))
@@ -34,7 +35,7 @@ def opening(
             Paragraph(
                 [
                     Bold("Preliminary:"),
-                    f" {wording.plural(len(going), 'run')} still going (listed at the end); "
+                    f" {plural(len(going), 'run')} still going (listed at the end); "
                     "the numbers will change.",
                 ]
             )
@@ -119,7 +120,7 @@ def made_with(runs: Sequence[Run]) -> list[Block]:
         return []
     rows = []
     for key, counts in facts.items():
-        shown = [f"{value} ({wording.plural(n, 'run')})" for value, n in counts.most_common(8)]
+        shown = [f"{value} ({plural(n, 'run')})" for value, n in counts.most_common(8)]
         more = len(counts) - len(shown)
         rows.append([key, ", ".join(shown) + (f" and {more} more" if more else "")])
     return [Details("Devices, versions and commits", [Table(["What", "Value"], rows, (0, 1))])]

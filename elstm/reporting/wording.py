@@ -93,10 +93,6 @@ def count_states(runs: Iterable[Run]) -> str:
     return ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def epochs(value: float | None) -> str:
     return NONE if value is None else f"{value:.10g}" if value == round(value) else f"{value:.1f}"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from elstm.cli import plural
 from elstm.errors import UserError
 from elstm.reporting import dynamics, figures, pages, style, wording
 from elstm.reporting.document import Block, Picture, to_html, to_markdown
@@ -186,6 +187,6 @@ def _message(
             lines.append(f"  {result.group.label:{width}}  test {accuracy} %  {states}{baseline}")
         if len(analysis.results) > 12:
             lines.append(f"  ... and {len(analysis.results) - 12} more groups")
-    read = wording.plural(runs, "run") + (f", {len(damaged)} unreadable" if damaged else "")
+    read = plural(runs, "run") + (f", {len(damaged)} unreadable" if damaged else "")
     lines.append(f"{read}; report: {output / 'report.html'}")
     return "\n".join(lines)
