@@ -8,10 +8,13 @@ import time
 from html.parser import HTMLParser
 
 import matplotlib.image
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from synthetic_runs import write_run
 
 from elstm.report import main
+from elstm.reporting.figures import _log_axis
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,15 @@ def test_a_gap_is_of_normalised_models_alone(pair, tmp_path):
     assert "| elstm_bn | " in table
     assert "+0.08 ± 0.00" in table
     assert "| lstm |" not in table
+
+
+@pytest.mark.parametrize("losses", [(1.1, 0.9), (0.44, 0.41), (2.3, 0.3), (2.3, 0.03)])
+def test_the_axis_of_a_loss_has_numbers(losses):
+    axes = Figure().subplots()
+    axes.plot(losses)
+    _log_axis(axes, np.array(losses))
+    low, high = axes.get_ylim()
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 2
 
 
 def test_a_report_made_again_is_the_same(pair, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,11 +125,23 @@ def test_the_stop_file_stops_a_run_and_lets_none_begin(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def train(*words):
-    """The command in a process of its own, which can be sent signals."""
-    command = [sys.executable, "-m", "elstm.train", "-m", *words, *SMALL]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Starts the command, in an empty folder, as a group of processes that can be sent signals."""
+    monkeypatch.chdir(tmp_path)
+    begun, pipe = [], subprocess.PIPE
+
+    def start(*words):
+        command = [sys.executable, "-m", "elstm.train", "-m", *words, *SMALL]
+        begun.append(
+            subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        )
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        with process, suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def statuses():
@@ -142,15 +155,14 @@ def wait_until(condition):
         time.sleep(0.05)
 
 
-def test_joblib_trains_several_at_once_stops_them_and_goes_on(tmp_path, monkeypatch):
+def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.chdir(tmp_path)
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",
              "optimizer.lr=1e-2", "trainer.max_epochs=9"]  # fmt: skip
     sweep = train(*words)
     wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
     sweep.send_signal(signal.SIGTERM)
-    out, err = sweep.communicate(timeout=60)
+    out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 143, err
     assert out.startswith("2 runs, 2 at once")
     assert out.rstrip().endswith("the same command goes on")
@@ -168,10 +180,9 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(tmp_path, monkeypa
     assert all("going on at epoch" in text for text in logs)
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
+def test_a_second_interrupt_ends_at_once(train):
     """Of a terminal, whose Ctrl-C goes to all processes; one of the runs hangs."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.chdir(tmp_path)
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",
              "optimizer.lr=1e-2", "trainer.max_epochs=9"]  # fmt: skip
     sweep = train(*words)
@@ -181,7 +192,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
     wait_until(lambda: "interrupted" in [s["state"] for s in statuses()])
     assert sweep.poll() is None
     os.killpg(sweep.pid, signal.SIGINT)
-    out, err = sweep.communicate(timeout=60)
+    out, err = sweep.communicate(timeout=120)
     assert (sweep.returncode, err) == (130, "")
     assert "ending at once" in out
     assert out.rstrip().endswith("the same command goes on")
@@ -197,9 +208,8 @@ def test_a_second_interrupt_ends_at_once(tmp_path, monkeypatch):
     assert all("going on at epoch" in text for text in logs.values())
 
 
-def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(tmp_path, monkeypatch):
+def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.chdir(tmp_path)
     sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "model=lstm",
                   "trainer.max_epochs=5")  # fmt: skip
     wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
@@ -211,23 +221,21 @@ def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(tmp_path, monkeypat
     assert [row["state"] for row in table()] == ["done"] * 3
 
 
-def test_workers_whose_sweep_was_killed_save_and_end(tmp_path, monkeypatch):
+def test_workers_whose_sweep_was_killed_save_and_end(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.chdir(tmp_path)
     sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(6)",
                   "model=lstm", "trainer.max_epochs=200")  # fmt: skip
     wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)
     sweep.kill()
-    sweep.communicate(timeout=60)  # until the last of them has closed the pipe
+    sweep.communicate(timeout=120)  # until the last of them has closed the pipe
     # Nothing of what they had in their queue has begun.
     assert [s["state"] for s in statuses()] == ["interrupted"] * 2
 
 
 @pytest.mark.slow
-def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(tmp_path, monkeypatch):
+def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(train):
     """SLURM's signals, sent by hand: there is no SLURM here, and submitit's local jobs requeue."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    monkeypatch.chdir(tmp_path)
     sweep = train("hydra/launcher=submitit_local", "seed=0,1", "model=lstm", "optimizer.lr=1e-2",
                   "trainer.max_epochs=9")  # fmt: skip
     wait_until(lambda: [bool(s["epoch"]) for s in statuses()] == [True] * 2)

@@ -171,9 +171,11 @@ def _log_axis(axes: Axes, values: np.ndarray) -> None:
         return  # a loss of 0 has no place on a logarithmic axis
     axes.set_yscale("log")
     axes.margins(y=0.06)
-    if positive.max() / positive.min() < 30:
-        ticks = (1, 1.5, 2, 3, 4, 5, 7) if positive.max() / positive.min() < 8 else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=ticks, numticks=12))
+    ratio = positive.max() / positive.min()
+    if ratio < 30:
+        ticks = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5)
+        few = MaxNLocator(5) if ratio < 2 else LogLocator(subs=ticks, numticks=12)
+        axes.yaxis.set_major_locator(few)
         axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
