@@ -132,6 +132,17 @@ longer() {
     done
 }
 
+# Batch renormalisation, to be compared with the same runs without it.
+renormalised() {
+    local model
+    for model in bn_lstm elstm_bn; do
+        sweep renorm experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$half model=$model \
+            model.renorm=true seed=$three ${setting[$model]}
+        sweep renorm experiment=fashion_196 "${long[@]}" model=$model model.renorm=true \
+            seed=$three ${setting[$model]}
+    done
+}
+
 # Pixel by pixel, 784 steps, in order and permuted: a subset, which a CPU can bear.
 pixel_by_pixel() {
     local model
@@ -153,6 +164,8 @@ reports() {
     report_of half "$out"/runs/*/lstm --title "Half the epochs"
     report_of readings "$out"/half/fashion_mnist/*bn* --baseline cell_norm=update \
         --baseline bn_lstm --title "Readings of the cell update, half the epochs"
+    report_of renorm "$out"/half/fashion_mnist/*bn* "$out"/long/*/*bn* --baseline bn_lstm \
+        --title "Batch renormalisation"
     report_of long "${both[@]}" --title "Longer sequences, a subset"
     report_of pixels "${both[@]}" --title "Pixel by pixel and permuted, a subset"
     report "$out/runs" "${both[@]}" -o "$out" --title "LSTM and its variants"
@@ -165,6 +178,7 @@ if [ ! "$only_report" ]; then
     halved
     readings
     longer
+    renormalised
     pixel_by_pixel
 fi
 reports
