@@ -283,6 +283,11 @@ def test_a_key_that_an_older_version_had_not_is_no_difference(make):
     assert section.common["trainer.on_nonfinite"] == "stop"
 
 
+def test_a_new_option_is_a_difference_from_runs_before_it(make):
+    [section] = make(("elstm_bn", 0), ("elstm_bn", 0, {"model__renorm": True}))
+    assert labels(section) == ["elstm_bn renorm=false", "elstm_bn renorm=true"]
+
+
 def test_long_labels_become_numbers(make):
     keys = "abcdefgh"
     [section] = make(*[("lstm", 0, {f"model__{k}_long_name": i for k in keys}) for i in (0, 1)])

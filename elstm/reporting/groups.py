@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from elstm.config import MISSING, SCHEMAS, TrainerConfig
 from elstm.errors import UserError
 from elstm.reporting.files import Config, Value, one_line
 from elstm.reporting.runs import Run
@@ -119,10 +122,11 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
 
 
 def _completed(configs: Sequence[Config]) -> list[Config]:
-    """The configs, with what those of an older version lack where all others have one value.
+    """The configs, with what those of an older version lack: a new key's default is what it did.
 
-    A new key's default is what the older version did. Keys of different models, optimizers and so
-    on, told apart by the `name` beside them, have nothing to do with each other.
+    Of a key that no schema of this version has, the default is taken to be the value of all others,
+    if it is one. Keys of different models, optimizers and so on, told apart by the `name` beside
+    them, have nothing to do with each other.
     """
 
     def owner(config: Config, key: str) -> Value:
@@ -132,11 +136,25 @@ def _completed(configs: Sequence[Config]) -> list[Config]:
     for config in configs:
         for key, value in config.items():
             values[key, owner(config, key)].add(value)
-    sole = [(key, of, next(iter(found))) for (key, of), found in values.items() if len(found) == 1]
+    filled = {
+        place: default
+        for place, found in values.items()
+        if (default := _default(*place, found)) is not MISSING
+    }
     return [
-        {**{key: value for key, of, value in sole if of == owner(config, key)}, **config}
+        {**{k: value for (k, of), value in filled.items() if of == owner(config, k)}, **config}
         for config in configs
     ]
+
+
+def _default(key: str, owner: Value, found: set[Value]) -> Any:
+    """What a config that lacks `key` has, by the schema or else by what others have; or MISSING."""
+    section, _, name = key.rpartition(".")
+    schema = TrainerConfig if section == "trainer" else SCHEMAS.get(section, {}).get(str(owner))
+    for each in dataclasses.fields(schema) if schema else ():
+        if each.name == name and each.default is not dataclasses.MISSING:
+            return each.default
+    return next(iter(found)) if len(found) == 1 else MISSING
 
 
 def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:
