@@ -15,7 +15,8 @@ def chart(rows: list[dict[str, Any]], path: str) -> None:
     bars = max(sum(row["shape"] == shape for row in rows) for shape in shapes)
     figure = Figure(figsize=(3.6 * len(shapes), 1.2 + 0.24 * bars), layout="constrained")
     for axes, shape in zip(figure.subplots(1, len(shapes), squeeze=False)[0], shapes, strict=True):
-        here = [row for row in rows if row["shape"] == shape][::-1]
+        here = [row for row in rows if row["shape"] == shape]
+        here = sorted(here, key=lambda row: "reference" in row["layer"])[::-1]  # bars go upwards
         ratios = [row["step"]["ratio"] for row in here]
         colours = ["#999999" if "reference" in row["layer"] else "#0072b2" for row in here]
         drawn = axes.barh([row["layer"] for row in here], ratios, color=colours)
