@@ -12,18 +12,17 @@ is the comparison: the backend may be as far from float64 as the reference in fl
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from elstm.config import BNLSTMConfig, DataConfig, ELSTMBNConfig, LSTMConfig
+from elstm.config import SCHEMAS, DataConfig
 from elstm.data import ImageSequences, load_data
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import BACKENDS
 
-MODELS = {"lstm": LSTMConfig, "bn_lstm": BNLSTMConfig, "elstm_bn": ELSTMBNConfig}
+MODELS = ("lstm", "bn_lstm", "elstm_bn")
 SEED = 0
 
 
@@ -31,7 +30,7 @@ def losses(
     model: SequenceClassifier, data: ImageSequences, steps: int, dtype: torch.dtype
 ) -> list[float]:
     """The training loss of each step, with Adam as the experiments have it."""
-    model = copy.deepcopy(model).to(dtype)
+    model = model.to(dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     found: list[float] = []
     for epoch in range(steps):
@@ -74,7 +73,7 @@ def main() -> None:
         ):
             torch.manual_seed(SEED)
             model = build_model(
-                MODELS[name](forget_bias="chrono", input_bias="chrono", backend=backend),
+                SCHEMAS["model"][name](forget_bias="chrono", input_bias="chrono", backend=backend),
                 input_size=data.input_size, num_steps=data.num_steps, num_classes=data.num_classes,
             )  # fmt: skip
             runs.append(losses(model, data, args.steps, dtype))

@@ -154,8 +154,7 @@ pixel_by_pixel() {
 
 # report_of STUDY WORD...: of the runs in OUT/STUDY, if there are any, and of those that WORDs add
 report_of() {
-    local runs=("$out/$1"/*/)
-    [ ${#runs[@]} = 0 ] || report "${runs[@]}" "${@:2}" -o "$out/$1"
+    [ ! -d "$out/$1" ] || report "$out/$1" "${@:2}" -o "$out/$1"
 }
 
 # A report for each study: a figure's name then does not hang on which others are there.

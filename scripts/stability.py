@@ -18,12 +18,12 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
-from elstm.config import BNLSTMConfig, DataConfig, ELSTMBNConfig
+from elstm.config import SCHEMAS, DataConfig
 from elstm.data import ImageSequences, load_data
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import batch_statistics, recompute_statistics
 
-MODELS = {"bn_lstm": BNLSTMConfig, "elstm_bn": ELSTMBNConfig}
+MODELS = ("bn_lstm", "elstm_bn")
 SEED = 0
 
 
@@ -59,7 +59,7 @@ def row(args: argparse.Namespace, name: str, steps: int, model_name: str, eps: f
     root = os.environ.get("ELSTM_DATA") or "data"
     data = load_data(DataConfig(name, root, pixels // steps, train_size=size))
     torch.manual_seed(SEED)
-    config = MODELS[model_name](eps=eps, forget_bias="chrono", input_bias="chrono")
+    config = SCHEMAS["model"][model_name](eps=eps, forget_bias="chrono", input_bias="chrono")
     model = build_model(
         config, input_size=data.input_size, num_steps=data.num_steps, num_classes=data.num_classes
     )

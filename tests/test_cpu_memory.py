@@ -45,6 +45,14 @@ def test_another_size_gets_another_block(idle: deque) -> None:
     assert len(idle) == 1
 
 
+@pytest.mark.parametrize("size", [1, 5_000, 300_000, 3 << 20, (37 << 20) + 1])
+def test_blocks_are_as_large_as_asked_and_aligned_as_cpu_c_needs(size: int) -> None:
+    block = cpu_memory.take(size)
+    assert size <= block.size <= max(cpu_memory.LARGE_PAGE, 1.125 * size + (2 << 20))
+    assert block.address % 128 == 0
+    assert len(block.map) - block.offset >= block.size
+
+
 def test_small_tensors_have_no_block(idle: deque) -> None:
     tensor = cpu_memory.empty(LIKE, LARGE - 1)
     del tensor

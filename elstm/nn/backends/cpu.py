@@ -137,7 +137,7 @@ class _Recurrence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
-        learned, results = Learned(*saved[:10]), _results(saved[10:])
+        learned, results = Learned(*saved[:_LEARNED_END]), _results(saved[_LEARNED_END:])
         given = [None if g is None else g.contiguous() for g in upstream[:3]]
         wanted = ctx.needs_input_grad[1:]
         found = cpu_library.backward(ctx.constants, learned, results, given, wanted)
@@ -166,6 +166,10 @@ _POPULATION = ", ".join(
 _CONSTANTS = (
     f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps, bool recompute"
 )
+# Where the tensors with gradients end in a call, then all tensors, then all constants.
+_LEARNED_END = len(Learned._fields)
+_TENSORS_END = _LEARNED_END + 9
+_CALL_END = _TENSORS_END + 5
 _FORWARD_SCHEMA = f"({_LEARNED}, {_CONSTANTS}, bool keep) -> ({', '.join(['Tensor'] * 12)})"
 _BACKWARD_SCHEMA = (
     f"({_LEARNED}, {_CONSTANTS}, Tensor[] results, Tensor?[] upstream, bool[] wanted) -> Tensor[]"
@@ -178,49 +182,55 @@ def _schema_order(constants: Constants) -> tuple[Any, ...]:
 
 
 def _from_schema(arguments: tuple[Any, ...]) -> tuple[Constants, Learned]:
-    sizes, batch_steps, cell, eps, recompute = arguments[19:24]
-    constants = Constants(sizes, batch_steps, cell, tuple(eps), arguments[10:19], recompute)
-    return constants, _contiguous(arguments[:10])
+    sizes, batch_steps, cell, eps, recompute = arguments[_TENSORS_END:_CALL_END]
+    constants = Constants(
+        sizes, batch_steps, cell, tuple(eps), arguments[_LEARNED_END:_TENSORS_END], recompute
+    )
+    return constants, _contiguous(arguments[:_LEARNED_END])
 
 
 @torch.library.custom_op("elstm::cpu_forward", mutates_args=(), schema=_FORWARD_SCHEMA)
 def _forward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.forward(*_from_schema(arguments), arguments[24])
+    results = cpu_library.forward(*_from_schema(arguments), arguments[_CALL_END])
     return *results[:3], *results.statistics, *results.kept
 
 
 @_forward_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.empty_results(*_from_schema(arguments), arguments[24])
+    results = cpu_library.empty_results(*_from_schema(arguments), arguments[_CALL_END])
     return *results[:3], *results.statistics, *results.kept
 
 
 @torch.library.custom_op("elstm::cpu_backward", mutates_args=(), schema=_BACKWARD_SCHEMA)
 def _backward_op(*arguments: Any) -> list[Tensor]:
     constants, learned = _from_schema(arguments)
-    results, upstream, wanted = arguments[24:]
+    results, upstream, wanted = arguments[_CALL_END:]
     given = [None if g is None else g.contiguous() for g in upstream]
     return cpu_library.backward(constants, learned, _results(results), given, wanted)
 
 
 @_backward_op.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[26])
+    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[_CALL_END + 2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.constants = inputs[19:24]
-    ctx.save_for_backward(*inputs[:19], output[0], *output[3:])
+    ctx.constants = inputs[_TENSORS_END:_CALL_END]
+    ctx.save_for_backward(*inputs[:_TENSORS_END], output[0], *output[3:])
 
 
 def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:10])
+    saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:_LEARNED_END])
     found = torch.ops.elstm.cpu_backward(
-        *saved[:19], *ctx.constants, list(saved[19:]), list(upstream[:3]), wanted
+        *saved[:_TENSORS_END],
+        *ctx.constants,
+        list(saved[_TENSORS_END:]),
+        list(upstream[:3]),
+        wanted,
     )
     gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
-    return *gradients, *[None] * 15
+    return *gradients, *[None] * (_CALL_END + 1 - _LEARNED_END)
 
 
 _forward_op.register_autograd(_gradient, setup_context=_save)

@@ -88,13 +88,14 @@ INLINE struct affine load_affine(const struct norm *norm, long batch_steps, long
     const int batch = t < batch_steps;
     y.mean = load((batch ? norm->batch_mean : norm->mean) + t * features + at, count, 0);
     const vec var = load((batch ? norm->batch_var : norm->var) + t * features + at, count, 1);
-    y.rstd = 1 / square_root(var + (real)norm->eps);
+    const vec deviation = square_root(var + (real)norm->eps);
+    y.rstd = 1 / deviation;
     y.gamma = load(norm->gamma + at, count, 0);
     if (norm->beta) y.beta = load(norm->beta + at, count, 0);
     if (batch && norm->limits) { /* towards the population's statistics */
         const real r_max = norm->limits[2 * t], d_max = norm->limits[2 * t + 1];
         const vec spread = square_root(load(norm->var + t * features + at, count, 1) + (real)norm->eps);
-        y.r = clamp(square_root(var + (real)norm->eps) / spread, 1 / r_max, r_max);
+        y.r = clamp(deviation / spread, 1 / r_max, r_max);
         y.d = clamp((y.mean - load(norm->mean + t * features + at, count, 0)) / spread, -d_max, d_max);
         y.beta += y.gamma * y.d;
         y.gamma *= y.r;

@@ -66,12 +66,11 @@ class _Pool(ctypes.Structure):
 
 
 class _Norm(ctypes.Structure):
-    _read = ("gamma", "beta", "mean", "var", "limits")
-    _written = ("batch_mean", "batch_var", "d_gamma", "d_beta")
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in (*_read, *_written)),
-        ("eps", ctypes.c_double),
-    ]
+    _pointers = (
+        *("gamma", "beta", "mean", "var", "limits"),
+        *("batch_mean", "batch_var", "d_gamma", "d_beta"),
+    )
+    _fields_ = [*((name, ctypes.c_void_p) for name in _pointers), ("eps", ctypes.c_double)]
 
 
 class _Call(ctypes.Structure):
@@ -137,12 +136,8 @@ def openmp() -> tuple[int | None, ...]:
         return None, None, None
 
 
-def plain_empty(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape)
-
-
 def empty_results(
-    constants: Constants, learned: Learned, keep: bool, empty: Empty = plain_empty
+    constants: Constants, learned: Learned, keep: bool, empty: Empty = Tensor.new_empty
 ) -> Results:
     """Results not yet filled; what backward needs only if `keep`."""
     x, units = learned.x, learned.weight_hh.shape[1]
@@ -171,7 +166,7 @@ def empty_results(
 
 
 def empty_gradients(
-    learned: Learned, wanted: Sequence[bool], empty: Empty = plain_empty
+    learned: Learned, wanted: Sequence[bool], empty: Empty = Tensor.new_empty
 ) -> list[Tensor]:
     """Gradients not yet filled; x, h_0 and c_0 have one only where wanted."""
     return [

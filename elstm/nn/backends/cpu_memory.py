@@ -13,6 +13,7 @@ import math
 import mmap
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -26,14 +27,14 @@ class Block:
     """A piece of memory from the system, in large pages where it has them and `size` is theirs."""
 
     def __init__(self, size: int) -> None:
-        self.size, space = size, size
-        if size % LARGE_PAGE == 0:
-            space += LARGE_PAGE  # for the alignment; what is not touched costs nothing
+        large = size % LARGE_PAGE == 0
+        space = size + LARGE_PAGE * large  # to align it in; what is not touched costs nothing
+        self.size = size
         self.map = mmap.mmap(-1, space, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if space > size and hasattr(mmap, "MADV_HUGEPAGE"):
+        if large and hasattr(mmap, "MADV_HUGEPAGE"):
             self.map.madvise(mmap.MADV_HUGEPAGE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-        self.offset = -start % (LARGE_PAGE if space > size else 1)
+        self.offset = -start % LARGE_PAGE if large else 0
         self.address = start + self.offset
 
 
@@ -47,9 +48,7 @@ def take(size: int) -> Block:
         MemoryError: the system has none.
     """
     least = LARGE_PAGE if size > LARGE_PAGE // 8 else 1 << 16
-    step = max(
-        least, 1 << max(size.bit_length() - 4, 0)
-    )  # of a large block at most an eighth too much
+    step = max(least, (1 << size.bit_length()) >> 4)  # of a large block at most an eighth too much
     size = -(-max(size, 1) // step) * step
     for block in reversed(tuple(_idle)):
         if block.size == size:
@@ -68,7 +67,8 @@ def give(block: Block) -> None:
     """Lets the next call have the block."""
     _idle.append(block)
     while sum(idle.size for idle in tuple(_idle)) > IDLE:
-        _idle.popleft()
+        with suppress(IndexError):  # another thread was faster
+            _idle.popleft()
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
