@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from _thread import interrupt_main
@@ -23,6 +26,7 @@ from elstm.job import Watch, train_job
 LOOK_SECONDS = 0.2
 # What SLURM sends before it kills a job that is cancelled or preempted: KillWait, 30 s by default.
 KILL_WAIT_SECONDS = 90.0
+REQUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "PREEMPTED")
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,9 @@ def requeue(name: str) -> None:
 
     What a signal made the run save is what the requeued job goes on from. submitit's own handler
     does it, which it has set up for the signal of a time limit or a preemption (SIGUSR2, or what
-    SUBMITIT_PREEMPT_SIGNAL says). On SLURM a SIGTERM alone may also be that of `scancel`, which
-    must not come back: there the job waits, saved, and is requeued only if nobody kills it.
+    SUBMITIT_PREEMPT_SIGNAL says). On SLURM a SIGTERM alone is that of a preemption or of `scancel`,
+    which must not come back: if SLURM does not call it a preemption, the job waits, saved, and is
+    requeued only if nobody kills it.
     """
     cluster = os.environ.get("SUBMITIT_EXECUTOR")
     if cluster is None:
@@ -143,6 +148,24 @@ def requeue(name: str) -> None:
     handler = signal.getsignal(number)
     if not callable(handler):
         return
-    if cluster == "slurm" and name == "SIGTERM":
+    if cluster == "slurm" and name == "SIGTERM" and _slurm_says("PreemptTime") in ("", "None"):
         time.sleep(KILL_WAIT_SECONDS)  # a signal to requeue ends the wait: submitit's handler exits
-    handler(number, None)
+    try:
+        handler(number, None)
+    except subprocess.CalledProcessError:  # `scontrol requeue`, of a job that SLURM has requeued
+        if _slurm_says("JobState") not in REQUEUED:
+            raise
+        sys.exit(FAILED)  # and not a return, which submitit would take for the job's result
+
+
+def _slurm_says(field: str) -> str:
+    """One field of what `scontrol show job` says of this process's job; "" if it says nothing."""
+    from submitit import JobEnvironment
+
+    command = ["scontrol", "show", "job", "--oneliner", JobEnvironment().job_id]
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(rf"(?:^|\s){field}=(\S+)", shown.stdout)
+    return found[1] if found else ""
