@@ -26,7 +26,6 @@ from elstm.job import Watch, train_job
 LOOK_SECONDS = 0.2
 # What SLURM sends before it kills a job that is cancelled or preempted: KillWait, 30 s by default.
 KILL_WAIT_SECONDS = 90.0
-REQUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "PREEMPTED")
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ def requeue(name: str) -> None:
         time.sleep(KILL_WAIT_SECONDS)  # a signal to requeue ends the wait: submitit's handler exits
     try:
         handler(number, None)
-    except subprocess.CalledProcessError:  # `scontrol requeue`, of a job that SLURM has requeued
-        if _slurm_says("JobState") not in REQUEUED:
+    except subprocess.CalledProcessError:  # of `scontrol requeue`
+        if _slurm_says("JobState") in ("", "RUNNING"):
             raise
+        # SLURM is ending the job, having requeued it itself: COMPLETING as long as this process is
         sys.exit(FAILED)  # and not a return, which submitit would take for the job's result
 
 

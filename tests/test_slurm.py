@@ -4,17 +4,16 @@ The real one needs sbatch, a node with two free CPUs and some minutes (`pytest -
 was requeued waits for two minutes or so.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sweep_runs import statuses, wait_until
 
 from elstm import sweep_job
 
@@ -72,29 +71,18 @@ def test_a_job_that_may_be_cancelled_waits_for_its_end(job, waits, says):
     assert len(requeues) == 1
 
 
-def test_a_job_that_slurm_has_requeued_itself_has_no_result(job, waits):
-    job(REQUEUE_FAILS + 'test "$4" = 7_2 && echo JobId=9 JobState=PENDING PreemptTime=None')
+@pytest.mark.parametrize("state", ["COMPLETING", "PENDING"])  # while this process is there; after
+def test_a_job_that_slurm_has_requeued_itself_has_no_result(job, waits, state):
+    job(REQUEUE_FAILS + f'test "$4" = 7_2 && echo JobId=9 JobState={state} PreemptTime=None')
     with pytest.raises(SystemExit):
         sweep_job.requeue("SIGUSR2")
 
 
-def test_a_job_that_cannot_be_requeued_says_so(job, waits):
-    job(REQUEUE_FAILS + "echo JobId=9 JobState=RUNNING PreemptTime=None")
+@pytest.mark.parametrize("says", ["echo JobState=RUNNING PreemptTime=None", "exit 1"])
+def test_a_job_that_cannot_be_requeued_says_so(job, waits, says):
+    job(REQUEUE_FAILS + says)
     with pytest.raises(subprocess.CalledProcessError):
         sweep_job.requeue("SIGUSR2")
-
-
-def statuses():
-    return [
-        json.loads(path.read_text()) for path in sorted(Path("outputs").glob("*/*/*/status.json"))
-    ]
-
-
-def wait_until(condition, seconds=300.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, [(s["state"], s["epoch"]) for s in statuses()]
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

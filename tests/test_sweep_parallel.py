@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
+from sweep_runs import PATIENCE, statuses, wait_until
 
 from elstm.launcher import Launcher
 from elstm.sweep_job import StopFile, SweepJob
 from elstm.train import main
 
-PATIENCE = 600  # seconds, of a machine that has much else to do
 SMALL = ["data.batch_size=256", "model.hidden_size=8", "trainer.device=cpu"]
 
 
@@ -143,17 +143,6 @@ def train(tmp_path, monkeypatch):
     for process in begun:
         with process, suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def statuses():
-    return [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/*/status.json")]
-
-
-def wait_until(condition):
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
