@@ -123,6 +123,7 @@ class OptimizerConfig:
     name: str = MISSING
     lr: float = bounded(1e-3, gt=0)
     weight_decay: float = bounded(0.0, ge=0)
+    decay_all: bool = True  # as in torch; false: biases, gamma and beta are left out
 
 
 @dataclass

@@ -24,20 +24,24 @@ from elstm.config import (
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW, RMSprop or SGD; weight decay acts on all parameters, as in torch.
+    """Adam, AdamW, RMSprop or SGD.
+
+    Weight decay acts on all parameters, as in torch, or with `decay_all=False` on matrices alone:
+    biases and the normalisations' gamma and beta, which are vectors, stay where training puts them.
 
     One fused call for all parameters where torch has it: on a CPU it takes a third of the time of
     the loop over parameters, which at rows is 2 % of a training step.
     """
     lr, decay = config.lr, config.weight_decay
     fused: dict[str, Any] = {"fused": True} if device.type in ("cpu", "cuda") else {}
+    groups = _groups(list(parameters), config)
     if isinstance(config, AdamConfig):
         adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
         betas = (config.beta1, config.beta2)
-        return adam(parameters, lr=lr, betas=betas, eps=config.eps, weight_decay=decay, **fused)
+        return adam(groups, lr=lr, betas=betas, eps=config.eps, weight_decay=decay, **fused)
     if isinstance(config, RMSpropConfig):  # has no fused form
         return torch.optim.RMSprop(
-            parameters,
+            groups,
             lr=lr,
             alpha=config.alpha,
             momentum=config.momentum,
@@ -47,7 +51,7 @@ def build_optimizer(
         )
     if isinstance(config, SGDConfig):
         return torch.optim.SGD(
-            parameters,
+            groups,
             lr=lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -55,6 +59,14 @@ def build_optimizer(
             **fused,
         )
     raise TypeError(f"no optimizer for {type(config).__name__}")
+
+
+def _groups(parameters: list[Parameter], config: OptimizerConfig) -> list[dict[str, Any]]:
+    if config.decay_all:
+        return [{"params": parameters}]
+    vectors = [p for p in parameters if p.ndim < 2]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 class Schedule:
