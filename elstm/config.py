@@ -205,8 +205,8 @@ class TrainerConfig:
     checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch
     threads: int | None = bounded(None, ge=1)
     sync_batch_stats: bool = False  # of several processes: statistics of their whole batch
-    recompute_batches: int = bounded(10, ge=0)  # 0: evaluate with the moving averages
-    recompute_batch_size: int = bounded(1000, ge=2)
+    recompute_batches: int = bounded(1, ge=0)  # 0: evaluate with the moving averages
+    recompute_batch_size: int | None = bounded(None, ge=2)  # None: 5,000, fewer if T or H is large
     overfit_batches: int | None = bounded(None, ge=1)
     progress: bool = True
     resume: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from elstm.config import (
     SGDConfig,
     StepConfig,
 )
+from elstm.nn import ELSTMBN
 from elstm.optim import Schedule, build_optimizer
 
 CPU = torch.device("cpu")
@@ -46,6 +48,38 @@ def test_every_option_reaches_torch(config: OptimizerConfig, expected: object) -
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
     assert not torch.equal(ours, torch.linspace(-1, 1, 6))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdamConfig(name="adamw", lr=0.1, weight_decay=0.1, decay_all=False),
+        AdamConfig(lr=0.1, weight_decay=0.1, decay_all=False),
+        RMSpropConfig(lr=0.1, weight_decay=0.1, decay_all=False),
+        SGDConfig(lr=0.1, weight_decay=0.1, decay_all=False),
+    ],
+    ids=lambda config: config.name,
+)
+def test_decay_of_matrices_alone(config: OptimizerConfig) -> None:
+    def stepped(config: OptimizerConfig) -> list[torch.Tensor]:
+        rnn = ELSTMBN(3, 4, max_steps=2)
+        for parameter in rnn.parameters():
+            parameter.data = torch.linspace(-1, 2, parameter.numel()).view_as(parameter)
+        optimizer = build_optimizer(config, rnn.parameters(), CPU)
+        for factor in (1, -2, 1):
+            for parameter in rnn.parameters():
+                parameter.grad = torch.linspace(2, 1, parameter.numel()).view_as(parameter) * factor
+            optimizer.step()
+        return list(rnn.parameters())
+
+    ours = stepped(config)
+    decayed = stepped(replace(config, decay_all=True))
+    plain = stepped(replace(config, weight_decay=0.0))
+    assert {p.ndim for p in ours} == {1, 2}
+    for parameter, with_decay, without in zip(ours, decayed, plain, strict=True):
+        expected, other = (with_decay, without) if parameter.ndim == 2 else (without, with_decay)
+        assert torch.equal(parameter, expected)
+        assert not torch.equal(parameter, other)
 
 
 def schedule(config: SchedulerConfig) -> Schedule:

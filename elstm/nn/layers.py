@@ -132,7 +132,7 @@ class NormalizedLSTM(OwnWeights):
     mean_t and var_t (biased) are those of the batch's sequences alive at t; in eval mode they are
     population statistics, one row per step (see elstm.nn.norm.StepBatchNorm for how training moves
     them, and for sequences longer than max_steps). The moving averages lag behind the weights, so
-    before an evaluation call elstm.nn.recompute_statistics(model, batches) with training batches.
+    before an evaluation call elstm.nn.recompute_statistics(model, [x]) with a large training batch.
 
     Args:
         input_size ... dtype: as torch.nn.LSTM; proj_size must be 0.
