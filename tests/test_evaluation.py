@@ -121,6 +121,35 @@ def test_what_is_raised_between_batches_ends_it() -> None:
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "hidden_size", "expected"),
+    [
+        ({}, 128, (1, 5000)),
+        ({}, 8000, (1, 2**27 // (8 * 8000))),  # digits have 8 steps
+        ({}, 10**7, (1, 1000)),
+        ({"recompute_batches": 3, "recompute_batch_size": 70}, 10**7, (3, 70)),
+    ],
+)
+def test_how_much_is_recomputed_from(
+    monkeypatch: pytest.MonkeyPatch,
+    trainer: dict[str, int],
+    hidden_size: int,
+    expected: tuple[int, int],
+) -> None:
+    _, data, model = built()
+    config = small_config("elstm_bn", **trainer)
+    config.model.hidden_size = hidden_size
+    asked = []
+
+    def batches(_: ImageSequences, count: int, size: int, *__: object) -> list[torch.Tensor]:
+        asked.append((count, size))
+        return [data.sequences(data.train.images[:9])]
+
+    monkeypatch.setattr(ImageSequences, "statistics_batches", batches)
+    evaluation.recompute_statistics(model, data, config, 0)
+    assert asked == [expected]
+
+
 def test_no_recomputation_keeps_the_moving_averages() -> None:
     config, data, model = built()
     config.trainer.recompute_batches = 0
