@@ -17,7 +17,7 @@ import pytest
 import torch
 from backend_calls import assert_as_exact, served
 
-from elstm.nn import BNLSTM, ELSTMBN, LSTM
+from elstm.nn import BNLSTM, ELSTMBN, LSTM, batch_statistics
 from elstm.nn.backends import build, cpu, cpu_library
 from elstm.nn.recurrence import recurrence
 
@@ -140,6 +140,35 @@ def test_what_is_kept_for_the_backward_pass(inputs, recompute, expected):
     known = {t.data_ptr() for t in (x, output, *layer.parameters())}
     numbers = sum(t.numel() for t in kept if t.data_ptr() not in known)
     assert numbers / output.numel() == pytest.approx(expected, abs=0.5)  # and the statistics
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "batch statistics"])
+def test_nothing_is_kept_where_no_gradient_is_wanted(mode, monkeypatch):
+    kept = []
+    forward = cpu_library.forward
+
+    def spy(*call):
+        results = forward(*call)
+        kept.append(sum(part.numel() for part in results.kept))
+        return results
+
+    monkeypatch.setattr(cpu_library, "forward", spy)
+    layer = ELSTMBN(3, 5, max_steps=4, backend="cpu").train(mode == "train")
+    x = torch.randn(4, 6, 3)
+    wanted = layer(x)[0]
+    with torch.no_grad():
+        unwanted = layer(x)[0]
+        if mode == "batch statistics":
+            with batch_statistics(layer):
+                layer(x)
+    layer.requires_grad_(False)
+    layer(x)
+    first, *others = kept
+    assert first > 0
+    assert not any(others)
+    assert torch.equal(wanted, unwanted)
+    assert wanted.requires_grad
+    assert not unwanted.requires_grad
 
 
 def test_saturated_gates():

@@ -107,11 +107,15 @@ def recurrence(
         *(None if norm is None else norm.weight for norm in norms),
         None if norm_c is None else norm_c.bias,
     )
+    # ctx.needs_input_grad does not look at whether gradients are enabled.
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
     if torch.compiler.is_compiling():
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
         given = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
-    else:
+    elif keep:
         given = _Recurrence.apply(constants, *learned)
+    else:
+        results = cpu_library.forward(constants, _contiguous(learned), False)
+        given = (*results[:3], *results.statistics)
     output, h_n, c_n, *found = given[:9]
     pairs = zip(norms, found[::2], found[1::2], strict=True)
     statistics = [None if norm is None else Statistics(mean, var) for norm, mean, var in pairs]
@@ -123,14 +127,12 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, constants: Constants, *learned: Tensor | None) -> tuple[Tensor, ...]:
-        keep = any(ctx.needs_input_grad)
         contiguous = _contiguous(learned)
-        output, h_n, c_n, statistics, kept = cpu_library.forward(constants, contiguous, keep)
+        output, h_n, c_n, statistics, kept = cpu_library.forward(constants, contiguous, True)
         ctx.constants = constants
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
-        if keep:
-            ctx.save_for_backward(*contiguous, output, *statistics, *kept)
+        ctx.save_for_backward(*contiguous, output, *statistics, *kept)
         return output, h_n, c_n, *statistics
 
     @staticmethod
