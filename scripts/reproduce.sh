@@ -165,6 +165,20 @@ halved() {
     done
 }
 
+# Seconds to the LSTM's best: one run at a time, whatever --jobs says, and for a machine that has
+# nothing else to do.
+timed() {
+    local model seed length launcher=() statistics=()
+    for seed in ${three//,/ }; do
+        for model in "${headline[@]}"; do
+            length=$half
+            [ $model != lstm ] || length=$epochs
+            sweep timed experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$length \
+                model=$model seed=$seed ${setting[$model]}
+        done
+    done
+}
+
 # The other readings of the cell update, with the setting of elstm_bn. They have no fast recurrence
 # and take several times as long: hence Fashion-MNIST alone and half the epochs, to be compared with
 # the runs of halved().
@@ -211,6 +225,7 @@ reports() {
     report_of best "${both[@]}" --title "The best setting of the search"
     report_of double "${both[@]}" --title "The best setting of the search, twice the epochs"
     report_of half "$out"/runs/*/lstm --title "Half the epochs"
+    report_of timed "${both[@]}" --title "Wall-clock time, one run at a time"
     report_of readings "$out"/half/fashion_mnist/*bn* --baseline cell_norm=update \
         --baseline bn_lstm --title "Readings of the cell update, half the epochs"
     report_of renorm "$out"/half/fashion_mnist/*bn* "$out"/long/*/*bn* --baseline bn_lstm \
@@ -230,6 +245,7 @@ if [ ! "$only_report" ]; then
     search_again
     doubled
     halved
+    timed
     readings
     longer
     renormalised
