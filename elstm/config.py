@@ -81,7 +81,7 @@ class BNLSTMConfig(LSTMConfig):
     momentum: float | None = bounded(0.1, gt=0, le=1)
     gamma_ih: float = 1.0
     gamma_hh: float = 1.0
-    gamma_c: float = 1.0
+    gamma_c: float | None = None  # None: 3 for a norm whose result is carried on, else 1
     normalize_input: bool = True
     normalize_hidden: bool = True
     ghost_batch_size: int | None = bounded(None, ge=2)  # None: statistics of the whole batch

@@ -89,7 +89,7 @@ def test_pixels_have_the_settings_of_cooijmans(composer, experiment):
 
 def test_an_experiment_sets_what_one_model_needs(composer):
     _, bn = composer.compose(["experiment=mnist_pixels", "model=elstm_bn"])
-    assert (bn.model.gamma_c, bn.model.forget_bias) == (1.0, "chrono")
+    assert (bn.model.gamma_c, bn.model.forget_bias) == (None, "chrono")
     _, lstm = composer.compose(["experiment=mnist_pixels", "model=lstm"])
     assert lstm.model.forget_bias == 1
     words = ["experiment=mnist_pixels", "model=lstm", "model.forget_bias=0.5"]

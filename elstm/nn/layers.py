@@ -122,6 +122,7 @@ class LSTM(RecurrentBase, nn.LSTM):
 
 
 DEFAULT_EPS = 0.1
+CARRIED_GAMMA = 3.0
 CARRIED = ("update", "terms", "carry", "update_output")  # norm_c's result goes on to the next step
 
 
@@ -139,17 +140,21 @@ class NormalizedLSTM(OwnWeights):
         max_steps: steps that have statistics of their own; later ones share the last row. 1024
             rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
         eps: added to the variance, in every norm; None: DEFAULT_EPS, but for a norm whose result is
-            carried to the next step no less than gamma_c ** 2, which is 1 by default. Both are of
-            the order of the activations' variance, because features that are constant over most of
-            a batch (MNIST's blank rows and borders) would otherwise be blown up by 1 / sqrt(eps)
-            where one sequence differs: training is then unstable, and no population statistics
-            stand for a batch's. In a carried cell a step multiplies small deviations by up to
-            gamma_c / sqrt(eps): above 1, they grow from step to step until outliers rule the
+            carried to the next step no less than gamma_c ** 2, which is 9 by default. Both are of
+            the order of the activations' variance or above, because features that are constant over
+            most of a batch (MNIST's blank rows and borders) would otherwise be blown up by
+            1 / sqrt(eps) where one sequence differs: training is then unstable, and no population
+            statistics stand for a batch's. In a carried cell a step multiplies small deviations by
+            up to gamma_c / sqrt(eps): above 1, they grow from step to step until outliers rule the
             variance. scripts/stability.py shows both.
         momentum: of the moving averages, 0.1 as in torch.nn.BatchNorm1d; None: cumulative average.
         gamma_ih, gamma_hh, gamma_c: initial γ of the input's, the hidden state's and the cell's
             norms. Default 1: 0.1, which Cooijmans et al. used, trains more slowly at 28 steps, and
-            in a carried cell it cuts the memory to about two steps.
+            in a carried cell it cuts the memory to about two steps. gamma_c=None: 1, but 3 for a
+            norm whose result is carried to the next step. With its eps such a norm divides by
+            sqrt(1 + var / gamma_c ** 2): it lets the cell's standard deviation grow to about
+            gamma_c before it shrinks what is remembered. At 784 steps of MNIST 1 forgets too soon
+            (outputs/paper/gamma); far above 1 the cell is hardly normalised.
         forget_bias, input_bias: initial biases of the two gates, or "chrono" (over max_steps). In a
             cell that is normalised at each step, forgetting is relative: the ratio of the two gates
             decides. From a hundred steps on, and where the length is known, take "chrono" for both
@@ -220,7 +225,7 @@ class NormalizedLSTM(OwnWeights):
         momentum: float | None = 0.1,
         gamma_ih: float = 1.0,
         gamma_hh: float = 1.0,
-        gamma_c: float = 1.0,
+        gamma_c: float | None = None,
         forget_bias: float | str = 1.0,
         input_bias: float | str = 0.0,
         recurrent_init: str = "orthogonal",
@@ -254,8 +259,9 @@ class NormalizedLSTM(OwnWeights):
         check_size("renorm_ramp", renorm_ramp, least=0)
         if recompute and sync_batch_stats:
             raise ValueError("recompute must be False with sync_batch_stats")
-        gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
-        init.check_gammas(gammas)
+        gammas = {"norm_ih": gamma_ih, "norm_hh": gamma_hh}
+        cell_gamma = {} if gamma_c is None else {"c": gamma_c}
+        init.check_gammas({"ih": gamma_ih, "hh": gamma_hh, **cell_gamma})
         self._set_options(
             max_steps, recurrent_init, state_noise, learn_initial_state, backend, recompute,
             forget_bias=forget_bias, input_bias=input_bias,
@@ -282,7 +288,7 @@ class NormalizedLSTM(OwnWeights):
                     max_steps=max_steps,
                     eps=self._eps(name),
                     momentum=momentum,
-                    gamma=gamma_c if of_cell else gammas[name.removeprefix("norm_")],
+                    gamma=self._gamma_c(name) if of_cell else gammas[name],
                     bias=of_cell,
                     renorm=(renorm_start, renorm_ramp) if renorm else None,
                     **factory,
@@ -292,11 +298,18 @@ class NormalizedLSTM(OwnWeights):
             self._add_initial_state(**factory)
         self.reset_parameters()
 
+    def _carries(self, norm: str) -> bool:
+        return norm == "norm_c" and self.cell_norm in CARRIED
+
+    def _gamma_c(self, norm: str) -> float:
+        if self.gamma_c is not None:
+            return self.gamma_c
+        return CARRIED_GAMMA if self._carries(norm) else 1.0
+
     def _eps(self, norm: str) -> float:
         if self.eps is not None:
             return self.eps
-        carried = norm == "norm_c" and self.cell_norm in CARRIED
-        return max(DEFAULT_EPS, self.gamma_c**2) if carried else DEFAULT_EPS
+        return max(DEFAULT_EPS, self._gamma_c(norm) ** 2) if self._carries(norm) else DEFAULT_EPS
 
     def reset_parameters(self) -> None:
         self._reset_weights()

@@ -155,7 +155,10 @@ def test_eps_of_each_norm():
     for cell_norm, carried in {"output": False, "increment": False, "update": True}.items():
         layer = ELSTMBN(F, H, cell_norm=cell_norm)
         assert layer.norm_ih_l0.eps == layer.norm_hh_l0.eps == 0.1
-        assert layer.norm_c_l0.eps == (1.0 if carried else 0.1)
+        assert layer.norm_c_l0.eps == (9.0 if carried else 0.1)
+        assert (layer.norm_c_l0.weight == (3 if carried else 1)).all()
+    assert (ELSTMBN(F, H, cell_norm="update_output").norm_c2_l0.weight == 1).all()
+    assert (BNLSTM(F, H).norm_c_l0.weight == 1).all()
     for cell_norm in ("terms", "carry", "update_output"):
         norms = dict(ELSTMBN(F, H, cell_norm=cell_norm, gamma_c=2.0).named_children())
         assert norms["norm_c_l0"].eps == 4.0
@@ -288,7 +291,7 @@ def test_gradients_of_two_layers_and_both_directions_with_a_learned_state(traini
         # Values of a wrong type are wrong values.
         ({"eps": "x"}, r"eps .*got 'x'"),
         ({"momentum": "x"}, r"momentum .*got 'x'"),
-        ({"gamma_c": None}, r"gamma_c .*got None"),
+        ({"gamma_hh": None}, r"gamma_hh .*got None"),
         ({"state_noise": "x"}, r"state_noise .*got 'x'"),
         ({"dropout": "x"}, r"dropout .*got 'x'"),
     ],
