@@ -152,7 +152,7 @@ doubled() {
     local model chosen
     chosen=$(python scripts/choose.py "$out/search-again" --model elstm_bn)
     for model in "${headline[@]}"; do
-        sweep double experiment=mnist_best "${rows[@]}" model=$model seed=$five ${setting[$model]} \
+        sweep double experiment=mnist_best "${rows[@]}" model=$model seed=$three ${setting[$model]} \
             $chosen
     done
 }
@@ -216,6 +216,8 @@ gammas() {
     local common=("${rows[@]}" trainer.max_epochs=$half) statistics=("${statistics[@]}")
     sweep gamma experiment=fashion_rows,mnist_rows "${common[@]}" model=elstm_bn seed=100 \
         ${setting[elstm_bn]} model.gamma_c=1,2,3,5
+    sweep gamma experiment=fashion_rows "${common[@]}" model=elstm_bn seed=100 \
+        ${setting[elstm_bn]} model.gamma_c=10
     sweep gamma experiment=fashion_rows "${common[@]}" model=elstm_bn seed=101 \
         ${setting[elstm_bn]} model.gamma_c=1,2,3,5
     sweep gamma experiment=fashion_rows "${common[@]}" model=bn_lstm seed=100 \
