@@ -267,8 +267,8 @@ reports() {
     report_of renorm "$out"/half/fashion_mnist/*bn* "$out"/long/*/*bn* --baseline bn_lstm \
         --title "Batch renormalisation"
     report_of long "${both[@]}" --title "Longer sequences, a subset"
-    report_of gamma --baseline bn_lstm --title "How soft the cell's norm is, half the epochs"
-    report_of gamma-pixels --baseline lstm --title "Pixel by pixel, what was tried first"
+    report_of gamma --title "How soft the cell's norm is, half the epochs"
+    report_of gamma-pixels --title "Pixel by pixel, what was tried first"
     report_of soft "$out"/{runs,long}/*/{lstm,bn_lstm,elstm_bn} "${both[@]}" \
         --title "A softer norm of the cell"
     report_of pixels "${both[@]}" --title "Pixel by pixel and permuted, a subset"
