@@ -141,8 +141,8 @@ def recompute_statistics(
     not depend on it; with renorm they do, but a second call between two steps changes nothing. Of
     several processes each takes its share of the batches, and all get the same statistics.
 
-    One large batch by default: the statistics of several do not fit each other where sequences are
-    long (elstm.nn.recompute_statistics).
+    One large batch by default: what is pooled over several may fit none of them
+    (elstm.nn.recompute_statistics).
     """
     trainer = config.trainer
     if not trainer.recompute_batches or not has_statistics(model):

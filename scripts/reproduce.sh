@@ -241,7 +241,7 @@ softer() {
 
 # Pixel by pixel, 784 steps, in order and permuted: a subset, which a CPU can bear.
 pixel_by_pixel() {
-    local model statistics=() # the default: ten batches' would not do at 784 steps
+    local model statistics=() # one batch: with gamma_c 1 ten batches' would not do at 784 steps
     for model in lstm bn_lstm; do
         sweep pixels $subsets "${pixels[@]}" model=$model seed=$three ${setting[$model]}
     done
