@@ -147,7 +147,6 @@ def recompute_statistics(
     trainer = config.trainer
     if not trainer.recompute_batches or not has_statistics(model):
         return
-
     size = trainer.recompute_batch_size or _statistics_batch_size(data, config)
 
     def batches() -> Iterator[Tensor]:
@@ -163,7 +162,7 @@ def recompute_statistics(
 
 
 def _statistics_batch_size(data: ImageSequences, config: Config) -> int:
-    """5,000: at rows more changed no accuracy. Its hidden states are held to 512 MiB down to 1,000.
+    """5,000, or fewer, down to 1,000, where their hidden states would take more than 512 MiB.
 
     Sequences of 784 steps and 100 units: 1,711.
     """

@@ -154,7 +154,7 @@ class NormalizedLSTM(OwnWeights):
             norm whose result is carried to the next step. With its eps such a norm divides by
             sqrt(1 + var / gamma_c ** 2): it lets the cell's standard deviation grow to about
             gamma_c before it shrinks what is remembered. At 784 steps of MNIST 1 forgets too soon
-            (outputs/paper/gamma); far above 1 the cell is hardly normalised.
+            (outputs/paper/pixels); far above 1 the cell is hardly normalised.
         forget_bias, input_bias: initial biases of the two gates, or "chrono" (over max_steps). In a
             cell that is normalised at each step, forgetting is relative: the ratio of the two gates
             decides. From a hundred steps on, and where the length is known, take "chrono" for both
@@ -259,9 +259,8 @@ class NormalizedLSTM(OwnWeights):
         check_size("renorm_ramp", renorm_ramp, least=0)
         if recompute and sync_batch_stats:
             raise ValueError("recompute must be False with sync_batch_stats")
-        gammas = {"norm_ih": gamma_ih, "norm_hh": gamma_hh}
-        cell_gamma = {} if gamma_c is None else {"c": gamma_c}
-        init.check_gammas({"ih": gamma_ih, "hh": gamma_hh, **cell_gamma})
+        gammas = {"ih": gamma_ih, "hh": gamma_hh}
+        init.check_gammas(gammas if gamma_c is None else gammas | {"c": gamma_c})
         self._set_options(
             max_steps, recurrent_init, state_noise, learn_initial_state, backend, recompute,
             forget_bias=forget_bias, input_bias=input_bias,
@@ -288,7 +287,7 @@ class NormalizedLSTM(OwnWeights):
                     max_steps=max_steps,
                     eps=self._eps(name),
                     momentum=momentum,
-                    gamma=self._gamma_c(name) if of_cell else gammas[name],
+                    gamma=self._gamma_c(name) if of_cell else gammas[name.removeprefix("norm_")],
                     bias=of_cell,
                     renorm=(renorm_start, renorm_ramp) if renorm else None,
                     **factory,
