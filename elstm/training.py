@@ -136,7 +136,7 @@ class _Run:
         self.status, self.interrupts = status, interrupts
         self.device = device = accelerator.device
         self.main, self.processes = accelerator.is_main_process, accelerator.num_processes
-        self.say = log.info if self.main else log.debug
+        self.say, self.warn = (log.info, log.warning) if self.main else (log.debug, log.debug)
         status.update(
             state="running",
             model=config.model.name,
@@ -150,7 +150,8 @@ class _Run:
             precision=self.trainer.precision,
         )
 
-        renorm = isinstance(config.model, BNLSTMConfig) and config.model.renorm
+        model = config.model
+        renorm = model if isinstance(model, BNLSTMConfig) and model.renorm else None
         if renorm and self.processes > 1 and not self.trainer.sync_batch_stats:
             raise UserError(
                 f"model.renorm=true on {self.processes} processes needs "
@@ -201,6 +202,11 @@ class _Run:
         if self.trainer.max_steps is not None:
             total_steps = min(total_steps, self.trainer.max_steps)
         self.total_steps = total_steps
+        if renorm and total_steps <= renorm.renorm_start:
+            self.warn(
+                "nothing is renormalised in a run of %d steps: model.renorm_start=%d",
+                total_steps, renorm.renorm_start,
+            )  # fmt: skip
         self.schedule = Schedule(
             config.scheduler, config.optimizer.lr, total_steps, steps_per_epoch
         )
@@ -268,7 +274,7 @@ class _Run:
                 try:
                     checkpoint.best(self.run_dir)
                 except checkpoint.Unreadable as error:
-                    log.warning("%s: the next epoch that is better replaces it", error)
+                    self.warn("%s: the next epoch that is better replaces it", error)
         elif resume:
             self.say("no checkpoint yet in %s: starting afresh", self.run_dir)
 

@@ -36,12 +36,13 @@ fi
 
 normalised=ln_lstm,bn_lstm_input,bn_lstm,elstm_bn
 models=lstm,$normalised # and gru, whose gates have other biases
-rates=0.001,0.003,0.01,0.03 decays=0.03,0.1 wide=256
+rates=0.001,0.003,0.01,0.03 rates_196=0.003,0.01,0.03
+decays=0.03,0.1 wide=256
 tuning_epochs=3 epochs=10 half=5 double=20
 ten=0,1,2,3,4,5,6,7,8,9 five=0,1,2,3,4 three=0,1,2 # seeds
 rows=() long=() pixels=()
 if [ "$quick" ]; then
-    rates=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 ten=0,1 five=0 three=0,1
+    rates=0.01 rates_196=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 ten=0,1 five=0 three=0,1
     rows=(data.train_size=3000)
     long=(data.train_size=1000 trainer.max_epochs=1 data.pixels_per_step=7)
     pixels=("${long[@]}" data.pixels_per_step=14) # most of it is evaluation, of all 10,000 images
@@ -152,7 +153,7 @@ doubled() {
     local model chosen
     chosen=$(python scripts/choose.py "$out/search-again" --model elstm_bn)
     for model in "${headline[@]}"; do
-        sweep double experiment=mnist_best "${rows[@]}" model=$model seed=$three ${setting[$model]} \
+        sweep double experiment=mnist_best "${rows[@]}" model=$model seed=$five ${setting[$model]} \
             $chosen
     done
 }
@@ -162,10 +163,8 @@ doubled() {
 halved() {
     local model
     for model in "${headline[@]}"; do
-        sweep half experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$half model=$model \
-            seed=$ten ${setting[$model]}
-        sweep half experiment=mnist_rows "${rows[@]}" trainer.max_epochs=$half model=$model \
-            seed=$five ${setting[$model]}
+        sweep half experiment=fashion_rows,mnist_rows "${rows[@]}" trainer.max_epochs=$half \
+            model=$model seed=$ten ${setting[$model]}
     done
 }
 
@@ -195,6 +194,41 @@ longer() {
     local model
     for model in "${headline[@]}"; do
         sweep long experiment=fashion_196 "${long[@]}" model=$model seed=$three ${setting[$model]}
+    done
+}
+
+# The full training split at 196 steps, with the learning rate that the subset chooses there for
+# each model: 28 steps had chosen it for the runs of longer().
+longest() {
+    local model soft seed statistics=()
+    for model in "${headline[@]}"; do
+        soft=()
+        [ $model != elstm_bn ] || soft=(model.gamma_c=3)
+        sweep tuning-196 experiment=fashion_196 "${long[@]}" model=$model seed=100 \
+            ${setting[$model]} "${soft[@]}" optimizer.lr=$rates_196
+    done
+    python scripts/choose.py "$out/tuning-196" | tee "$out/tuning-196/settings.md"
+    for seed in ${five//,/ }; do
+        for model in "${headline[@]}"; do
+            soft=()
+            [ $model != elstm_bn ] || soft=(model.gamma_c=3)
+            sweep full-196 experiment=fashion_196 data.train_size=null trainer.max_epochs=$half \
+                "${long[@]}" model=$model seed=$seed ${setting[$model]} "${soft[@]}" \
+                $(python scripts/choose.py "$out/tuning-196" --model $model)
+        done
+    done
+}
+
+# Other batch sizes at rows, over half the epochs, each with the learning rate of 128 and with the
+# next towards which the batch size asks.
+batches() {
+    local model statistics=()
+    for model in "${headline[@]}"; do
+        local common=(experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$half model=$model
+            seed=100 ${setting[$model]})
+        sweep batches "${common[@]}" data.batch_size=32 optimizer.lr=0.003,0.01
+        sweep batches "${common[@]}" data.batch_size=128
+        sweep batches "${common[@]}" data.batch_size=512 optimizer.lr=0.01,0.03
     done
 }
 
@@ -243,9 +277,9 @@ softer() {
 pixel_by_pixel() {
     local model statistics=() # one batch: with gamma_c 1 ten batches' would not do at 784 steps
     for model in lstm bn_lstm; do
-        sweep pixels $subsets "${pixels[@]}" model=$model seed=$three ${setting[$model]}
+        sweep pixels $subsets "${pixels[@]}" model=$model seed=$five ${setting[$model]}
     done
-    sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=$three ${setting[elstm_bn]} \
+    sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=$five ${setting[elstm_bn]} \
         model.gamma_c=3
     sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=0 ${setting[elstm_bn]}
 }
@@ -280,7 +314,7 @@ if [ ! "$only_report" ]; then
     choose
     final
     search
-    best fashion_mnist fashion_rows $three
+    best fashion_mnist fashion_rows $five
     best mnist mnist_rows $ten
     search_again
     doubled
