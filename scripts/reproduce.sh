@@ -36,13 +36,13 @@ fi
 
 normalised=ln_lstm,bn_lstm_input,bn_lstm,elstm_bn
 models=lstm,$normalised # and gru, whose gates have other biases
-rates=0.001,0.003,0.01,0.03 rates_196=0.003,0.01,0.03
+rates=0.001,0.003,0.01,0.03 longer_rates=0.003,0.01,0.03
 decays=0.03,0.1 wide=256
 tuning_epochs=3 epochs=10 half=5 double=20
 ten=0,1,2,3,4,5,6,7,8,9 five=0,1,2,3,4 three=0,1,2 # seeds
 rows=() long=() pixels=()
 if [ "$quick" ]; then
-    rates=0.01 rates_196=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 ten=0,1 five=0 three=0,1
+    rates=0.01 longer_rates=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 ten=0,1 five=0 three=0,1
     rows=(data.train_size=3000)
     long=(data.train_size=1000 trainer.max_epochs=1 data.pixels_per_step=7)
     pixels=("${long[@]}" data.pixels_per_step=14) # most of it is evaluation, of all 10,000 images
@@ -197,36 +197,40 @@ longer() {
     done
 }
 
-# The full training split at 196 steps, with the learning rate that the subset chooses there for
-# each model: 28 steps had chosen it for the runs of longer().
-longest() {
-    local model soft seed statistics=()
+# The learning rate, which 28 steps had chosen, again for longer sequences: tune_longer STUDY WORD...
+tune_longer() {
+    local model statistics=()
     for model in "${headline[@]}"; do
-        soft=()
-        [ $model != elstm_bn ] || soft=(model.gamma_c=3)
-        sweep tuning-196 experiment=fashion_196 "${long[@]}" model=$model seed=100 \
-            ${setting[$model]} "${soft[@]}" optimizer.lr=$rates_196
+        sweep "$1" seed=100 model=$model ${setting[$model]} $(softened $model) \
+            optimizer.lr=$longer_rates "${@:2}"
     done
-    python scripts/choose.py "$out/tuning-196" | tee "$out/tuning-196/settings.md"
-    for seed in ${five//,/ }; do
+    python scripts/choose.py "$out/$1" | tee "$out/$1/settings.md"
+}
+
+# eLSTM-BN's gamma_c for longer sequences: see gammas().
+softened() {
+    [ $1 != elstm_bn ] || echo model.gamma_c=3
+}
+
+# The full training split at 196 steps.
+longest() {
+    local model seed statistics=()
+    tune_longer tuning-196 experiment=fashion_196 trainer.max_epochs=$half "${long[@]}"
+    for seed in ${three//,/ }; do
         for model in "${headline[@]}"; do
-            soft=()
-            [ $model != elstm_bn ] || soft=(model.gamma_c=3)
             sweep full-196 experiment=fashion_196 data.train_size=null trainer.max_epochs=$half \
-                "${long[@]}" model=$model seed=$seed ${setting[$model]} "${soft[@]}" \
+                "${long[@]}" model=$model seed=$seed ${setting[$model]} $(softened $model) \
                 $(python scripts/choose.py "$out/tuning-196" --model $model)
         done
     done
 }
 
-# Other batch sizes at rows, over half the epochs, each with the learning rate of 128 and with the
-# next towards which the batch size asks.
+# Larger batches at rows, over half the epochs, with the learning rate of 128 and the next higher.
 batches() {
     local model statistics=()
     for model in "${headline[@]}"; do
         local common=(experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$half model=$model
             seed=100 ${setting[$model]})
-        sweep batches "${common[@]}" data.batch_size=32 optimizer.lr=0.003,0.01
         sweep batches "${common[@]}" data.batch_size=128
         sweep batches "${common[@]}" data.batch_size=512 optimizer.lr=0.01,0.03
     done
@@ -245,7 +249,7 @@ renormalised() {
 
 # How large the cell may grow before its norm shrinks it (gamma_c, and eps with it), with seeds of
 # their own: at rows over half the epochs, for BN-LSTM too, though it does not carry the result; and
-# at 784 steps, where eLSTM-BN forgets too soon with 1. There the LSTM has a lower rate instead.
+# at 784 steps, where eLSTM-BN forgets too soon with 1.
 gammas() {
     local common=("${rows[@]}" trainer.max_epochs=$half) statistics=("${statistics[@]}")
     sweep gamma experiment=fashion_rows,mnist_rows "${common[@]}" model=elstm_bn seed=100 \
@@ -261,15 +265,13 @@ gammas() {
         ${setting[elstm_bn]} model.gamma_c=3,10
     sweep gamma-pixels $subsets "${pixels[@]}" model=bn_lstm seed=100 ${setting[bn_lstm]} \
         model.gamma_c=3
-    sweep gamma-pixels $subsets "${pixels[@]}" model=lstm seed=100 ${setting[lstm]} \
-        optimizer.lr=0.003
 }
 
 # gamma_c 3, which 784 steps chose, at the lengths of the other studies.
 softer() {
     local words=(model=elstm_bn ${setting[elstm_bn]} model.gamma_c=3)
-    sweep soft experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$epochs seed=$ten "${words[@]}"
-    sweep soft experiment=mnist_rows "${rows[@]}" trainer.max_epochs=$epochs seed=$five "${words[@]}"
+    sweep soft experiment=fashion_rows,mnist_rows "${rows[@]}" trainer.max_epochs=$epochs \
+        seed=$ten "${words[@]}"
     sweep soft experiment=fashion_196 "${long[@]}" seed=$three "${words[@]}"
 }
 
@@ -282,6 +284,7 @@ pixel_by_pixel() {
     sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=$five ${setting[elstm_bn]} \
         model.gamma_c=3
     sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=0 ${setting[elstm_bn]}
+    tune_longer tuning-permuted experiment=mnist_permuted_subset "${pixels[@]}"
 }
 
 # report_of STUDY WORD...: of the runs in OUT/STUDY, if there are any, and of those that WORDs add
@@ -322,6 +325,8 @@ if [ ! "$only_report" ]; then
     timed
     readings
     longer
+    longest
+    batches
     renormalised
     gammas
     softer
