@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from elstm.cli import summary
 from elstm.config import MISSING, SCHEMAS, Config
 from elstm.errors import UserError
 from elstm.explain import explain
@@ -60,12 +62,19 @@ class Composer:
         extra_dir: --config-dir, a folder with further options of the groups.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or a Hydra plugin that cannot be imported.
     """
 
     def __init__(self, extra_dir: str | None = None) -> None:
         self.extra_dir = extra_dir
-        self.search_path = create_config_search_path(str(find_config_dir()))
+        config_dir = find_config_dir()
+        try:
+            self.search_path = create_config_search_path(str(config_dir))  # imports all plugins
+        except Exception as error:
+            raise UserError(
+                f"a Hydra plugin in this environment cannot be imported: {summary(error)}, in "
+                f"{traceback.extract_tb(error.__traceback__)[-1].filename}; upgrade or uninstall it"
+            ) from error
         if extra_dir is not None:
             folder = Path(extra_dir).absolute()
             if not folder.is_dir():

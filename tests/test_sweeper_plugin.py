@@ -2,6 +2,8 @@
 
 import csv
 import math
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -155,3 +157,21 @@ def test_what_is_wrong_is_one_line_and_the_table_is_shown(climber, capsys):
 def test_hydras_own_launchers_are_back_afterwards(climber):
     assert main(CLIMB) == 0
     assert "instantiate_launcher" not in vars(Plugins.instance())
+
+
+def test_a_plugin_that_cannot_be_imported(tmp_path: Path) -> None:
+    plugin = tmp_path / "hydra_plugins" / "broken.py"
+    plugin.parent.mkdir()
+    plugin.write_text("raise ValueError('no such thing')")
+    run = subprocess.run(
+        [sys.executable, "-m", "elstm.train", "--cfg", "job"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr == (
+        "elstm-train: error: a Hydra plugin in this environment cannot be imported: ValueError: "
+        f"no such thing, in {plugin}; upgrade or uninstall it\n"
+    )
