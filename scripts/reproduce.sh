@@ -216,7 +216,7 @@ softened() {
 longest() {
     local model seed statistics=()
     tune_longer tuning-196 experiment=fashion_196 trainer.max_epochs=$half "${long[@]}"
-    for seed in ${three//,/ }; do
+    for seed in ${five//,/ }; do
         for model in "${headline[@]}"; do
             sweep full-196 experiment=fashion_196 data.train_size=null trainer.max_epochs=$half \
                 "${long[@]}" model=$model seed=$seed ${setting[$model]} $(softened $model) \
@@ -284,7 +284,19 @@ pixel_by_pixel() {
     sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=$five ${setting[elstm_bn]} \
         model.gamma_c=3
     sweep pixels $subsets "${pixels[@]}" model=elstm_bn seed=0 ${setting[elstm_bn]}
+}
+
+# Permuted, with the learning rate that the subset chooses there for each model.
+permuted() {
+    local model seed statistics=()
     tune_longer tuning-permuted experiment=mnist_permuted_subset "${pixels[@]}"
+    for seed in ${five//,/ }; do
+        for model in "${headline[@]}"; do
+            sweep permuted experiment=mnist_permuted_subset "${pixels[@]}" model=$model \
+                seed=$seed ${setting[$model]} $(softened $model) \
+                $(python scripts/choose.py "$out/tuning-permuted" --model $model)
+        done
+    done
 }
 
 # report_of STUDY WORD...: of the runs in OUT/STUDY, if there are any, and of those that WORDs add
@@ -304,11 +316,14 @@ reports() {
     report_of renorm "$out"/half/fashion_mnist/*bn* "$out"/long/*/*bn* --baseline bn_lstm \
         --title "Batch renormalisation"
     report_of long "${both[@]}" --title "Longer sequences, a subset"
+    report_of full-196 "${both[@]}" --title "Longer sequences, the full training split"
+    report_of batches --title "Larger batches, half the epochs"
     report_of gamma --title "How soft the cell's norm is, half the epochs"
     report_of gamma-pixels --title "Pixel by pixel, what was tried first"
     report_of soft "$out"/{runs,long}/*/{lstm,bn_lstm,elstm_bn} "${both[@]}" \
         --title "A softer norm of the cell"
     report_of pixels "${both[@]}" --title "Pixel by pixel and permuted, a subset"
+    report_of permuted "${both[@]}" --title "Permuted, a subset, with learning rates of its own"
     report "$out/runs" "${both[@]}" -o "$out" --title "LSTM and its variants"
 }
 
@@ -331,6 +346,7 @@ if [ ! "$only_report" ]; then
     gammas
     softer
     pixel_by_pixel
+    permuted
 fi
 reports
 [ $failed = 0 ] || echo "some runs have failed: see above, and the report" >&2
