@@ -30,7 +30,7 @@ from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
 from elstm.nn.backends import triton as triton_backend
 from elstm.nn.backends import triton_blocks
 
-needs_triton = pytest.mark.skipif(not triton_backend.available(), reason="needs triton 3.9")
+needs_triton = pytest.mark.skipif(not triton_backend.available(), reason="needs triton 3.6")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 Run = Callable[..., Any]
@@ -65,6 +65,7 @@ CASES = {
     },
     "one step, two sequences": {"cell_norm": "update", "steps": 1, "batch": 2},
     "eval": {"cell_norm": "update", "batch_steps": 0},
+    "eval, in chunks": {"cell_norm": "update", "batch_steps": 0, "batch": 35},
     "eval, packed": {"cell_norm": "output", "batch_steps": 0, "sizes": [5, 4, 1]},
     "one sequence left": {"cell_norm": "update", "sizes": [5, 2, 1], "batch_steps": 2},
     "no norm_hh": {"cell_norm": "update", "norm_hh": False},
@@ -82,7 +83,7 @@ def test_equals_the_reference(interpreted: Run, case: dict[str, Any]) -> None:
 
 @needs_triton
 @pytest.mark.parametrize(
-    "name", ["output, packed", "none", "one sequence left", "weights not kept"]
+    "name", ["output, packed", "none", "one sequence left", "weights not kept", "eval, in chunks"]
 )
 def test_barrier(interpreted: Run, name: str) -> None:
     interpreted(check_barrier, **SMALL | CASES[name])
@@ -134,21 +135,26 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layer.last_backend != "triton"
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(
     ("batch", "hidden"), [(1, 1), (128, 128), (100, 100), (64, 512), (1000, 128), (32, 4096)]
 )
-def test_blocks_cover_the_shape(batch: int, hidden: int) -> None:
+def test_blocks_cover_the_shape(batch: int, hidden: int, whole: bool) -> None:
     for depth, width in ((hidden, 4), (4 * hidden, 1)):
-        blocks = triton_blocks.choose_blocks(batch, hidden, 132, depth=depth, width=width)
+        blocks = triton_blocks.choose_blocks(
+            batch, hidden, 132, depth=depth, width=width, whole=whole
+        )
         assert blocks is not None
-        assert blocks.programs <= 132  # all resident at once
+        assert blocks.programs * blocks.chunks <= 132  # all resident at once
         assert (blocks.programs - 1) * blocks.UNITS < hidden <= blocks.programs * blocks.UNITS
-        assert batch <= blocks.BLOCK_B
-        assert blocks.BLOCK_B * blocks.BLOCK_K <= 8192 or blocks.BLOCK_K == 8
+        assert (blocks.chunks - 1) * blocks.BLOCK_B < batch <= blocks.chunks * blocks.BLOCK_B
+        assert blocks.BLOCK_B * blocks.BLOCK_K <= 16384
+        assert blocks.BLOCK_K >= 16  # the least that tl.dot takes
+        assert blocks.chunks == 1 or not whole
 
 
 def test_blocks_that_do_not_fit() -> None:
-    assert triton_blocks.choose_blocks(8192, 128, 132, depth=128, width=4) is None
+    assert triton_blocks.choose_blocks(1025, 128, 132, depth=128, width=4) is None
     assert triton_blocks.choose_blocks(16, 10000, 132, depth=10000, width=4) is None
 
 

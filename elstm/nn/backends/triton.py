@@ -36,13 +36,15 @@ def _kernels() -> Any:
 
 
 @cache
-def _blocks(batch: int, hidden: int, device: torch.device) -> tuple[Blocks, Blocks] | None:
+def _blocks(
+    batch: int, hidden: int, whole: bool, device: torch.device
+) -> tuple[Blocks, Blocks] | None:
     """For the forward and the backward kernel; None: the call does not fit."""
-    processors = 3  # under the interpreter: few programs, since they run one after another
+    processors = 6  # under the interpreter: few programs, since they run one after another
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-    forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4)
-    backward = choose_blocks(batch, hidden, processors, depth=4 * hidden, width=1)
+    forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4, whole=whole)
+    backward = choose_blocks(batch, hidden, processors, depth=4 * hidden, width=1, whole=whole)
     return None if forward is None or backward is None else (forward, backward)
 
 
@@ -52,7 +54,7 @@ def available() -> bool:
     if find_spec("triton") is None:
         return False
     major, minor = version("triton").split(".")[:2]
-    return (int(major), int(minor)) >= (3, 9)
+    return (int(major), int(minor)) >= (3, 6)
 
 
 def refuses(
@@ -80,7 +82,7 @@ def refuses(
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
     if not available():
-        return "needs the package triton, 3.9 or later"
+        return "needs the package triton, 3.6 or later"
     if x.device.type == "cuda":
         if torch.cuda.get_device_capability(x.device) < (8, 0):
             return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
@@ -89,7 +91,7 @@ def refuses(
     batch, hidden = h_0.shape
     if not x.numel():
         return "the batch is empty"
-    if _blocks(batch, hidden, x.device) is None:
+    if _blocks(batch, hidden, batch_steps > 0, x.device) is None:
         return f"{batch} sequences of {hidden} hidden units do not fit its programs"
     return None
 
@@ -175,7 +177,7 @@ class _Recurrence(torch.autograd.Function):
             {"t_start": t, "t_end": end, "h_start": output[t - 1] if t else h_0}
             for t, end in _launches(steps, x.device)
         ]
-        _launch("forward", launches, arguments)
+        _launch("forward", _blocks_of(plan, cells)[0], launches, arguments)
         ctx.plan = plan
         statistics = [part for pair in plan.statistics for part in pair or (None, None)]
         ctx.save_for_backward(x, h_0, weight_ih, weight_hh, *parameters, output, cells, *statistics)
@@ -197,13 +199,14 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     wh = torch.empty_like(wx)  # W_h h_{t-1}
     torch.mm(h_0, weight_hh.t(), out=wh[0])
     torch.mm(output[:-1].flatten(0, 1), weight_hh.t(), out=wh[1:].flatten(0, 1))
-    sums = x.new_zeros(14 * hidden)
+    blocks = _blocks_of(plan, cells)[1]
+    sums = x.new_zeros(blocks.chunks, 14 * hidden)
     d_c = d_c.clone()
     arguments = _arguments(plan, weight_hh, cells, *parameters)
     arguments |= {"wx": wx, "wh": wh, "d_output": d_output, "d_h": d_h, "d_c": d_c}
     arguments |= {"sums": sums, "steps": steps}
     launches = [{"t_start": t, "t_end": end} for t, end in _launches(steps, x.device)]
-    _launch("backward", launches[::-1], arguments)
+    _launch("backward", blocks, launches[::-1], arguments)
 
     d_wx, d_wh = wx.flatten(0, 1), wh  # the kernel has replaced the projections
     d_x = (d_wx @ weight_ih).view_as(x) if needs[1] else None
@@ -213,7 +216,7 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_weight_hh = torch.mm(d_wh[0].t(), h_0)
         d_weight_hh.addmm_(d_wh[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
     d_h_0 = d_wh[0] @ weight_hh if needs[2] else None
-    *of_gates, d_gamma_c, d_beta_c = sums.split([4 * hidden] * 3 + [hidden] * 2)
+    *of_gates, d_gamma_c, d_beta_c = sums.sum(0).split([4 * hidden] * 3 + [hidden] * 2)
     of_parameters = [
         None if parameter is None else gradient
         for parameter, gradient in zip(parameters, [*of_gates, d_gamma_c, d_beta_c], strict=True)
@@ -263,20 +266,28 @@ def _launches(steps: int, device: torch.device) -> list[tuple[int, int]]:
     return [(0, steps)] if _persistent(device) else [(t, t + 1) for t in range(steps)]
 
 
-def _launch(name: str, launches: list[dict[str, Any]], arguments: dict[str, Any]) -> None:
-    cells = arguments["cells"]
-    forward, backward = _blocks(cells.shape[1], cells.shape[2], cells.device) or (None, None)
-    blocks = forward if name == "forward" else backward
+def _blocks_of(plan: _Plan, cells: Tensor) -> tuple[Blocks, Blocks]:
+    blocks = _blocks(*cells.shape[1:], plan.batch_steps > 0, cells.device)
     assert blocks is not None  # else the call was refused
+    return blocks
+
+
+def _launch(
+    name: str, blocks: Blocks, launches: list[dict[str, Any]], arguments: dict[str, Any]
+) -> None:
+    kernel, cells = getattr(_kernels(), name), arguments["cells"]
     arguments |= {key: value for key, value in blocks._asdict().items() if key.isupper()}
     arguments["BARRIER"] = _persistent(cells.device)
     arguments |= {"num_warps": blocks.num_warps, "num_stages": 1, "enable_fp_fusion": True}
     arguments["launch_cooperative_grid"] = arguments["BARRIER"]
-    kernel = getattr(_kernels(), name)
+    programs = blocks.programs * blocks.chunks
     with torch.cuda.device_of(cells):
         for launch in launches:
-            counter = torch.zeros(1, dtype=torch.int32, device=cells.device)
-            _start(kernel, blocks.programs, arguments | launch | {"counter": counter})
+            counter = torch.zeros(
+                blocks.chunks, _kernels().BETWEEN_COUNTERS.value, dtype=torch.int32,
+                device=cells.device,
+            )  # fmt: skip
+            _start(kernel, programs, arguments | launch | {"counter": counter})
 
 
 def _start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
 """The recurrence in Triton: one launch runs all steps, forward or backward.
 
 A program owns UNITS hidden units, their four gates, for the whole batch: so every batch statistic
-is a sum within one program, and its slice of W_h is loaded once and kept in shared memory (where
+is a sum within one program. (Without batch statistics the batch may be cut into chunks of BLOCK_B
+sequences, each with its programs and its barrier.) Its slice of W_h is loaded once and kept in shared memory (where
 RESIDENT). Between two steps programs exchange h_t (forward) or the gradient of W_h h_{t-1}
-(backward) through global memory, with one barrier over the grid. Programs wait for one another, so
+(backward) through global memory, with one barrier. Programs wait for one another, so
 with BARRIER they must all be resident at once: a cooperative launch sees to that. Without it, the
 kernels compute the same from one launch for each step, [t, t + 1).
 
@@ -29,6 +30,7 @@ from elstm.nn.backends.triton_parts import (
     weight_tiles,
 )
 
+BETWEEN_COUNTERS = tl.constexpr(32)  # int32s: each chunk's in a cache line of its own
 _DYNAMIC = ["t_start", "t_end", "steps", "batch_steps", "batch"]  # no binary for special values
 
 
@@ -43,18 +45,21 @@ def forward(
     gamma_hh, mean_hh, var_hh,  # t < batch_steps, read at others
     gamma_c, beta_c, mean_c, var_c,  # (H,), (H,), (T, H), (T, H) or None
     alive_rows,  # (T,) int32, or None: B at every step
-    counter,  # int32, zero: arrivals at the barrier
+    counter,  # int32, zero: arrivals at each chunk's barrier
     t_start, t_end, batch_steps, batch, eps_ih, eps_hh, eps_c,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
     BARRIER: tl.constexpr,
 ):  # fmt: skip
-    """Steps [t_start, t_end) on a grid of cdiv(H, UNITS) programs."""
-    rows = tl.arange(0, BLOCK_B)
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    """Steps [t_start, t_end) on a grid of cdiv(H, UNITS) programs for each chunk of the batch."""
+    programs: tl.constexpr = (H + UNITS - 1) // UNITS
+    chunk, first_unit = tl.program_id(0) // programs, tl.program_id(0) % programs * UNITS
+    counter += chunk * BETWEEN_COUNTERS
+    rows = chunk * BLOCK_B + tl.arange(0, BLOCK_B)
+    units = first_unit + tl.arange(0, UNITS)
     unit_mask = units < H
     column = tl.arange(0, 4 * UNITS)
-    column_unit = tl.program_id(0) * UNITS + column // 4
+    column_unit = first_unit + column // 4
     gate_mask = column_unit < H
     gates = (column % 4) * H + column_unit
     gate_tile = rows[:, None] * (4 * H) + gates[None, :]
@@ -90,7 +95,7 @@ def forward(
         if bias is not None:
             z += b
         if BARRIER:  # the first step waits for nothing
-            wait(counter, (t - t_start) * tl.num_programs(0))
+            wait(counter, (t - t_start) * programs)
         wh = product(
             h_before, rows, alive, tiles, weight_hh, gates * H, gate_mask,
             H, 1, BLOCK_B, 4 * UNITS, BLOCK_K, RESIDENT, PRECISION,
@@ -130,23 +135,27 @@ def backward(
     d_output, d_h,  # (T, B, H); (B, H) gradient of h_n
     d_c,  # (B, H) gradient of the cell after t_end; replaced by that before t_start
     gamma_ih, mean_ih, var_ih, gamma_hh, mean_hh, var_hh, gamma_c, beta_c, mean_c, var_c,
-    sums,  # (14 H,) added to: gradients of bias, γ_ih, γ_hh (4H each), γ_c, β_c (H each)
+    sums,  # (chunks, 14 H) added to: gradients of bias, γ_ih, γ_hh (4H each), γ_c, β_c (H each)
     alive_rows, counter,
     t_start, t_end, steps, batch_steps, batch, eps_ih, eps_hh, eps_c,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
     BARRIER: tl.constexpr,
 ):  # fmt: skip
-    """Steps t_end - 1 down to t_start on cdiv(H, UNITS) programs; wh has step t_end's gradient."""
-    rows = tl.arange(0, BLOCK_B)
-    units = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    """Steps t_end - 1 down to t_start, on a like grid; wh has step t_end's gradient."""
+    programs: tl.constexpr = (H + UNITS - 1) // UNITS
+    chunk, first_unit = tl.program_id(0) // programs, tl.program_id(0) % programs * UNITS
+    counter += chunk * BETWEEN_COUNTERS
+    rows = chunk * BLOCK_B + tl.arange(0, BLOCK_B)
+    units = first_unit + tl.arange(0, UNITS)
     unit_mask = units < H
     column = tl.arange(0, 4 * UNITS)
-    column_unit = tl.program_id(0) * UNITS + column // 4
+    column_unit = first_unit + column // 4
     gate_mask = column_unit < H
     gates = (column % 4) * H + column_unit
     gate_tile = rows[:, None] * (4 * H) + gates[None, :]
     unit_tile = rows[:, None] * H + units[None, :]
+    sums += chunk * (14 * H)
     in_rows = (rows < batch)[:, None]
     unit_tile_mask = in_rows & unit_mask[None, :]
     stride = batch.to(tl.int64) * H
@@ -212,7 +221,7 @@ def backward(
         if t + 1 < steps:
             alive_next = count_alive(alive_rows, t + 1, batch)
         if BARRIER:
-            wait(counter, back * tl.num_programs(0))
+            wait(counter, back * programs)
         dh = product(
             wh + (t + 1) * stride * 4, rows, alive_next, tiles, weight_hh, units, unit_mask,
             4 * H, H, BLOCK_B, UNITS, BLOCK_K, RESIDENT, PRECISION,
