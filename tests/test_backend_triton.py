@@ -148,8 +148,6 @@ def test_blocks_cover_the_shape(batch: int, hidden: int, whole: bool) -> None:
         assert blocks.programs * blocks.chunks <= 132  # all resident at once
         assert (blocks.programs - 1) * blocks.UNITS < hidden <= blocks.programs * blocks.UNITS
         assert (blocks.chunks - 1) * blocks.BLOCK_B < batch <= blocks.chunks * blocks.BLOCK_B
-        assert blocks.BLOCK_B * blocks.BLOCK_K <= 16384
-        assert blocks.BLOCK_K >= 16  # the least that tl.dot takes
         assert blocks.chunks == 1 or not whole
 
 
@@ -168,12 +166,12 @@ def test_compiles_for_hopper(tmp_path: Path) -> None:
         acquire, release = (
             ttgir.index(f"tt.atomic_rmw add, {kind}, gpu") for kind in ("acquire", "release")
         )
-        dots = [match.start() for match in re.finditer(r"tt\.dot ", ttgir)]
-        assert dots
-        assert all(acquire < dot < release for dot in dots)
-        assert "ttg.barrier all" in ttgir[acquire : dots[0]]
+        sums = [match.start() for match in re.finditer(r'"tt\.reduce"', ttgir)]
+        assert sums
+        assert all(acquire < place < release for place in sums)
+        assert re.search("(ttg.barrier all|gpu.barrier)", ttgir[acquire : sums[0]])
         last_store = ttgir.rindex("tt.store", 0, release)
-        assert "ttg.barrier all" in ttgir[last_store:release]
+        assert re.search("(ttg.barrier all|gpu.barrier)", ttgir[last_store:release])
         assert "acquire" in ptx
         assert "release" in ptx
         assert "tf32" not in ptx

@@ -24,7 +24,7 @@ def check(device: str = "cpu", resident: bool = True, **case: Any) -> None:
     plain = served(recurrence, torch.float32, device, **case)
     with pytest.MonkeyPatch.context() as monkeypatch:
         if not resident:
-            monkeypatch.setattr(triton_blocks, "_TILES", 0)
+            monkeypatch.setattr(triton_blocks, "_RESIDENT", 0)
         triton_backend._blocks.cache_clear()
         found = served(
             triton_backend.recurrence, torch.float32, device, refuses=triton_backend.refuses, **case
@@ -33,10 +33,14 @@ def check(device: str = "cpu", resident: bool = True, **case: Any) -> None:
     assert_as_exact(found, exact, plain)
 
 
-def start_concurrently(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-    """Runs every program of a grid in a process of its own, on shared memory."""
+def start_concurrently(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    """Runs every program of a grid with a barrier in a process of its own, on shared memory."""
     from triton.runtime import interpreter
 
+    if "BARRIER" not in arguments:
+        kernel[grid](**arguments)
+        return
+    (programs,) = grid
     builder = interpreter.interpreter_builder
     set_size, set_index = builder.set_grid_dim, builder.set_grid_idx
     for argument in arguments.values():
@@ -160,15 +164,17 @@ class Hopper:
 
 
 def compile_for_hopper() -> list[tuple[str, str]]:
-    """What a GPU would run in one training step, forward and backward: Triton's last form, PTX."""
+    """The launches with a barrier in a training step, forward and backward: Triton's last form, PTX."""
     import triton
 
     from elstm.nn.backends import triton_kernels
 
     compiled = []
 
-    def start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-        compiled.append(kernel.warmup(grid=(programs,), **arguments))
+    def start(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+        binary = kernel.warmup(grid=grid, **arguments)
+        if "BARRIER" in arguments:
+            compiled.append(binary)
 
     triton.runtime.driver.set_active(Hopper())
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -19,13 +19,14 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from elstm.nn.backends.triton_blocks import Blocks, choose_blocks
 from elstm.nn.recurrence import NormInputs, Statistics
 
-PRECISION = "ieee"  # of the products in the kernels; "tf32x3" would use tensor cores
+_SLICES = 8  # of the steps, in which W_x x_t is computed a third time
 _CELL_NORMS = ("none", "output", "update")
 
 
@@ -168,20 +169,24 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         x, h_0, c_0, weight_ih, weight_hh, *parameters = map(_contiguous, inputs)
         steps, batch, _ = x.shape
-        output = x.new_empty(steps, batch, h_0.shape[1])
-        cells = x.new_empty(steps + 1, batch, h_0.shape[1])
-        cells[0] = c_0
-        arguments = _arguments(plan, weight_hh, cells, *parameters)
-        arguments |= {"wx": _product(x, weight_ih), "output": output}
-        launches = [
-            {"t_start": t, "t_end": end, "h_start": output[t - 1] if t else h_0}
-            for t, end in _launches(steps, x.device)
-        ]
-        _launch("forward", _blocks_of(plan, cells)[0], launches, arguments)
+        hidden = h_0.shape[1]
+        blocks = _blocks_of(plan, x, hidden)[0]
+        output = x.new_empty(steps, batch, hidden)
+        cells = x.new_empty(steps + 1, hidden, batch)
+        cells[0] = c_0.t()
+        arguments = _arguments(plan, blocks, cells, *parameters)
+        wx = _product(weight_ih, x)
+        if parameters[0] is not None or parameters[1] is not None:
+            _for_all_steps("normalize_inputs", arguments, 4 * hidden, {"wx": wx})
+        exchange = x.new_zeros(blocks.chunks, 2, hidden, blocks.BLOCK_B)
+        padded = F.pad(h_0, (0, 0, 0, blocks.chunks * blocks.BLOCK_B - batch))
+        exchange[:, 0] = padded.view(blocks.chunks, blocks.BLOCK_B, hidden).transpose(1, 2)
+        own = {"z_x": wx, "weight_hh": weight_hh, "exchange": exchange, "output": output}
+        _step_by_step("forward", arguments, own, _launches(steps, x.device))
         ctx.plan = plan
         statistics = [part for pair in plan.statistics for part in pair or (None, None)]
         ctx.save_for_backward(x, h_0, weight_ih, weight_hh, *parameters, output, cells, *statistics)
-        return output, plan.last(output), cells[-1].clone()
+        return output, plan.last(output), cells[-1].t().contiguous()
 
     @staticmethod
     @once_differentiable
@@ -194,32 +199,50 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     d_output, d_h, d_c = (gradient.contiguous() for gradient in gradients)
     x, h_0, weight_ih, weight_hh, *parameters, output, cells = ctx.saved_tensors[:11]
     plan, needs = ctx.plan, ctx.needs_input_grad
-    steps, _, hidden = output.shape
-    wx = _product(x, weight_ih)
+    steps, batch, hidden = output.shape
+    blocks = _blocks_of(plan, x, hidden)[1]
+    arguments = _arguments(plan, blocks, cells, *parameters)
+    wx = _product(weight_ih, x)
     wh = torch.empty_like(wx)  # W_h h_{t-1}
-    torch.mm(h_0, weight_hh.t(), out=wh[0])
-    torch.mm(output[:-1].flatten(0, 1), weight_hh.t(), out=wh[1:].flatten(0, 1))
-    blocks = _blocks_of(plan, cells)[1]
-    sums = x.new_zeros(blocks.chunks, 14 * hidden)
-    d_c = d_c.clone()
-    arguments = _arguments(plan, weight_hh, cells, *parameters)
-    arguments |= {"wx": wx, "wh": wh, "d_output": d_output, "d_h": d_h, "d_c": d_c}
-    arguments |= {"sums": sums, "steps": steps}
-    launches = [{"t_start": t, "t_end": end} for t, end in _launches(steps, x.device)]
-    _launch("backward", blocks, launches[::-1], arguments)
+    before = torch.cat([h_0[None], output[:-1]]).flatten(0, 1)
+    torch.mm(weight_hh, before.t(), out=wh.flatten(1))
+    of_steps = {
+        "scale_hh": x.new_empty(steps, 4 * hidden),
+        "shift_c": x.new_empty(steps, hidden),
+        "scale_c": x.new_empty(steps, hidden),
+    }
+    _for_all_steps("prepare", arguments, hidden, {"wx": wx, "wh": wh, **of_steps})
 
-    d_wx, d_wh = wx.flatten(0, 1), wh  # the kernel has replaced the projections
-    d_x = (d_wx @ weight_ih).view_as(x) if needs[1] else None
-    d_weight_ih = d_wx.t() @ x.flatten(0, 1) if needs[4] else None
-    d_weight_hh = None
-    if needs[5]:
-        d_weight_hh = torch.mm(d_wh[0].t(), h_0)
-        d_weight_hh.addmm_(d_wh[1:].flatten(0, 1).t(), output[:-1].flatten(0, 1))
-    d_h_0 = d_wh[0] @ weight_hh if needs[2] else None
-    *of_gates, d_gamma_c, d_beta_c = sums.sum(0).split([4 * hidden] * 3 + [hidden] * 2)
+    sums = x.new_zeros(blocks.chunks, 6 * hidden)
+    d_c = d_c.clone()
+    own = {"gates": wx, "hats": wh, "weight_hh": weight_hh, "d_output": d_output, "d_h": d_h}
+    own |= {"d_c": d_c, "sums": sums, **of_steps}
+    own["exchange"] = x.new_zeros(blocks.chunks, 2, 4 * hidden, blocks.BLOCK_B)
+    _step_by_step("backward", arguments, own, _launches(steps, x.device)[::-1])
+
+    dz, d_wh = wx, wh.flatten(1)  # the kernel has replaced the projections
+    d_bias = dz.sum((1, 2)) if parameters[0] is not None else None
+    d_gamma_ih = None
+    if parameters[1] is not None:  # dz becomes the gradient of W_x x_t
+        of_gamma = x.new_empty(blocks.chunks, steps, 4 * hidden)
+        few = -(-steps // _SLICES)
+        for start in range(0, steps, few):
+            part = _product(weight_ih, x[start : start + few])
+            own = {"dz": dz, "wx": part, "d_gamma": of_gamma, "t_first": start}
+            own["wx_steps"] = part.shape[1]
+            _for_all_steps("normalize_inputs_backward", arguments, 4 * hidden, own)
+        d_gamma_ih = of_gamma.sum((0, 1))
+    d_wx = dz.flatten(1)
+    d_x = (d_wx.t() @ weight_ih).view_as(x) if needs[1] else None
+    d_weight_ih = d_wx @ x.flatten(0, 1) if needs[4] else None
+    d_weight_hh = d_wh @ before if needs[5] else None
+    d_h_0 = wh[:, 0].t() @ weight_hh if needs[2] else None
+    d_gamma_hh, d_gamma_c, d_beta_c = sums.sum(0).split([4 * hidden, hidden, hidden])
     of_parameters = [
         None if parameter is None else gradient
-        for parameter, gradient in zip(parameters, [*of_gates, d_gamma_c, d_beta_c], strict=True)
+        for parameter, gradient in zip(
+            parameters, [d_bias, d_gamma_ih, d_gamma_hh, d_gamma_c, d_beta_c], strict=True
+        )
     ]
     return None, d_x, d_h_0, d_c, d_weight_ih, d_weight_hh, *of_parameters
 
@@ -228,32 +251,49 @@ def _contiguous(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.contiguous()
 
 
-def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T for all steps: (T, B, I), (4H, I) -> (T, B, 4H)."""
-    return torch.mm(x.flatten(0, 1), weight.t()).view(*x.shape[:2], -1)
+def _product(weight: Tensor, x: Tensor) -> Tensor:
+    """W x for all steps: (4H, I), (T, B, I) -> (4H, T, B)."""
+    return torch.mm(weight, x.flatten(0, 1).t()).view(-1, *x.shape[:2])
+
+
+def _blocks_of(plan: _Plan, x: Tensor, hidden: int) -> tuple[Blocks, Blocks]:
+    blocks = _blocks(x.shape[1], hidden, plan.batch_steps > 0, x.device)
+    assert blocks is not None  # else the call was refused
+    return blocks
 
 
 def _arguments(
     plan: _Plan,
-    weight_hh: Tensor,
+    blocks: Blocks,
     cells: Tensor,
     bias: Tensor | None,
     gamma_ih: Tensor | None,
     gamma_hh: Tensor | None,
     gamma_c: Tensor | None,
     beta_c: Tensor | None,
-) -> dict[str, Any]:
-    """What both kernels take."""
+) -> _Arguments:
+    """What a call's kernels take, some of them each."""
+    steps, hidden, batch = cells.shape
     named: dict[str, Any] = {
-        "weight_hh": weight_hh, "cells": cells, "bias": bias, "gamma_ih": gamma_ih,
-        "gamma_hh": gamma_hh, "gamma_c": gamma_c, "beta_c": beta_c, "alive_rows": plan.alive,
-        "batch_steps": plan.batch_steps, "batch": cells.shape[1], "H": cells.shape[2],
-        "CELL_NORM": plan.cell_norm, "PRECISION": PRECISION,
+        "cells": cells, "bias": bias, "gamma_ih": gamma_ih, "gamma_hh": gamma_hh,
+        "gamma_c": gamma_c, "beta_c": beta_c, "alive_rows": plan.alive, "steps": steps - 1,
+        "batch_steps": plan.batch_steps, "batch": batch, "H": hidden,
+        "CELL_NORM": plan.cell_norm,
     }  # fmt: skip
     for name, pair, eps in zip(("ih", "hh", "c"), plan.statistics, plan.eps, strict=True):
         named[f"mean_{name}"], named[f"var_{name}"] = pair or (None, None)
         named[f"eps_{name}"] = eps
-    return named
+    return _Arguments(named, blocks)
+
+
+class _Arguments(NamedTuple):
+    named: dict[str, Any]
+    blocks: Blocks
+
+    def of(self, kernel: Any, own: dict[str, Any]) -> dict[str, Any]:
+        """Those that the kernel has."""
+        given = self.named | self.blocks._asdict() | own
+        return {name: given[name] for name in kernel.arg_names if name in given}
 
 
 def _persistent(device: torch.device) -> bool:
@@ -266,29 +306,34 @@ def _launches(steps: int, device: torch.device) -> list[tuple[int, int]]:
     return [(0, steps)] if _persistent(device) else [(t, t + 1) for t in range(steps)]
 
 
-def _blocks_of(plan: _Plan, cells: Tensor) -> tuple[Blocks, Blocks]:
-    blocks = _blocks(*cells.shape[1:], plan.batch_steps > 0, cells.device)
-    assert blocks is not None  # else the call was refused
-    return blocks
+def _for_all_steps(name: str, arguments: _Arguments, features: int, own: dict[str, Any]) -> None:
+    """A kernel that takes the steps side by side."""
+    kernel, blocks = getattr(_kernels(), name), arguments.blocks
+    if name != "prepare":  # of the input's projection alone
+        own["gamma"], own["mean"], own["var"], own["eps"] = (
+            arguments.named[f"{part}_ih"] for part in ("gamma", "mean", "var", "eps")
+        )
+    own["F"], own["BLOCK_F"] = features, max(1, 1024 // blocks.BLOCK_B)
+    steps = own.get("wx_steps", arguments.named["steps"])
+    grid = (steps, -(-features // own["BLOCK_F"]), blocks.chunks)
+    with torch.cuda.device_of(arguments.named["cells"]):
+        _start(kernel, grid, arguments.of(kernel, own) | {"num_warps": 4})
 
 
-def _launch(
-    name: str, blocks: Blocks, launches: list[dict[str, Any]], arguments: dict[str, Any]
+def _step_by_step(
+    name: str, arguments: _Arguments, own: dict[str, Any], launches: list[tuple[int, int]]
 ) -> None:
-    kernel, cells = getattr(_kernels(), name), arguments["cells"]
-    arguments |= {key: value for key, value in blocks._asdict().items() if key.isupper()}
-    arguments["BARRIER"] = _persistent(cells.device)
-    arguments |= {"num_warps": blocks.num_warps, "num_stages": 1, "enable_fp_fusion": True}
-    arguments["launch_cooperative_grid"] = arguments["BARRIER"]
-    programs = blocks.programs * blocks.chunks
+    """A kernel of which a launch takes steps one after the other."""
+    kernel, blocks, cells = getattr(_kernels(), name), arguments.blocks, arguments.named["cells"]
+    own["BARRIER"] = _persistent(cells.device)
+    options = {"num_warps": blocks.num_warps, "launch_cooperative_grid": own["BARRIER"]}
+    shape = blocks.chunks, _kernels().BETWEEN_COUNTERS.value
     with torch.cuda.device_of(cells):
-        for launch in launches:
-            counter = torch.zeros(
-                blocks.chunks, _kernels().BETWEEN_COUNTERS.value, dtype=torch.int32,
-                device=cells.device,
-            )  # fmt: skip
-            _start(kernel, programs, arguments | launch | {"counter": counter})
+        for own["t_start"], own["t_end"] in launches:
+            own["counter"] = torch.zeros(shape, dtype=torch.int32, device=cells.device)
+            grid = (blocks.programs * blocks.chunks,)
+            _start(kernel, grid, arguments.of(kernel, own) | options)
 
 
-def _start(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-    kernel[(programs,)](**arguments)
+def _start(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    kernel[grid](**arguments)

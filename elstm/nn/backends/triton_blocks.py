@@ -1,16 +1,17 @@
-"""How a launch of the Triton kernels is cut up, by a rough estimate of time."""
+"""How the launches of the Triton kernels are cut up, by a rough estimate of time."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-_TILE = 16384  # gates of one program, B padded times 4 units: more do not fit its registers
-_RESIDENT = 32768  # bytes of W_h that a program keeps, of the 99 KiB shared memory of sm_86
-_ROWS = (16, 32, 64, 128, 256, 512, 1024)  # of one program; more leave no room for its tile of the state
-_TILES = 16  # of W_h, at most, in shared memory: each is unrolled, and 32 compile for a minute
-# Rough figures of an H100 or H200 per second, for choosing block sizes: bytes from L2 to all
-# processors and to one, multiply-adds of one processor at half its peak.
-_L2_BYTES, _L2_BYTES_ONE, _MULTIPLY_ADDS = 5.5e12, 1.1e11, 1.1e11
+_SIZES = (1, 2, 4, 8, 16, 32)  # hidden units of one program
+_ROWS = (16, 32, 64, 128, 256, 512, 1024)  # sequences of one program: with more, registers overflow
+_NUMBERS = 32  # partial sums of a product that a thread keeps, at most
+_TILES = 32  # of a product whose W_h is kept, at most: each is unrolled
+_RESIDENT = 128  # numbers of W_h that a thread keeps over all steps
+# For choosing block sizes, per second: bytes from L2 to all processors and to one; multiply-adds of
+# one, as measured on an H200 with 50 and 100 programs (its peak is ten times as high).
+_L2_BYTES, _L2_BYTES_ONE, _MULTIPLY_ADDS = 5.5e12, 1.1e11, 2e10
 
 
 class Blocks(NamedTuple):
@@ -34,27 +35,39 @@ def choose_blocks(
     multiplies: takes the count with the least estimated time. Batch statistics need the `whole`
     batch in one program; else it may be cut too. None: nothing fits.
     """
-    padded = max(16, _power_of_two(batch))
+    padded = max(_ROWS[0], power_of_two(batch))
     best = None
     for block_b in [padded] if whole else [size for size in _ROWS if size <= padded]:
         chunks = -(-batch // block_b)
-        for units in (1, 2, 4, 8, 16, 32):
-            programs = -(-hidden // units)
-            if programs * chunks > processors or block_b * 4 * units > _TILE or block_b > _ROWS[-1]:
+        for units in _SIZES:
+            blocks = _blocks(-(-hidden // units), chunks, block_b, units, depth, width)
+            if blocks is None or blocks.programs * chunks > processors:
                 continue
             state = 4 * min(batch, block_b) * depth
-            seconds = max(programs * chunks * state / _L2_BYTES, state / _L2_BYTES_ONE)
+            seconds = max(blocks.programs * chunks * state / _L2_BYTES, state / _L2_BYTES_ONE)
             seconds += block_b * depth * width * units / _MULTIPLY_ADDS
             if best is None or seconds < best[0]:
-                best = seconds, block_b, units, programs, chunks
-    if best is None:
+                best = seconds, blocks
+    return best and best[1]
+
+
+def _blocks(
+    programs: int, chunks: int, block_b: int, units: int, depth: int, width: int
+) -> Blocks | None:
+    if block_b > _ROWS[-1]:
         return None
-    _, block_b, units, programs, chunks = best
-    warps = min(16, max(8, block_b * 4 * units // (8 * 32)))
-    block_k = min(64, max(16, 8192 // block_b), max(16, _power_of_two(depth)))
-    resident = 4 * depth * width * units <= _RESIDENT and depth <= _TILES * block_k
+    columns = block_b * width * units  # of which a thread has a part, for each k of a tile
+    warps = 8 if width == 1 else 4  # one sum takes more warps along k than four do
+    if depth * columns > 100_000:
+        warps *= 2
+    block_k = min(power_of_two(depth), _NUMBERS * 32 * warps // columns)
+    if block_k == 0:
+        return None
+    along_k = max(1, 128 * warps // block_b)  # threads, with 4 sequences each
+    resident = depth * width * units <= _RESIDENT * along_k and depth <= _TILES * block_k
     return Blocks(programs, chunks, warps, block_b, units, block_k, resident)
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
+    """The least one that is at least n."""
     return 1 << (n - 1).bit_length()

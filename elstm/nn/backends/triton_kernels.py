@@ -2,14 +2,21 @@
 
 A program owns UNITS hidden units, their four gates, for the whole batch: so every batch statistic
 is a sum within one program. (Without batch statistics the batch may be cut into chunks of BLOCK_B
-sequences, each with its programs and its barrier.) Its slice of W_h is loaded once and kept in shared memory (where
-RESIDENT). Between two steps programs exchange h_t (forward) or the gradient of W_h h_{t-1}
-(backward) through global memory, with one barrier. Programs wait for one another, so
-with BARRIER they must all be resident at once: a cooperative launch sees to that. Without it, the
-kernels compute the same from one launch for each step, [t, t + 1).
+sequences, each with its programs and its barrier.) Between two steps programs exchange h_t
+(forward) or the gradient of W_h h_{t-1} (backward) through `exchange`, two slots in global memory,
+with one barrier. Programs wait for one another, so with BARRIER they must all be resident at once:
+a cooperative launch sees to that. Without it, the kernels compute the same from one launch for each
+step, [t, t + 1).
 
-A tile of gates is (BLOCK_B, 4 * UNITS), column 4 u + gate, gates i, f, g, o. Equation numbers are
-those of elstm.nn.recurrence. Each sum has a fixed order: the same input gives the same bits.
+What does not hang on the step before is done for all steps at once: the projections by a matrix
+product, and by `normalize_inputs` and `prepare` before, `normalize_inputs_backward` after the
+launch that goes step by step.
+
+Projections lie as (4H, T, B) and states as (H, B), sequences innermost: threads read neighbouring
+sequences, and one warp has a feature's whole batch, so that batch statistics need no shared memory.
+In the product each thread sums some of the k for some sequences, and one exchange between the
+warps adds them. Equation numbers are those of elstm.nn.recurrence. Each sum has a fixed order: the
+same input gives the same bits.
 """
 
 # mypy: ignore-errors
@@ -19,12 +26,14 @@ import triton
 import triton.language as tl
 
 from elstm.nn.backends.triton_parts import (
-    activations,
     arrive,
     count_alive,
     normalize_backward,
     normalized,
+    one_by_root,
     product,
+    products_of_gates,
+    statistics,
     tanh,
     wait,
     weight_tiles,
@@ -35,186 +44,339 @@ _DYNAMIC = ["t_start", "t_end", "steps", "batch_steps", "batch"]  # no binary fo
 
 
 @triton.jit(do_not_specialize=_DYNAMIC)
+def normalize_inputs(
+    wx,  # (F, T, B) replaced by BN(wx) + bias
+    bias, gamma, mean, var,  # (F,) or None; (T, F), written at t < batch_steps, read at others
+    alive_rows,  # (T,) int32, or None: B at every step
+    steps, batch_steps, batch, eps,
+    F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """On a grid (T, cdiv(F, BLOCK_F), chunks)."""
+    t = tl.program_id(0)
+    features = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    rows = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
+    in_features = features < F
+    alive = count_alive(alive_rows, t, batch)
+    mask = in_features[:, None] & (rows < alive)[None, :]
+    at = (features.to(tl.int64) * steps + t)[:, None] * batch + rows[None, :]
+    x = tl.load(wx + at, mask=mask, other=0.0)
+    if gamma is not None:
+        x, _, _ = normalized(
+            x, mask, mean, var, t * F + features, in_features, eps, alive, t < batch_steps, True
+        )
+        x *= tl.load(gamma + features, mask=in_features, other=0.0)[:, None]
+    if bias is not None:
+        x += tl.load(bias + features, mask=in_features, other=0.0)[:, None]
+    tl.store(wx + at, x, mask=mask)
+
+
+@triton.jit(do_not_specialize=[*_DYNAMIC, "t_first", "wx_steps"])
+def normalize_inputs_backward(
+    dz,  # (F, T, B) replaced by the gradient of wx
+    wx,  # (F, wx_steps, B), of steps from t_first on
+    gamma, mean, var,  # (F,); (T, F), read at t >= batch_steps
+    d_gamma,  # (T, F) written
+    alive_rows, t_first, wx_steps, steps, batch_steps, batch, eps,
+    F: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """On a grid (wx_steps, cdiv(F, BLOCK_F), chunks); d_gamma (chunks, T, F)."""
+    t = t_first + tl.program_id(0)
+    features = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    rows = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
+    in_features = features < F
+    alive = count_alive(alive_rows, t, batch)
+    mask = in_features[:, None] & (rows < alive)[None, :]
+    wide = features.to(tl.int64)
+    at = (wide * steps + t)[:, None] * batch + rows[None, :]
+    x_at = (wide * wx_steps + tl.program_id(0))[:, None] * batch + rows[None, :]
+    in_batch = t < batch_steps
+    x = tl.load(wx + x_at, mask=mask, other=0.0)
+    hat, _, scale = normalized(
+        x, mask, mean, var, t * F + features, in_features, eps, alive, in_batch, False
+    )
+    dy = tl.load(dz + at, mask=mask, other=0.0)
+    g = tl.load(gamma + features, mask=in_features, other=0.0)
+    dx, _, of_gamma = normalize_backward(dy, hat, scale, g, mask, alive, in_batch)
+    tl.store(dz + at, dx, mask=mask)
+    sums = d_gamma + (tl.program_id(2) * steps + t).to(tl.int64) * F
+    tl.store(sums + features, of_gamma, mask=in_features)
+
+
+@triton.jit(do_not_specialize=_DYNAMIC)
 def forward(
-    wx,  # (T, B, 4H) W_x x_t
-    weight_hh, bias,  # (4H, H); (4H,) or None
-    h_start,  # (B, H) the hidden state before t_start
+    z_x,  # (4H, T, B) BN(W_x x_t) + b
+    weight_hh,  # (4H, H)
+    exchange,  # (chunks, 2, H, BLOCK_B): h before step t in slot t % 2, h_0 in slot 0
     output,  # (T, B, H) written
-    cells,  # (T + 1, B, H) written: c_t at row t + 1; row t_start is read
-    gamma_ih, mean_ih, var_ih,  # (4H,), (T, 4H), (T, 4H) or None. Statistics: written at
-    gamma_hh, mean_hh, var_hh,  # t < batch_steps, read at others
-    gamma_c, beta_c, mean_c, var_c,  # (H,), (H,), (T, H), (T, H) or None
+    cells,  # (T + 1, H, B) written: c_t at row t + 1; row t_start is read
+    gamma_hh, mean_hh, var_hh,  # (4H,), (T, 4H), (T, 4H) or None. Statistics: written at
+    gamma_c, beta_c, mean_c, var_c,  # t < batch_steps, read at others. (H,), (H,), (T, H), (T, H)
     alive_rows,  # (T,) int32, or None: B at every step
     counter,  # int32, zero: arrivals at each chunk's barrier
-    t_start, t_end, batch_steps, batch, eps_ih, eps_hh, eps_c,
+    t_start, t_end, steps, batch_steps, batch, eps_hh, eps_c,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
-    BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
-    BARRIER: tl.constexpr,
+    BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr,
 ):  # fmt: skip
     """Steps [t_start, t_end) on a grid of cdiv(H, UNITS) programs for each chunk of the batch."""
     programs: tl.constexpr = (H + UNITS - 1) // UNITS
-    chunk, first_unit = tl.program_id(0) // programs, tl.program_id(0) % programs * UNITS
+    chunk = tl.program_id(0) // programs
+    units = tl.program_id(0) % programs * UNITS + tl.arange(0, UNITS)
     counter += chunk * BETWEEN_COUNTERS
-    rows = chunk * BLOCK_B + tl.arange(0, BLOCK_B)
-    units = first_unit + tl.arange(0, UNITS)
-    unit_mask = units < H
-    column = tl.arange(0, 4 * UNITS)
-    column_unit = first_unit + column // 4
-    gate_mask = column_unit < H
-    gates = (column % 4) * H + column_unit
-    gate_tile = rows[:, None] * (4 * H) + gates[None, :]
-    unit_tile = rows[:, None] * H + units[None, :]
-    unit_tile_mask = (rows < batch)[:, None] & unit_mask[None, :]
+    exchange += chunk * (2 * H * BLOCK_B)
+    columns = tl.arange(0, BLOCK_B)
+    rows = chunk * BLOCK_B + columns
+    in_units = units < H
+    in_tile = in_units[:, None] & (rows < batch)[None, :]
     stride = batch.to(tl.int64) * H  # of a step in `output` and `cells`
+    of_gate = stride * steps  # of a gate in `z_x`
+    z_tile = (units.to(tl.int64) * steps)[:, None] * batch + rows[None, :]
+    cell_tile = units[:, None] * batch + rows[None, :]
+    out_tile = rows[None, :] * H + units[:, None]
+    slot_tile = units[:, None] * BLOCK_B + columns[None, :]
+    of_w: tl.constexpr = H * H
 
-    tiles = weight_tiles(weight_hh, gates * H, gate_mask, H, 1, BLOCK_K, RESIDENT)
-    if bias is not None:
-        b = tl.load(bias + gates, mask=gate_mask, other=0.0)[None, :]
-    if gamma_ih is not None:
-        g_ih = tl.load(gamma_ih + gates, mask=gate_mask, other=0.0)
+    tiles_i = weight_tiles(weight_hh, units, H, 1, H, H, BLOCK_K, RESIDENT)
+    tiles_f = weight_tiles(weight_hh + of_w, units, H, 1, H, H, BLOCK_K, RESIDENT)
+    tiles_g = weight_tiles(weight_hh + 2 * of_w, units, H, 1, H, H, BLOCK_K, RESIDENT)
+    tiles_o = weight_tiles(weight_hh + 3 * of_w, units, H, 1, H, H, BLOCK_K, RESIDENT)
     if gamma_hh is not None:
-        g_hh = tl.load(gamma_hh + gates, mask=gate_mask, other=0.0)
+        g_i = tl.load(gamma_hh + units, mask=in_units, other=0.0)[:, None]
+        g_f = tl.load(gamma_hh + H + units, mask=in_units, other=0.0)[:, None]
+        g_g = tl.load(gamma_hh + 2 * H + units, mask=in_units, other=0.0)[:, None]
+        g_o = tl.load(gamma_hh + 3 * H + units, mask=in_units, other=0.0)[:, None]
     if gamma_c is not None:
-        g_c = tl.load(gamma_c + units, mask=unit_mask, other=0.0)
-        b_c = tl.load(beta_c + units, mask=unit_mask, other=0.0)
-    c = tl.load(cells + t_start * stride + unit_tile, mask=unit_tile_mask, other=0.0)
-    h_before = h_start
+        g_c = tl.load(gamma_c + units, mask=in_units, other=0.0)[:, None]
+        b_c = tl.load(beta_c + units, mask=in_units, other=0.0)[:, None]
+    c = tl.load(cells + t_start * stride + cell_tile, mask=in_tile, other=0.0)
 
     for t in tl.range(t_start, t_end, num_stages=1):  # no load may move across the barrier
         alive = count_alive(alive_rows, t, batch)
         in_batch = t < batch_steps
-        live = (rows < alive)[:, None]
-        mask = live & gate_mask[None, :]
-        at = t * (4 * H) + gates
-        z = tl.load(wx + t * stride * 4 + gate_tile, mask=mask, other=0.0)
-        if gamma_ih is not None:
-            z, _ = normalized(
-                z, mask, mean_ih, var_ih, at, gate_mask, eps_ih, alive, in_batch, True
-            )
-            z *= g_ih[None, :]
-        if bias is not None:
-            z += b
+        live = in_units[:, None] & (rows < alive)[None, :]
+        z = z_x + t * batch + z_tile
+        z_i = tl.load(z, mask=live, other=0.0)
+        z_f = tl.load(z + of_gate, mask=live, other=0.0)
+        z_g = tl.load(z + 2 * of_gate, mask=live, other=0.0)
+        z_o = tl.load(z + 3 * of_gate, mask=live, other=0.0)
         if BARRIER:  # the first step waits for nothing
             wait(counter, (t - t_start) * programs)
-        wh = product(
-            h_before, rows, alive, tiles, weight_hh, gates * H, gate_mask,
-            H, 1, BLOCK_B, 4 * UNITS, BLOCK_K, RESIDENT, PRECISION,
+        h_before = exchange + t % 2 * (H * BLOCK_B)
+        wh_i, wh_f, wh_g, wh_o = products_of_gates(
+            h_before, tiles_i, tiles_f, tiles_g, tiles_o, weight_hh, units, H, BLOCK_B, UNITS,
+            BLOCK_K, RESIDENT,
         )  # fmt: skip
         if gamma_hh is not None:
-            wh, _ = normalized(
-                wh, mask, mean_hh, var_hh, at, gate_mask, eps_hh, alive, in_batch, True
+            at = t * (4 * H) + units
+            wh_i, m_i, v_i = statistics(wh_i, live, mean_hh, var_hh, at, in_units, alive, in_batch)
+            wh_f, m_f, v_f = statistics(
+                wh_f, live, mean_hh, var_hh, at + H, in_units, alive, in_batch
             )
-            wh *= g_hh[None, :]
-        i, f, g, o = activations(z + wh, BLOCK_B, UNITS)  # (1)
+            wh_g, m_g, v_g = statistics(
+                wh_g, live, mean_hh, var_hh, at + 2 * H, in_units, alive, in_batch
+            )
+            wh_o, m_o, v_o = statistics(
+                wh_o, live, mean_hh, var_hh, at + 3 * H, in_units, alive, in_batch
+            )
+            wh_i *= one_by_root(v_i + eps_hh)[:, None] * g_i
+            wh_f *= one_by_root(v_f + eps_hh)[:, None] * g_f
+            wh_g *= one_by_root(v_g + eps_hh)[:, None] * g_g
+            wh_o *= one_by_root(v_o + eps_hh)[:, None] * g_o
+        i, f = tl.sigmoid(z_i + wh_i), tl.sigmoid(z_f + wh_f)  # (1), (2)
+        g, o = tanh(z_g + wh_g), tl.sigmoid(z_o + wh_o)
 
-        live_units = live & unit_mask[None, :]
         new = f * c + i * g  # (3a), (3b)
         shown = new
         if gamma_c is not None:
-            new = tl.where(live_units, new, 0.0)
-            hat_c, _ = normalized(
-                new, live_units, mean_c, var_c, t * H + units, unit_mask, eps_c, alive, in_batch,
-                True,
-            )  # fmt: skip
-            shown = hat_c * g_c[None, :] + b_c[None, :]
+            at_c = t * H + units
+            hat_c, m_c, v_c = statistics(
+                new, live, mean_c, var_c, at_c, in_units, alive, in_batch
+            )
+            shown = hat_c * one_by_root(v_c + eps_c)[:, None] * g_c + b_c
         if CELL_NORM == "update":
             new = shown  # (3c)
         c = tl.where(live, new, c)
         h = tl.where(live, o * tanh(shown), 0.0)
-        tl.store(output + t * stride + unit_tile, h, mask=unit_tile_mask)
-        tl.store(cells + (t + 1) * stride + unit_tile, c, mask=unit_tile_mask)
-        h_before = output + t * stride
+        slot = exchange + (t + 1) % 2 * (H * BLOCK_B)
+        tl.store(slot + slot_tile, h, mask=in_units[:, None])
         if BARRIER:
             arrive(counter)
+        # Nobody waits for the rest.
+        tl.store(output + t * stride + out_tile, h, mask=in_tile)
+        tl.store(cells + (t + 1) * stride + cell_tile, c, mask=in_tile)
+        if in_batch:
+            if gamma_hh is not None:
+                tl.store(mean_hh + at, m_i, mask=in_units)
+                tl.store(mean_hh + at + H, m_f, mask=in_units)
+                tl.store(mean_hh + at + 2 * H, m_g, mask=in_units)
+                tl.store(mean_hh + at + 3 * H, m_o, mask=in_units)
+                tl.store(var_hh + at, v_i, mask=in_units)
+                tl.store(var_hh + at + H, v_f, mask=in_units)
+                tl.store(var_hh + at + 2 * H, v_g, mask=in_units)
+                tl.store(var_hh + at + 3 * H, v_o, mask=in_units)
+            if gamma_c is not None:
+                tl.store(mean_c + at_c, m_c, mask=in_units)
+                tl.store(var_c + at_c, v_c, mask=in_units)
+
+
+@triton.jit
+def _gate(
+    wx, wh, at, mask, gate: tl.constexpr, t, units, in_units, bias,
+    gamma_ih, mean_ih, var_ih, eps_ih, gamma_hh, mean_hh, var_hh, eps_hh, scale_hh,
+    alive, in_batch, H: tl.constexpr,
+):  # fmt: skip
+    """z of a gate; leaves the normalised W_h h in `wh` and its 1 / sqrt(var + eps) in scale_hh."""
+    features = gate * H + units
+    z = tl.load(wx + at, mask=mask, other=0.0)
+    if gamma_ih is not None:
+        z, _, _ = normalized(
+            z, mask, mean_ih, var_ih, t * (4 * H) + features, in_units, eps_ih, alive, in_batch,
+            False,
+        )  # fmt: skip
+        z *= tl.load(gamma_ih + features, mask=in_units, other=0.0)[:, None]
+    if bias is not None:
+        z += tl.load(bias + features, mask=in_units, other=0.0)[:, None]
+    x = tl.load(wh + at, mask=mask, other=0.0)
+    if gamma_hh is not None:
+        x, _, scale = normalized(
+            x, mask, mean_hh, var_hh, t * (4 * H) + features, in_units, eps_hh, alive, in_batch,
+            False,
+        )  # fmt: skip
+        tl.store(wh + at, x, mask=mask)
+        tl.store(scale_hh + t * (4 * H) + features, scale, mask=in_units)
+        x *= tl.load(gamma_hh + features, mask=in_units, other=0.0)[:, None]
+    return z + x
+
+
+@triton.jit(do_not_specialize=_DYNAMIC)
+def prepare(
+    wx, wh,  # (4H, T, B) W_x x_t and W_h h_{t-1}; replaced by (i, f, g, o) and BN(wh; 1, 0)
+    bias, cells, gamma_ih, mean_ih, var_ih, gamma_hh, mean_hh, var_hh, gamma_c, mean_c, var_c,
+    scale_hh,  # (T, 4H) written: 1 / sqrt(var + eps)
+    shift_c, scale_c,  # (T, H) written: mean and 1 / sqrt(var + eps)
+    alive_rows, steps, batch_steps, batch, eps_ih, eps_hh, eps_c,
+    H: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_B: tl.constexpr,
+):  # fmt: skip
+    """What the backward pass needs of each step, on a grid (T, cdiv(H, BLOCK_F), chunks)."""
+    t = tl.program_id(0)
+    units = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    rows = tl.program_id(2) * BLOCK_B + tl.arange(0, BLOCK_B)
+    in_units = units < H
+    alive = count_alive(alive_rows, t, batch)
+    in_batch = t < batch_steps
+    mask = in_units[:, None] & (rows < alive)[None, :]
+    at = (units.to(tl.int64) * steps + t)[:, None] * batch + rows[None, :]
+    of_gate = batch.to(tl.int64) * H * steps
+    z_i = _gate(
+        wx, wh, at, mask, 0, t, units, in_units, bias, gamma_ih, mean_ih, var_ih, eps_ih,
+        gamma_hh, mean_hh, var_hh, eps_hh, scale_hh, alive, in_batch, H,
+    )  # fmt: skip
+    z_f = _gate(
+        wx, wh, at + of_gate, mask, 1, t, units, in_units, bias, gamma_ih, mean_ih, var_ih, eps_ih,
+        gamma_hh, mean_hh, var_hh, eps_hh, scale_hh, alive, in_batch, H,
+    )  # fmt: skip
+    z_g = _gate(
+        wx, wh, at + 2 * of_gate, mask, 2, t, units, in_units, bias, gamma_ih, mean_ih, var_ih,
+        eps_ih, gamma_hh, mean_hh, var_hh, eps_hh, scale_hh, alive, in_batch, H,
+    )  # fmt: skip
+    z_o = _gate(
+        wx, wh, at + 3 * of_gate, mask, 3, t, units, in_units, bias, gamma_ih, mean_ih, var_ih,
+        eps_ih, gamma_hh, mean_hh, var_hh, eps_hh, scale_hh, alive, in_batch, H,
+    )  # fmt: skip
+    i, f, g, o = tl.sigmoid(z_i), tl.sigmoid(z_f), tanh(z_g), tl.sigmoid(z_o)  # (2)
+    tl.store(wx + at, i, mask=mask)
+    tl.store(wx + at + of_gate, f, mask=mask)
+    tl.store(wx + at + 2 * of_gate, g, mask=mask)
+    tl.store(wx + at + 3 * of_gate, o, mask=mask)
+    if gamma_c is not None:
+        cell = cells + batch.to(tl.int64) * H * t + units[:, None] * batch + rows[None, :]
+        new = f * tl.load(cell, mask=mask, other=0.0) + i * g
+        of_step = t * H + units
+        _, m, scale = normalized(
+            new, mask, mean_c, var_c, of_step, in_units, eps_c, alive, in_batch, False
+        )
+        tl.store(shift_c + of_step, m, mask=in_units)
+        tl.store(scale_c + of_step, scale, mask=in_units)
 
 
 @triton.jit(do_not_specialize=_DYNAMIC)
 def backward(
-    wx, wh,  # (T, B, 4H) W_x x_t and W_h h_{t-1}; replaced by their gradients
-    weight_hh, bias, cells,
+    gates,  # (4H, T, B) i, f, g, o; replaced by the gradient of z
+    hats,  # (4H, T, B) BN(W_h h_{t-1}; 1, 0); replaced by the gradient of W_h h_{t-1}
+    weight_hh, cells,
+    exchange,  # (chunks, 2, 4H, BLOCK_B): the gradient of W_h h_{t-1} in slot t % 2
     d_output, d_h,  # (T, B, H); (B, H) gradient of h_n
     d_c,  # (B, H) gradient of the cell after t_end; replaced by that before t_start
-    gamma_ih, mean_ih, var_ih, gamma_hh, mean_hh, var_hh, gamma_c, beta_c, mean_c, var_c,
-    sums,  # (chunks, 14 H) added to: gradients of bias, γ_ih, γ_hh (4H each), γ_c, β_c (H each)
-    alive_rows, counter,
-    t_start, t_end, steps, batch_steps, batch, eps_ih, eps_hh, eps_c,
+    gamma_hh, gamma_c, beta_c, scale_hh, shift_c, scale_c,
+    sums,  # (chunks, 6 H) added to: gradients of γ_hh (4H), γ_c, β_c (H each)
+    alive_rows, counter, t_start, t_end, steps, batch_steps, batch,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
-    BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
-    BARRIER: tl.constexpr,
+    BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr,
 ):  # fmt: skip
-    """Steps t_end - 1 down to t_start, on a like grid; wh has step t_end's gradient."""
+    """Steps t_end - 1 down to t_start, on a like grid; slot t_end % 2 has that step's gradient."""
     programs: tl.constexpr = (H + UNITS - 1) // UNITS
-    chunk, first_unit = tl.program_id(0) // programs, tl.program_id(0) % programs * UNITS
+    chunk = tl.program_id(0) // programs
+    units = tl.program_id(0) % programs * UNITS + tl.arange(0, UNITS)
     counter += chunk * BETWEEN_COUNTERS
-    rows = chunk * BLOCK_B + tl.arange(0, BLOCK_B)
-    units = first_unit + tl.arange(0, UNITS)
-    unit_mask = units < H
-    column = tl.arange(0, 4 * UNITS)
-    column_unit = first_unit + column // 4
-    gate_mask = column_unit < H
-    gates = (column % 4) * H + column_unit
-    gate_tile = rows[:, None] * (4 * H) + gates[None, :]
-    unit_tile = rows[:, None] * H + units[None, :]
-    sums += chunk * (14 * H)
-    in_rows = (rows < batch)[:, None]
-    unit_tile_mask = in_rows & unit_mask[None, :]
+    exchange += chunk * (8 * H * BLOCK_B)
+    sums += chunk * (6 * H)
+    columns = tl.arange(0, BLOCK_B)
+    rows = chunk * BLOCK_B + columns
+    in_units = units < H
+    in_tile = in_units[:, None] & (rows < batch)[None, :]
     stride = batch.to(tl.int64) * H
+    of_gate = stride * steps
+    of_slot: tl.constexpr = H * BLOCK_B
+    z_tile = (units.to(tl.int64) * steps)[:, None] * batch + rows[None, :]
+    cell_tile = units[:, None] * batch + rows[None, :]
+    out_tile = rows[None, :] * H + units[:, None]
+    slot_tile = units[:, None] * BLOCK_B + columns[None, :]
 
-    tiles = weight_tiles(weight_hh, units, unit_mask, 4 * H, H, BLOCK_K, RESIDENT)
-    if bias is not None:
-        b = tl.load(bias + gates, mask=gate_mask, other=0.0)[None, :]
-    sum_bias = tl.load(sums + gates, mask=gate_mask, other=0.0)
-    if gamma_ih is not None:
-        g_ih = tl.load(gamma_ih + gates, mask=gate_mask, other=0.0)
-        sum_ih = tl.load(sums + 4 * H + gates, mask=gate_mask, other=0.0)
+    tiles = weight_tiles(weight_hh, units, 4 * H, H, 1, H, BLOCK_K, RESIDENT)
     if gamma_hh is not None:
-        g_hh = tl.load(gamma_hh + gates, mask=gate_mask, other=0.0)
-        sum_hh = tl.load(sums + 8 * H + gates, mask=gate_mask, other=0.0)
+        g_i = tl.load(gamma_hh + units, mask=in_units, other=0.0)
+        g_f = tl.load(gamma_hh + H + units, mask=in_units, other=0.0)
+        g_g = tl.load(gamma_hh + 2 * H + units, mask=in_units, other=0.0)
+        g_o = tl.load(gamma_hh + 3 * H + units, mask=in_units, other=0.0)
+        sum_i = tl.load(sums + units, mask=in_units, other=0.0)
+        sum_f = tl.load(sums + H + units, mask=in_units, other=0.0)
+        sum_g = tl.load(sums + 2 * H + units, mask=in_units, other=0.0)
+        sum_o = tl.load(sums + 3 * H + units, mask=in_units, other=0.0)
     if gamma_c is not None:
-        g_c = tl.load(gamma_c + units, mask=unit_mask, other=0.0)
-        b_c = tl.load(beta_c + units, mask=unit_mask, other=0.0)
-        sum_gamma_c = tl.load(sums + 12 * H + units, mask=unit_mask, other=0.0)
-        sum_beta_c = tl.load(sums + 13 * H + units, mask=unit_mask, other=0.0)
-    dh_n = tl.load(d_h + unit_tile, mask=unit_tile_mask, other=0.0)
-    dc = tl.load(d_c + unit_tile, mask=unit_tile_mask, other=0.0)
+        g_c = tl.load(gamma_c + units, mask=in_units, other=0.0)
+        b_c = tl.load(beta_c + units, mask=in_units, other=0.0)[:, None]
+        sum_gamma_c = tl.load(sums + 4 * H + units, mask=in_units, other=0.0)
+        sum_beta_c = tl.load(sums + 5 * H + units, mask=in_units, other=0.0)
+    dh_n = tl.load(d_h + out_tile, mask=in_tile, other=0.0)
+    dc = tl.load(d_c + out_tile, mask=in_tile, other=0.0)
 
     for back in tl.range(0, t_end - t_start, num_stages=1):
         t = t_end - 1 - back
         alive = count_alive(alive_rows, t, batch)
         in_batch = t < batch_steps
-        live = (rows < alive)[:, None]
-        mask = live & gate_mask[None, :]
-        live_units = live & unit_mask[None, :]
-        wx_t = wx + t * stride * 4 + gate_tile
-        wh_t = wh + t * stride * 4 + gate_tile
-        zx = tl.load(wx_t, mask=mask, other=0.0)
-        zh = tl.load(wh_t, mask=mask, other=0.0)
-        tl.debug_barrier()  # every thread has read what another one will replace
-        at = t * (4 * H) + gates
-        if gamma_ih is not None:
-            hat_ih, scale_ih = normalized(
-                zx, mask, mean_ih, var_ih, at, gate_mask, eps_ih, alive, in_batch, False
-            )
-            zx = hat_ih * g_ih[None, :]
+        live = in_units[:, None] & (rows < alive)[None, :]
+        at = t * batch + z_tile
+        i = tl.load(gates + at, mask=live, other=0.0)
+        f = tl.load(gates + at + of_gate, mask=live, other=0.0)
+        g = tl.load(gates + at + 2 * of_gate, mask=live, other=0.0)
+        o = tl.load(gates + at + 3 * of_gate, mask=live, other=0.0)
         if gamma_hh is not None:
-            hat_hh, scale_hh = normalized(
-                zh, mask, mean_hh, var_hh, at, gate_mask, eps_hh, alive, in_batch, False
-            )
-            zh = hat_hh * g_hh[None, :]
-        z = zx + zh
-        if bias is not None:
-            z += b
-        i, f, g, o = activations(z, BLOCK_B, UNITS)
-        dh_t = tl.load(d_output + t * stride + unit_tile, mask=live_units, other=0.0)
-        c_before = tl.load(cells + t * stride + unit_tile, mask=live_units, other=0.0)
+            hat_i = tl.load(hats + at, mask=live, other=0.0)
+            hat_f = tl.load(hats + at + of_gate, mask=live, other=0.0)
+            hat_g = tl.load(hats + at + 2 * of_gate, mask=live, other=0.0)
+            hat_o = tl.load(hats + at + 3 * of_gate, mask=live, other=0.0)
+            scales = scale_hh + t * (4 * H) + units
+            scale_i = tl.load(scales, mask=in_units, other=0.0)
+            scale_f = tl.load(scales + H, mask=in_units, other=0.0)
+            scale_g = tl.load(scales + 2 * H, mask=in_units, other=0.0)
+            scale_o = tl.load(scales + 3 * H, mask=in_units, other=0.0)
+        dh_t = tl.load(d_output + t * stride + out_tile, mask=live, other=0.0)
+        c_before = tl.load(cells + t * stride + cell_tile, mask=live, other=0.0)
         shown = f * c_before + i * g
         if gamma_c is not None:
-            shown = tl.where(live_units, shown, 0.0)
-            hat_c, scale_c = normalized(
-                shown, live_units, mean_c, var_c, t * H + units, unit_mask, eps_c, alive, in_batch,
-                False,
-            )  # fmt: skip
-            shown = hat_c * g_c[None, :] + b_c[None, :]
+            m_c = tl.load(shift_c + t * H + units, mask=in_units, other=0.0)
+            s_c = tl.load(scale_c + t * H + units, mask=in_units, other=0.0)
+            hat_c = (shown - m_c[:, None]) * s_c[:, None]
+            shown = hat_c * g_c[:, None] + b_c
         shown = tanh(shown)
 
         alive_next = 0
@@ -222,20 +384,21 @@ def backward(
             alive_next = count_alive(alive_rows, t + 1, batch)
         if BARRIER:
             wait(counter, back * programs)
-        dh = product(
-            wh + (t + 1) * stride * 4, rows, alive_next, tiles, weight_hh, units, unit_mask,
-            4 * H, H, BLOCK_B, UNITS, BLOCK_K, RESIDENT, PRECISION,
-        )  # fmt: skip
-        dh = tl.where((rows < alive_next)[:, None], dh, dh_n)
-        dh = tl.where(live_units, dh + dh_t, 0.0)
+        after = exchange + (t + 1) % 2 * (4 * of_slot)
+        of_places = product(
+            after, tiles, weight_hh, units, 4 * H, H, 1, H, BLOCK_B, UNITS, BLOCK_K, RESIDENT
+        )
+        dh = tl.sum(of_places, 1)
+        dh = tl.where((rows < alive_next)[None, :], dh, dh_n)
+        dh = tl.where(live, dh + dh_t, 0.0)
 
         d_shown = dh * o * (1 - shown * shown)
-        d_new = tl.where(live_units, dc, 0.0)
+        d_new = tl.where(live, dc, 0.0)
         if CELL_NORM == "update":
             d_shown += d_new
         if gamma_c is not None:
             d_cell, step_beta, step_gamma = normalize_backward(
-                d_shown, hat_c, scale_c, g_c, live_units, alive, in_batch
+                d_shown, hat_c, s_c, g_c, live, alive, in_batch
             )
             sum_beta_c += step_beta
             sum_gamma_c += step_gamma
@@ -243,40 +406,48 @@ def backward(
             d_cell = d_shown
         if CELL_NORM != "update":
             d_cell += d_new
-        dc = tl.where(live_units, d_cell * f, dc)
+        dc = tl.where(live, d_cell * f, dc)
 
         di = d_cell * g * i * (1 - i)
         df = d_cell * c_before * f * (1 - f)
         dg = d_cell * i * (1 - g * g)
         do = dh * shown * o * (1 - o)
-        dz = tl.reshape(tl.join(tl.join(di, dg), tl.join(df, do)), (BLOCK_B, 4 * UNITS))
-        sum_bias += tl.sum(dz, 0)
-        d_wx, d_wh = dz, dz
-        if gamma_ih is not None:
-            d_wx, _, step_gamma_ih = normalize_backward(
-                dz, hat_ih, scale_ih, g_ih, mask, alive, in_batch
-            )
-            sum_ih += step_gamma_ih
+        wi, wf, wg, wo = di, df, dg, do
         if gamma_hh is not None:
-            d_wh, _, step_gamma_hh = normalize_backward(
-                dz, hat_hh, scale_hh, g_hh, mask, alive, in_batch
-            )
-            sum_hh += step_gamma_hh
-        written = in_rows & gate_mask[None, :]
-        tl.store(wx_t, d_wx, mask=written)
-        tl.store(wh_t, d_wh, mask=written)
+            wi, _, step_i = normalize_backward(di, hat_i, scale_i, g_i, live, alive, in_batch)
+            wf, _, step_f = normalize_backward(df, hat_f, scale_f, g_f, live, alive, in_batch)
+            wg, _, step_g = normalize_backward(dg, hat_g, scale_g, g_g, live, alive, in_batch)
+            wo, _, step_o = normalize_backward(do, hat_o, scale_o, g_o, live, alive, in_batch)
+            sum_i += step_i
+            sum_f += step_f
+            sum_g += step_g
+            sum_o += step_o
+        slot = exchange + t % 2 * (4 * of_slot) + slot_tile
+        tl.store(slot, wi, mask=in_units[:, None])
+        tl.store(slot + of_slot, wf, mask=in_units[:, None])
+        tl.store(slot + 2 * of_slot, wg, mask=in_units[:, None])
+        tl.store(slot + 3 * of_slot, wo, mask=in_units[:, None])
         if BARRIER:
             arrive(counter)
+        # Nobody waits for the rest.
+        tl.store(gates + at, di, mask=in_tile)
+        tl.store(gates + at + of_gate, df, mask=in_tile)
+        tl.store(gates + at + 2 * of_gate, dg, mask=in_tile)
+        tl.store(gates + at + 3 * of_gate, do, mask=in_tile)
+        tl.store(hats + at, wi, mask=in_tile)
+        tl.store(hats + at + of_gate, wf, mask=in_tile)
+        tl.store(hats + at + 2 * of_gate, wg, mask=in_tile)
+        tl.store(hats + at + 3 * of_gate, wo, mask=in_tile)
 
-    tl.store(d_c + unit_tile, dc, mask=unit_tile_mask)
-    tl.store(sums + gates, sum_bias, mask=gate_mask)
-    if gamma_ih is not None:
-        tl.store(sums + 4 * H + gates, sum_ih, mask=gate_mask)
+    tl.store(d_c + out_tile, dc, mask=in_tile)
     if gamma_hh is not None:
-        tl.store(sums + 8 * H + gates, sum_hh, mask=gate_mask)
+        tl.store(sums + units, sum_i, mask=in_units)
+        tl.store(sums + H + units, sum_f, mask=in_units)
+        tl.store(sums + 2 * H + units, sum_g, mask=in_units)
+        tl.store(sums + 3 * H + units, sum_o, mask=in_units)
     if gamma_c is not None:
-        tl.store(sums + 12 * H + units, sum_gamma_c, mask=unit_mask)
-        tl.store(sums + 13 * H + units, sum_beta_c, mask=unit_mask)
+        tl.store(sums + 4 * H + units, sum_gamma_c, mask=in_units)
+        tl.store(sums + 5 * H + units, sum_beta_c, mask=in_units)
 
 
 INTERPRETED = not isinstance(forward, triton.JITFunction)  # TRITON_INTERPRET=1: CPU tensors

@@ -1,4 +1,4 @@
-"""Parts of the kernels of triton_kernels: barrier, products, gates, normalisation."""
+"""Parts of the kernels of triton_kernels: barrier, product, gates, normalisation."""
 
 # mypy: ignore-errors
 # Triton's language has types of its own.
@@ -30,15 +30,6 @@ def tanh(x):
 
 
 @triton.jit
-def activations(z, BLOCK_B: tl.constexpr, UNITS: tl.constexpr):
-    pairs = tl.reshape(z, (BLOCK_B, UNITS, 2, 2))
-    ig, fo = tl.split(pairs)
-    i, g = tl.split(ig)
-    f, o = tl.split(fo)
-    return tl.sigmoid(i), tl.sigmoid(f), tanh(g), tl.sigmoid(o)  # (2)
-
-
-@triton.jit
 def count_alive(alive_rows, t, batch):
     if alive_rows is None:
         return batch
@@ -48,84 +39,127 @@ def count_alive(alive_rows, t, batch):
 
 @triton.jit
 def _weight_tile(
-    w, columns, column_mask, k, K: tl.constexpr, K_STRIDE: tl.constexpr, BLOCK_K: tl.constexpr
-):
+    w, units, k, K: tl.constexpr, K_STRIDE: tl.constexpr, UNIT_STRIDE: tl.constexpr,
+    H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     ks = k + tl.arange(0, BLOCK_K)
-    mask = (ks < K)[:, None] & column_mask[None, :]
-    return tl.load(w + ks[:, None] * K_STRIDE + columns[None, :], mask=mask, other=0.0)
+    mask = (units < H)[:, None, None] & (ks < K)[None, :, None]
+    at = units[:, None, None] * UNIT_STRIDE + ks[None, :, None] * K_STRIDE
+    return tl.load(w + at, mask=mask, other=0.0)
 
 
 @triton.jit
 def weight_tiles(
-    w, columns, column_mask,
-    K: tl.constexpr, K_STRIDE: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+    w, units, K: tl.constexpr, K_STRIDE: tl.constexpr, UNIT_STRIDE: tl.constexpr,
+    H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
+    """The tiles (UNITS, BLOCK_K, 1) of w that `product` takes, where they are kept."""
     tiles = ()
     if RESIDENT:
         for k in tl.static_range(0, K, BLOCK_K):
-            tile = _weight_tile(w, columns, column_mask, k, K, K_STRIDE, BLOCK_K)
+            tile = _weight_tile(w, units, k, K, K_STRIDE, UNIT_STRIDE, H, BLOCK_K)
             tiles = tiles + (tile,)  # noqa: RUF005  # unpacking is not Triton
     return tiles
 
 
 @triton.jit
-def _state_tile(a, rows, alive, k, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    ks = k + tl.arange(0, BLOCK_K)
-    mask = (rows < alive)[:, None] & (ks < K)[None, :]
-    return tl.load(a + rows[:, None] * K + ks[None, :], mask=mask, other=0.0)
+def _state_tile(a, k, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(1, BLOCK_K, BLOCK_B) of a (K, BLOCK_B)."""
+    ks = k + tl.arange(0, BLOCK_K)[None, :, None]
+    return tl.load(
+        a + ks * BLOCK_B + tl.arange(0, BLOCK_B)[None, None, :], mask=ks < K, other=0.0
+    )
 
 
 @triton.jit
 def product(
-    a, rows, alive, tiles, w, columns, column_mask,
-    K: tl.constexpr, K_STRIDE: tl.constexpr, BLOCK_B: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
+    a, tiles, w, units, K: tl.constexpr, K_STRIDE: tl.constexpr, UNIT_STRIDE: tl.constexpr,
+    H: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr, BLOCK_K: tl.constexpr,
+    RESIDENT: tl.constexpr,
 ):  # fmt: skip
-    """Sum over k of a[row, k] w[k, column], a (batch, K); zero in rows >= alive."""
-    acc = tl.zeros((BLOCK_B, COLUMNS), tl.float32)
+    """Sums over k of w[unit, k] a[k, row], for each place in a tile (UNITS, BLOCK_K, BLOCK_B)."""
+    sums = tl.zeros((UNITS, BLOCK_K, BLOCK_B), tl.float32)
     if RESIDENT:
-        coming = _state_tile(a, rows, alive, 0, K, BLOCK_K)
         for k in tl.static_range(0, K, BLOCK_K):
-            here = coming
-            if k + BLOCK_K < K:  # loads the next tile while this one is multiplied
-                coming = _state_tile(a, rows, alive, k + BLOCK_K, K, BLOCK_K)
-            acc = tl.dot(here, tiles[k // BLOCK_K], acc, input_precision=PRECISION)
+            sums += tiles[k // BLOCK_K] * _state_tile(a, k, K, BLOCK_B, BLOCK_K)
     else:
-        for k in tl.range(0, K, BLOCK_K, num_stages=3):
-            here = _state_tile(a, rows, alive, k, K, BLOCK_K)
-            tile = _weight_tile(w, columns, column_mask, k, K, K_STRIDE, BLOCK_K)
-            acc = tl.dot(here, tile, acc, input_precision=PRECISION)
-    return acc
+        for k in tl.range(0, K, BLOCK_K, num_stages=1, loop_unroll_factor=4):
+            tile = _weight_tile(w, units, k, K, K_STRIDE, UNIT_STRIDE, H, BLOCK_K)
+            sums += tile * _state_tile(a, k, K, BLOCK_B, BLOCK_K)
+    return sums
+
+
+@triton.jit
+def _add_four(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
+
+
+@triton.jit
+def products_of_gates(
+    a, tiles_i, tiles_f, tiles_g, tiles_o, w, units, H: tl.constexpr, BLOCK_B: tl.constexpr,
+    UNITS: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """W a of the four gates, (UNITS, BLOCK_B) each: a tile of a is read once."""
+    i = tl.zeros((UNITS, BLOCK_K, BLOCK_B), tl.float32)
+    f, g, o = i, i, i
+    if RESIDENT:
+        for k in tl.static_range(0, H, BLOCK_K):
+            here = _state_tile(a, k, H, BLOCK_B, BLOCK_K)
+            i += tiles_i[k // BLOCK_K] * here
+            f += tiles_f[k // BLOCK_K] * here
+            g += tiles_g[k // BLOCK_K] * here
+            o += tiles_o[k // BLOCK_K] * here
+    else:
+        for k in tl.range(0, H, BLOCK_K, num_stages=1, loop_unroll_factor=4):
+            here = _state_tile(a, k, H, BLOCK_B, BLOCK_K)
+            i += _weight_tile(w, units, k, H, 1, H, H, BLOCK_K) * here
+            f += _weight_tile(w + H * H, units, k, H, 1, H, H, BLOCK_K) * here
+            g += _weight_tile(w + 2 * H * H, units, k, H, 1, H, H, BLOCK_K) * here
+            o += _weight_tile(w + 3 * H * H, units, k, H, 1, H, H, BLOCK_K) * here
+    return tl.reduce((i, f, g, o), 1, _add_four)  # one exchange between the warps for all four
+
+
+@triton.jit
+def one_by_root(x):
+    return tl.math.div_rn(1.0, tl.math.sqrt_rn(x))  # rsqrt is off by two units in the last place
+
+
+@triton.jit
+def statistics(x, mask, mean, var, offsets, in_features, alive, in_batch):
+    """x - mean, mean and var of x (features, rows) in `mask`: the batch's statistics, or stored ones."""
+    if in_batch:
+        m = tl.sum(tl.where(mask, x, 0.0), 1) / alive
+        centred = tl.where(mask, x - m[:, None], 0.0)
+        v = tl.sum(centred * centred, 1) / alive
+    else:
+        m = tl.load(mean + offsets, mask=in_features, other=0.0)
+        v = tl.load(var + offsets, mask=in_features, other=1.0)
+    return x - m[:, None], m, v
 
 
 @triton.jit
 def normalized(
-    x, mask, mean, var, offsets, column_mask, eps, alive, in_batch, STORE: tl.constexpr
+    x, mask, mean, var, offsets, in_features, eps, alive, in_batch, STORE: tl.constexpr
 ):  # fmt: skip
-    """(x - mean) / sqrt(var + eps), and 1 / sqrt(var + eps); x is zero outside `mask`.
+    """(x - mean) / sqrt(var + eps) of x (features, rows), and mean and 1 / sqrt(var + eps).
 
-    Statistics of the batch, or those stored. The backward pass computes the batch's again, because
-    it also computes x again: the stored ones would differ from x's by rounding, which the gradient
-    of a variance near zero magnifies.
+    The backward pass computes the batch's statistics again, because it also computes x again: the
+    stored ones would differ from x's by rounding, which the gradient of a variance near zero
+    magnifies.
     """
-    if in_batch:
-        m = tl.sum(x, 0) / alive
-        centred = tl.where(mask, x - m[None, :], 0.0)
-        v = tl.sum(centred * centred, 0) / alive
-        if STORE:
-            tl.store(mean + offsets, m, mask=column_mask)
-            tl.store(var + offsets, v, mask=column_mask)
-    else:
-        m = tl.load(mean + offsets, mask=column_mask, other=0.0)
-        v = tl.load(var + offsets, mask=column_mask, other=1.0)
-    scale = tl.math.rsqrt(v + eps)
-    return (x - m[None, :]) * scale[None, :], scale
+    centred, m, v = statistics(x, mask, mean, var, offsets, in_features, alive, in_batch)
+    if STORE:
+        if in_batch:
+            tl.store(mean + offsets, m, mask=in_features)
+            tl.store(var + offsets, v, mask=in_features)
+    scale = one_by_root(v + eps)
+    return centred * scale[:, None], m, scale
 
 
 @triton.jit
 def normalize_backward(dy, hat, scale, gamma, mask, alive, in_batch):
     """dx of (4), and the step's dβ and dγ. Population statistics are constants."""
-    d_beta, d_gamma = tl.sum(dy, 0), tl.sum(dy * hat, 0)
+    d_beta, d_gamma = tl.sum(dy, 1), tl.sum(dy * hat, 1)
     share = tl.where(in_batch, 1.0, 0.0) / alive
-    centred = dy - (d_beta[None, :] + hat * d_gamma[None, :]) * share
-    return tl.where(mask, centred * (scale * gamma)[None, :], 0.0), d_beta, d_gamma
+    centred = dy - (d_beta[:, None] + hat * d_gamma[:, None]) * share
+    return tl.where(mask, centred * (scale * gamma)[:, None], 0.0), d_beta, d_gamma
