@@ -38,11 +38,11 @@ normalised=ln_lstm,bn_lstm_input,bn_lstm,elstm_bn
 models=lstm,$normalised # and gru, whose gates have other biases
 rates=0.001,0.003,0.01,0.03 longer_rates=0.003,0.01,0.03
 decays=0.03,0.1 wide=256
-tuning_epochs=3 epochs=10 half=5 double=20
+tuning_epochs=3 epochs=10 half=5 double=20 whole_tuning_epochs=8 whole_epochs=18
 ten=0,1,2,3,4,5,6,7,8,9 five=0,1,2,3,4 three=0,1,2 # seeds
 rows=() long=() pixels=()
 if [ "$quick" ]; then
-    rates=0.01 longer_rates=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 ten=0,1 five=0 three=0,1
+    rates=0.01 longer_rates=0.01 decays=0.1 wide=160 tuning_epochs=1 epochs=2 half=1 double=3 whole_tuning_epochs=1 whole_epochs=1 ten=0,1 five=0 three=0,1
     rows=(data.train_size=3000)
     long=(data.train_size=1000 trainer.max_epochs=1 data.pixels_per_step=7)
     pixels=("${long[@]}" data.pixels_per_step=14) # most of it is evaluation, of all 10,000 images
@@ -299,6 +299,23 @@ permuted() {
     done
 }
 
+# Permuted, on all images: a rate (and whether to decay weights) chosen for eLSTM-BN, and BN-LSTM with
+# the same; one seed each, where there is a GPU.
+whole() {
+    local model statistics=() words=(experiment=mnist_permuted_subset data.train_size=null "${pixels[@]}")
+    local tried=("${words[@]}" trainer.max_epochs=$whole_tuning_epochs seed=100 model=elstm_bn
+        ${setting[elstm_bn]} $(softened elstm_bn) optimizer.lr=0.01,0.03)
+    sweep tuning-whole "${tried[@]}"
+    sweep tuning-whole "${tried[@]}" optimizer=adamw optimizer.weight_decay=0.1
+    python scripts/choose.py "$out/tuning-whole" | tee "$out/tuning-whole/settings.md"
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || return 0
+    for model in elstm_bn bn_lstm; do
+        sweep whole "${words[@]}" trainer.max_epochs=$whole_epochs model=$model seed=0 \
+            ${setting[$model]} $(softened $model) optimizer.lr=0.01 \
+            trainer.threads=null trainer.device=cuda trainer.log_every=250
+    done
+}
+
 # report_of STUDY WORD...: of the runs in OUT/STUDY, if there are any, and of those that WORDs add
 report_of() {
     [ ! -d "$out/$1" ] || report "$out/$1" "${@:2}" -o "$out/$1"
@@ -324,6 +341,7 @@ reports() {
         --title "A softer norm of the cell"
     report_of pixels "${both[@]}" --title "Pixel by pixel and permuted, a subset"
     report_of permuted "${both[@]}" --title "Permuted, a subset, with learning rates of its own"
+    report_of whole --baseline bn_lstm --title "Permuted, all images"
     report "$out/runs" "${both[@]}" -o "$out" --title "LSTM and its variants"
 }
 
@@ -347,6 +365,7 @@ if [ ! "$only_report" ]; then
     softer
     pixel_by_pixel
     permuted
+    whole
 fi
 reports
 [ $failed = 0 ] || echo "some runs have failed: see above, and the report" >&2

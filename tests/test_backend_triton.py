@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,27 @@ CASES = {
 }  # fmt: skip
 
 
+SOME = ("update", "output, packed", "eval, in chunks", "one sequence left", "several tiles")
+
+
+def slow_but(quick: tuple[str, ...], names: Iterable[str]) -> list[Any]:
+    """The names as parameters, marked slow where they are not `quick`."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+
+
 @needs_triton
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_equals_the_reference(interpreted: Run, case: dict[str, Any]) -> None:
-    interpreted(check, **SMALL | case)
+@pytest.mark.parametrize("name", slow_but(SOME, CASES))
+def test_equals_the_reference(interpreted: Run, name: str) -> None:
+    interpreted(check, **SMALL | CASES[name])
 
 
 @needs_triton
 @pytest.mark.parametrize(
-    "name", ["output, packed", "none", "one sequence left", "weights not kept", "eval, in chunks"]
+    "name",
+    slow_but(
+        ("one sequence left",),
+        ["output, packed", "none", "one sequence left", "weights not kept", "eval, in chunks"],
+    ),
 )
 def test_barrier(interpreted: Run, name: str) -> None:
     interpreted(check_barrier, **SMALL | CASES[name])
@@ -96,7 +108,14 @@ def make_layer(kind: type[torch.nn.Module], layers: int) -> torch.nn.Module:
 
 
 @needs_triton
-@pytest.mark.parametrize(("kind", "layers"), [(LSTM, 1), (BNLSTM, 1), (ELSTMBN, 2)])
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        pytest.param(LSTM, 1, marks=pytest.mark.slow),
+        pytest.param(BNLSTM, 1, marks=pytest.mark.slow),
+        (ELSTMBN, 2),
+    ],
+)
 def test_layers(interpreted: Run, kind: type[torch.nn.Module], layers: int) -> None:
     interpreted(check_layers, make_layer(kind, layers))
 
@@ -123,6 +142,15 @@ def test_refusals(layer: ELSTMBN, reason: str) -> None:
     x = torch.randn(2, 4, 3, dtype=layer.weight_ih_l0.dtype)
     with pytest.raises(ValueError, match=f"backend 'triton' cannot serve this call: .*({reason})"):
         layer(x)
+
+
+def test_auto_takes_it_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert triton_backend.automatic(torch.device("cuda"))
+    assert not triton_backend.automatic(torch.device("cpu"))
+    capability = (8, 6)
+    assert not triton_backend.automatic(torch.device("cuda"))
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The registry of recurrences: one function, several implementations, chosen here and nowhere else.
 
-A backend is a module of this package with two functions of the same arguments as
+A backend is a module of this package with three functions. Of the same arguments as
 `elstm.nn.recurrence.recurrence`: `recurrence`, and `refuses`, which returns why it cannot serve a
-call, or None where it can. It is imported when it is first asked.
+call, or None where it can. Of a device: `automatic`, whether `auto` takes it there, which it does
+once it has been measured. It is imported when it is first asked: by `auto` only for its
+kind of device.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _MODULES: dict[str, str] = {
     "cpu": "elstm.nn.backends.cpu",
     "triton": "elstm.nn.backends.triton",
 }
-_BY_NAME_ALONE = {"triton"}  # `auto` takes a backend once it has been measured
+_DEVICES = {"cpu": "cpu", "triton": "cuda"}
 BACKENDS = ("auto", *_MODULES, "reference")
 
 
@@ -55,10 +57,13 @@ def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
     """
     spread = any(isinstance(part, NormInputs) and part.shares is not None for part in call)
     for candidate, module_name in _MODULES.items():
-        if name != candidate and (name != "auto" or candidate in _BY_NAME_ALONE):
+        kind = call[0].device.type
+        if name != candidate and (name != "auto" or kind != _DEVICES[candidate]):
             continue
         _load(module_name)
         module = _LOADED[module_name]
+        if name == "auto" and not module.automatic(call[0].device):
+            continue
         reason = _SPREAD if spread else module.refuses(*call)
         if reason is None:
             return candidate, module.recurrence

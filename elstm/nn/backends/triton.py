@@ -1,14 +1,15 @@
 """The recurrence on CUDA by the kernels of triton_kernels: one launch for all steps, each way.
 
-Not yet measured on a GPU, nor run on one, so `auto` does not choose this backend. What is checked:
-the kernels' results with Triton's interpreter, the barrier too, with a process for each program;
-and that they compile for compute capability 8.0 to 12.0.
+`auto` takes it on GPUs of compute capability 9, since it was measured on an H200; by name it runs
+on others too, from 8.0 on. Without a GPU, tests run the kernels in Triton's interpreter, and the
+barrier with a process for each program.
 
 Serves cell_norm none, output and update, in float32: lower precisions are cast to it, and the
 output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
 uses TF32 if the user allows it; the products inside the kernels never do. For the backward pass the
 forward keeps h_t and c_t, 2 T B H numbers; both projections are computed again (8 T B H numbers
-while the backward pass runs), so that `recompute` changes nothing.
+while the backward pass runs; the input's, an eighth of the steps at a time, a third time), so that
+`recompute` changes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _blocks(
     batch: int, hidden: int, whole: bool, device: torch.device
 ) -> tuple[Blocks, Blocks] | None:
     """For the forward and the backward kernel; None: the call does not fit."""
-    processors = 6  # under the interpreter: few programs, since they run one after another
+    processors = 3  # under the interpreter: few programs, since they run one after another
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4, whole=whole)
@@ -56,6 +57,11 @@ def available() -> bool:
         return False
     major, minor = version("triton").split(".")[:2]
     return (int(major), int(minor)) >= (3, 6)
+
+
+def automatic(device: torch.device) -> bool:
+    """Whether `auto` takes this backend: on the architecture on which it was measured."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def refuses(
@@ -199,7 +205,7 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     d_output, d_h, d_c = (gradient.contiguous() for gradient in gradients)
     x, h_0, weight_ih, weight_hh, *parameters, output, cells = ctx.saved_tensors[:11]
     plan, needs = ctx.plan, ctx.needs_input_grad
-    steps, batch, hidden = output.shape
+    steps, _, hidden = output.shape
     blocks = _blocks_of(plan, x, hidden)[1]
     arguments = _arguments(plan, blocks, cells, *parameters)
     wx = _product(weight_ih, x)

@@ -188,9 +188,7 @@ def forward(
         shown = new
         if gamma_c is not None:
             at_c = t * H + units
-            hat_c, m_c, v_c = statistics(
-                new, live, mean_c, var_c, at_c, in_units, alive, in_batch
-            )
+            hat_c, m_c, v_c = statistics(new, live, mean_c, var_c, at_c, in_units, alive, in_batch)
             shown = hat_c * one_by_root(v_c + eps_c)[:, None] * g_c + b_c
         if CELL_NORM == "update":
             new = shown  # (3c)

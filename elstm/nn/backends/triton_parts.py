@@ -6,6 +6,8 @@
 import triton
 import triton.language as tl
 
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
 
 @triton.jit
 def arrive(counter):
@@ -66,9 +68,7 @@ def weight_tiles(
 def _state_tile(a, k, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
     """(1, BLOCK_K, BLOCK_B) of a (K, BLOCK_B)."""
     ks = k + tl.arange(0, BLOCK_K)[None, :, None]
-    return tl.load(
-        a + ks * BLOCK_B + tl.arange(0, BLOCK_B)[None, None, :], mask=ks < K, other=0.0
-    )
+    return tl.load(a + ks * BLOCK_B + tl.arange(0, BLOCK_B)[None, None, :], mask=ks < K, other=0.0)
 
 
 @triton.jit
@@ -116,7 +116,10 @@ def products_of_gates(
             f += _weight_tile(w + H * H, units, k, H, 1, H, H, BLOCK_K) * here
             g += _weight_tile(w + 2 * H * H, units, k, H, 1, H, H, BLOCK_K) * here
             o += _weight_tile(w + 3 * H * H, units, k, H, 1, H, H, BLOCK_K) * here
-    return tl.reduce((i, f, g, o), 1, _add_four)  # one exchange between the warps for all four
+    if _INTERPRETED:  # where this reduction calls Python for each number
+        return tl.sum(i, 1), tl.sum(f, 1), tl.sum(g, 1), tl.sum(o, 1)
+    else:  # noqa: RET505
+        return tl.reduce((i, f, g, o), 1, _add_four)  # one exchange between the warps for all four
 
 
 @triton.jit
@@ -126,7 +129,7 @@ def one_by_root(x):
 
 @triton.jit
 def statistics(x, mask, mean, var, offsets, in_features, alive, in_batch):
-    """x - mean, mean and var of x (features, rows) in `mask`: the batch's statistics, or stored ones."""
+    """x - mean, mean and var of x (features, rows) in `mask`: of the batch, or as stored."""
     if in_batch:
         m = tl.sum(tl.where(mask, x, 0.0), 1) / alive
         centred = tl.where(mask, x - m[:, None], 0.0)
@@ -148,7 +151,7 @@ def normalized(
     magnifies.
     """
     centred, m, v = statistics(x, mask, mean, var, offsets, in_features, alive, in_batch)
-    if STORE:
+    if STORE:  # noqa: SIM102  # the compiler knows this one alone
         if in_batch:
             tl.store(mean + offsets, m, mask=in_features)
             tl.store(var + offsets, v, mask=in_features)
