@@ -185,6 +185,7 @@ def test_blocks_that_do_not_fit() -> None:
 
 
 @needs_triton
+@pytest.mark.slow
 def test_compiles_for_hopper(tmp_path: Path) -> None:
     with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as executor:
         compiled = executor.submit(compile_for_hopper).result()

@@ -170,6 +170,7 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     assert all("going on at epoch" in text for text in logs)
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(train):
     """Of a terminal, whose Ctrl-C goes to all processes; one of the runs hangs."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -198,6 +199,7 @@ def test_a_second_interrupt_ends_at_once(train):
     assert all("going on at epoch" in text for text in logs.values())
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2", "model=lstm",
@@ -211,6 +213,7 @@ def test_a_worker_that_is_killed_is_said_and_its_run_goes_on(train):
     assert [row["state"] for row in table()] == ["done"] * 3
 
 
+@pytest.mark.slow
 def test_workers_whose_sweep_was_killed_save_and_end(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = train("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(6)",
