@@ -147,10 +147,11 @@ def test_refusals(layer: ELSTMBN, reason: str) -> None:
 def test_auto_takes_it_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = (9, 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert triton_backend.automatic(torch.device("cuda"))
-    assert not triton_backend.automatic(torch.device("cpu"))
+    automatic = backends._AUTOMATIC["triton"]
+    assert automatic(torch.device("cuda"))
+    assert not automatic(torch.device("cpu"))
     capability = (8, 6)
-    assert not triton_backend.automatic(torch.device("cuda"))
+    assert not automatic(torch.device("cuda"))
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

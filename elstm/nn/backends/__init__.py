@@ -1,10 +1,8 @@
 """The registry of recurrences: one function, several implementations, chosen here and nowhere else.
 
-A backend is a module of this package with three functions. Of the same arguments as
+A backend is a module of this package with two functions of the same arguments as
 `elstm.nn.recurrence.recurrence`: `recurrence`, and `refuses`, which returns why it cannot serve a
-call, or None where it can. Of a device: `automatic`, whether `auto` takes it there, which it does
-once it has been measured. It is imported when it is first asked: by `auto` only for its
-kind of device.
+call, or None where it can. It is imported when it is first asked.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+
+import torch
 
 from elstm.nn import recurrence as reference
 from elstm.nn.recurrence import NormInputs, Recurrence
@@ -21,7 +21,13 @@ _MODULES: dict[str, str] = {
     "cpu": "elstm.nn.backends.cpu",
     "triton": "elstm.nn.backends.triton",
 }
-_DEVICES = {"cpu": "cpu", "triton": "cuda"}
+# Where `auto` asks a backend: on devices like those on which it has been measured.
+_AUTOMATIC: dict[str, Callable[[torch.device], bool]] = {
+    "cpu": lambda device: device.type == "cpu",
+    "triton": lambda device: (
+        device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    ),
+}
 BACKENDS = ("auto", *_MODULES, "reference")
 
 
@@ -57,13 +63,10 @@ def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
     """
     spread = any(isinstance(part, NormInputs) and part.shares is not None for part in call)
     for candidate, module_name in _MODULES.items():
-        kind = call[0].device.type
-        if name != candidate and (name != "auto" or kind != _DEVICES[candidate]):
+        if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call[0].device)):
             continue
         _load(module_name)
         module = _LOADED[module_name]
-        if name == "auto" and not module.automatic(call[0].device):
-            continue
         reason = _SPREAD if spread else module.refuses(*call)
         if reason is None:
             return candidate, module.recurrence

@@ -27,11 +27,6 @@ from elstm.nn.recurrence import NormInputs, Statistics
 _CELLS = {"none": 0, "output": 1, "update": 2}
 
 
-def automatic(device: torch.device) -> bool:
-    """Whether `auto` takes this backend: `refuses` says where it cannot run."""
-    return True
-
-
 def refuses(
     x: Tensor,
     batch_sizes: list[int] | None,

@@ -59,11 +59,6 @@ def available() -> bool:
     return (int(major), int(minor)) >= (3, 6)
 
 
-def automatic(device: torch.device) -> bool:
-    """Whether `auto` takes this backend: on the architecture on which it was measured."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
 def refuses(
     x: Tensor,
     batch_sizes: list[int] | None,
@@ -182,7 +177,8 @@ class _Recurrence(torch.autograd.Function):
         cells[0] = c_0.t()
         arguments = _arguments(plan, blocks, cells, *parameters)
         wx = _product(weight_ih, x)
-        if parameters[0] is not None or parameters[1] is not None:
+        bias, gamma_ih, *_ = parameters
+        if bias is not None or gamma_ih is not None:
             _for_all_steps("normalize_inputs", arguments, 4 * hidden, {"wx": wx})
         exchange = x.new_zeros(blocks.chunks, 2, hidden, blocks.BLOCK_B)
         padded = F.pad(h_0, (0, 0, 0, blocks.chunks * blocks.BLOCK_B - batch))
@@ -204,6 +200,7 @@ class _Recurrence(torch.autograd.Function):
 def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     d_output, d_h, d_c = (gradient.contiguous() for gradient in gradients)
     x, h_0, weight_ih, weight_hh, *parameters, output, cells = ctx.saved_tensors[:11]
+    bias, gamma_ih, *_ = parameters
     plan, needs = ctx.plan, ctx.needs_input_grad
     steps, _, hidden = output.shape
     blocks = _blocks_of(plan, x, hidden)[1]
@@ -227,9 +224,9 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     _step_by_step("backward", arguments, own, _launches(steps, x.device)[::-1])
 
     dz, d_wh = wx, wh.flatten(1)  # the kernel has replaced the projections
-    d_bias = dz.sum((1, 2)) if parameters[0] is not None else None
+    d_bias = dz.sum((1, 2)) if bias is not None else None
     d_gamma_ih = None
-    if parameters[1] is not None:  # dz becomes the gradient of W_x x_t
+    if gamma_ih is not None:  # dz becomes the gradient of W_x x_t
         of_gamma = x.new_empty(blocks.chunks, steps, 4 * hidden)
         few = -(-steps // _SLICES)
         for start in range(0, steps, few):
@@ -314,7 +311,9 @@ def _launches(steps: int, device: torch.device) -> list[tuple[int, int]]:
 
 def _for_all_steps(name: str, arguments: _Arguments, features: int, own: dict[str, Any]) -> None:
     """A kernel that takes the steps side by side."""
-    kernel, blocks = getattr(_kernels(), name), arguments.blocks
+    from elstm.nn.backends import triton_all_steps  # here: see _kernels
+
+    kernel, blocks = getattr(triton_all_steps, name), arguments.blocks
     if name != "prepare":  # of the input's projection alone
         own["gamma"], own["mean"], own["var"], own["eps"] = (
             arguments.named[f"{part}_ih"] for part in ("gamma", "mean", "var", "eps")

@@ -35,7 +35,7 @@ def choose_blocks(
     multiplies: takes the count with the least estimated time. Batch statistics need the `whole`
     batch in one program; else it may be cut too. None: nothing fits.
     """
-    padded = max(_ROWS[0], power_of_two(batch))
+    padded = max(_ROWS[0], _power_of_two(batch))
     best = None
     for block_b in [padded] if whole else [size for size in _ROWS if size <= padded]:
         chunks = -(-batch // block_b)
@@ -60,7 +60,7 @@ def _blocks(
     warps = 8 if width == 1 else 4  # one sum takes more warps along k than four do
     if depth * columns > 100_000:
         warps *= 2
-    block_k = min(power_of_two(depth), _NUMBERS * 32 * warps // columns)
+    block_k = min(_power_of_two(depth), _NUMBERS * 32 * warps // columns)
     if block_k == 0:
         return None
     along_k = max(1, 128 * warps // block_b)  # threads, with 4 sequences each
@@ -68,6 +68,6 @@ def _blocks(
     return Blocks(programs, chunks, warps, block_b, units, block_k, resident)
 
 
-def power_of_two(n: int) -> int:
+def _power_of_two(n: int) -> int:
     """The least one that is at least n."""
     return 1 << (n - 1).bit_length()
