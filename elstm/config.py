@@ -84,10 +84,6 @@ class BNLSTMConfig(LSTMConfig):
     gamma_c: float | None = None  # None: 3 for a norm whose result is carried on, else 1
     normalize_input: bool = True
     normalize_hidden: bool = True
-    ghost_batch_size: int | None = bounded(None, ge=2)  # None: statistics of the whole batch
-    renorm: bool = False  # batch renormalisation (Ioffe 2017), from batch renorm_start on
-    renorm_start: int = bounded(100, ge=1)
-    renorm_ramp: int = bounded(500, ge=0)  # batches until it is at full strength
 
 
 @dataclass

@@ -136,9 +136,8 @@ def recompute_statistics(
 ) -> None:
     """Exact population statistics from training images, in place of the lagging moving averages.
 
-    Training goes on from these values, but without model.renorm it does not look at them: its
-    batches are normalised by themselves, and the random state is untouched. So the weights then do
-    not depend on it; with renorm they do, but a second call between two steps changes nothing. Of
+    Training goes on from these values but does not look at them: its batches are normalised by
+    themselves, and the random state is untouched, so the weights do not depend on this call. Of
     several processes each takes its share of the batches, and all get the same statistics.
 
     One large batch by default: what is pooled over several may fit none of them

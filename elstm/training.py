@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from elstm import checkpoint, evaluation, figures, runtime
-from elstm.config import BNLSTMConfig, Config
+from elstm.config import Config
 from elstm.data import ImageSequences, load_data
 from elstm.errors import UserError
 from elstm.files import refuse_links, remove_leftovers, writing
@@ -150,14 +150,6 @@ class _Run:
             precision=self.trainer.precision,
         )
 
-        model = config.model
-        renorm = model if isinstance(model, BNLSTMConfig) and model.renorm else None
-        if renorm and self.processes > 1 and not self.trainer.sync_batch_stats:
-            raise UserError(
-                f"model.renorm=true on {self.processes} processes needs "
-                "trainer.sync_batch_stats=true: without, each would train towards running "
-                "statistics of its own, and a checkpoint holds those of one"
-            )
         self.saved = checkpoint.latest(run_dir) if resume else None
         if self.saved is not None:
             try:
@@ -202,11 +194,6 @@ class _Run:
         if self.trainer.max_steps is not None:
             total_steps = min(total_steps, self.trainer.max_steps)
         self.total_steps = total_steps
-        if renorm and total_steps <= renorm.renorm_start:
-            self.warn(
-                "nothing is renormalised in a run of %d steps: model.renorm_start=%d",
-                total_steps, renorm.renorm_start,
-            )  # fmt: skip
         self.schedule = Schedule(
             config.scheduler, config.optimizer.lr, total_steps, steps_per_epoch
         )

@@ -161,11 +161,6 @@ def _check_together(config: Config) -> None:
         )
     model = config.model
     if config.trainer.sync_batch_stats and isinstance(model, BNLSTMConfig):
-        if model.ghost_batch_size is not None:
-            raise UserError(
-                f"model.ghost_batch_size={model.ghost_batch_size} does not go with "
-                "trainer.sync_batch_stats=true: choose one"
-            )
         if model.recompute:
             raise UserError(
                 "model.recompute=true does not go with trainer.sync_batch_stats=true: choose one"
@@ -180,11 +175,6 @@ def _check_together(config: Config) -> None:
                 "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
                 "compiler would have to see into the exchange between the processes"
             )
-    if isinstance(model, BNLSTMConfig) and model.renorm and model.backend == "triton":
-        raise UserError(
-            "model.backend=triton has no batch renormalisation (model.renorm=true): allowed are "
-            "auto, cpu and reference"
-        )
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")

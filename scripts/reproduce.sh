@@ -236,17 +236,6 @@ batches() {
     done
 }
 
-# Batch renormalisation, to be compared with the same runs without it.
-renormalised() {
-    local model
-    for model in bn_lstm elstm_bn; do
-        sweep renorm experiment=fashion_rows "${rows[@]}" trainer.max_epochs=$half model=$model \
-            model.renorm=true seed=$three ${setting[$model]}
-        sweep renorm experiment=fashion_196 "${long[@]}" model=$model model.renorm=true \
-            seed=$three ${setting[$model]}
-    done
-}
-
 # How large the cell may grow before its norm shrinks it (gamma_c, and eps with it), with seeds of
 # their own: at rows over half the epochs, for BN-LSTM too, though it does not carry the result; and
 # at 784 steps, where eLSTM-BN forgets too soon with 1.
@@ -360,7 +349,6 @@ if [ ! "$only_report" ]; then
     longer
     longest
     batches
-    renormalised
     gammas
     softer
     pixel_by_pixel

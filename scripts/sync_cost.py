@@ -4,8 +4,8 @@
     python scripts/sync_cost.py --model      # the model alone
 
 Measured: one all-gather and one all-reduce of the 2 x 4H numbers of a norm of W_h h, and a training
-step (forward and backward of ELSTMBN, medians) of each process with its own statistics, with those
-of ghost batches, and with those of both processes.
+step (forward and backward of ELSTMBN, medians) of each process with its own statistics, and with
+those of both processes.
 
 Modelled, for NCCL on nodes of 8 GPUs with NVLink: a training step has (n T + 3) all-gathers
 forward and n T + 1 all-reduces backward, for n = 2 norms within the loop (3 for terms and
@@ -41,7 +41,6 @@ import torch.distributed as dist
 from elstm.nn import ELSTMBN
 
 SHAPES = {"rows": (28, 64, 28, 128), "pixels": (784, 50, 1, 100)}  # T, B of a process, I, H
-GHOST = 16
 GPUS = (8, 16, 32, 64, 128, 256)
 NODE, HOST = 8, 15.0  # GPUs of a node; µs
 
@@ -103,7 +102,6 @@ def measured(seconds: float) -> None:
         local = math.nan
         kinds: dict[str, dict[str, Any]] = {
             "local": {},
-            f"ghosts of {GHOST}": {"ghost_batch_size": GHOST},
             "local, reference": {"backend": "reference"},
             "synchronised": {"sync_batch_stats": True},
         }

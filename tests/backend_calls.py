@@ -27,7 +27,6 @@ def served(
     sizes: list[int] | None = None,
     batch_steps: int | None = None,
     recompute: bool = False,
-    renorm: bool = False,
     seed: int = 0,
     refuses: Callable[..., str | None] | None = None,
 ) -> dict[str, Tensor]:
@@ -40,11 +39,9 @@ def served(
 
     def norm(features: int, has_beta: bool) -> NormInputs:
         mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
-        gamma, limits = draw(features), None
+        gamma = draw(features)
         beta = draw(features) if has_beta else None
-        if renorm:
-            limits = draw(steps, 2).detach().abs() + torch.tensor([1, 0], device=device)
-        return NormInputs(gamma, beta, mean, var, 0.1, limits=limits)
+        return NormInputs(gamma, beta, mean, var, 0.1)
 
     leaves: dict[str, Any] = {
         "x": draw(steps, batch, inputs),

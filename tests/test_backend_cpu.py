@@ -63,21 +63,6 @@ def test_training(cell_norm, shape):
     check(cell_norm=cell_norm, **shape)
 
 
-@pytest.mark.parametrize("cell_norm", CELLS)
-@pytest.mark.parametrize(
-    "case",
-    [
-        SHAPES["slices and wide inputs"],
-        PACKED | {"batch_steps": 4},
-        SHAPES["odd"] | {"norm_ih": False},
-        SHAPES["odd"] | {"norm_hh": False, "bias": False},
-    ],
-    ids=["wide", "packed", "without norm_ih", "without norm_hh and bias"],
-)
-def test_batch_renormalisation(cell_norm, case):
-    check(cell_norm=cell_norm, renorm=True, **case)
-
-
 def test_training_by_several_threads(threads):
     check(cell_norm="update", **SHAPES["slices and wide inputs"])
 
@@ -119,8 +104,7 @@ def test_the_same_bits_in_every_run():
 def test_recomputing_gives_the_same_bits(cell_norm, norm_ih, norm_hh, threads):
     case = {"cell_norm": cell_norm, "norm_ih": norm_ih, "norm_hh": norm_hh}
     wide = SHAPES["slices and wide inputs"]
-    renormalised = wide | {"renorm": True}
-    for shape in (wide, renormalised, wide | {"batch_steps": 0}, PACKED | {"batch_steps": 4}):
+    for shape in (wide, wide | {"batch_steps": 0}, PACKED | {"batch_steps": 4}):
         plain, again = (
             served(cpu.recurrence, torch.float32, "cpu", recompute=r, **case, **shape)
             for r in (False, True)
@@ -221,28 +205,6 @@ def test_whole_layers(kind, training):
             assert (found is None) == (expected is None), name  # h_0 and c_0, where given
             if found is not None:
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, msg=name)
-
-
-def test_renormalising_layers_in_training():
-    """Three batches of two ghosts, the first plain: what they leave, and their gradients."""
-    options = {"renorm": True, "renorm_start": 3, "renorm_ramp": 2, "ghost_batch_size": 3}
-    layer = BNLSTM(3, 7, 2, bidirectional=True, max_steps=4, dtype=torch.float64, **options)
-    twins = {backend: copy.deepcopy(layer) for backend in ("cpu", "reference")}
-    for lengths in ([5, 2, 1, 3, 5, 5], [4, 4, 4, 4, 4, 4], [5, 5, 2, 5, 4, 3]):
-        x = torch.randn(5, 6, 3, dtype=torch.float64)
-        for backend, module in twins.items():
-            module.backend = backend
-            packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-            module(packed)[0].data.square().sum().backward()
-            assert module.last_backend == backend
-    expected = dict(twins["reference"].named_buffers())
-    assert expected["norm_c_l1.num_batches_trained"].tolist() == [6, 6, 6, 5]
-    for name, buffer in twins["cpu"].named_buffers():
-        torch.testing.assert_close(buffer, expected[name], rtol=1e-9, atol=1e-9, msg=name)
-    gradients = dict(twins["reference"].named_parameters())
-    for name, parameter in twins["cpu"].named_parameters():
-        wanted = gradients[name].grad
-        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_input_that_is_not_contiguous():

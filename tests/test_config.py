@@ -176,13 +176,9 @@ WRONG = [
     ("data.batch_size=2000", "data.batch_size=2000", "at most 1297"),
     ("data.train_size=20", "data.batch_size=32", "at most 20"),
     ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", "optimizer.nesterov", "above 0"),
-    ("trainer.sync_batch_stats=true model.ghost_batch_size=8", "model.ghost_batch_size", "one"),
     ("trainer.sync_batch_stats=true model.backend=cpu", "model.backend", "auto and reference"),
     ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "does not go"),
     ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "does not go"),
-    ("model.renorm=true model.backend=triton", "model.renorm=true", "auto, cpu and reference"),
-    ("model.renorm_start=0", "model.renorm_start", "at least 1"),
-    ("model=lstm model.renorm=true", "model.renorm", "hidden_size"),
 ]
 
 

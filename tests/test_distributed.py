@@ -21,7 +21,6 @@ WORDS = [
     "data.pixels_per_step=8", "trainer.device=cpu", "trainer.threads=1", "trainer.progress=false",
     "trainer.log_every=3",
 ]  # fmt: skip
-RENORM = ["model.renorm=true", "model.renorm_start=4", "model.renorm_ramp=8"]
 
 
 def start(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -58,7 +57,7 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     """Also where the second is told to stop in mid-epoch, and a single one goes on."""
     whole, two = tmp_path / "whole", tmp_path / "two"
-    words = [*WORDS, "trainer.max_epochs=2", *RENORM]
+    words = [*WORDS, "trainer.max_epochs=2"]
     assert start(
         tmp_path, "0", "", *words, "data.batch_size=128", "hydra.run.dir=whole"
     ).returncode == 0  # fmt: skip
@@ -76,15 +75,6 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert "each of 1 processes takes 128 of the run's batches of 128" in resumed.stdout
     assert resumed.returncode == 0
     assert_same_to_rounding(whole, two)
-
-
-def test_renorm_needs_the_same_statistics_in_all_processes(tmp_path: Path) -> None:
-    refused = start(
-        tmp_path, "0", "", *WORDS, *RENORM, "data.batch_size=64", "hydra.run.dir=two", processes=2
-    )
-    assert refused.returncode != 0
-    assert refused.stderr.count("elstm-train: error: ") == 1
-    assert "model.renorm=true on 2 processes needs trainer.sync_batch_stats=true" in refused.stderr
 
 
 def test_a_failing_process_ends_the_job(tmp_path: Path) -> None:

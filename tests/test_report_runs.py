@@ -284,8 +284,8 @@ def test_a_key_that_an_older_version_had_not_is_no_difference(make):
 
 
 def test_a_new_option_is_a_difference_from_runs_before_it(make):
-    [section] = make(("elstm_bn", 0), ("elstm_bn", 0, {"model__renorm": True}))
-    assert labels(section) == ["elstm_bn renorm=false", "elstm_bn renorm=true"]
+    [section] = make(("elstm_bn", 0), ("elstm_bn", 0, {"model__recompute": True}))
+    assert labels(section) == ["elstm_bn recompute=false", "elstm_bn recompute=true"]
 
 
 def test_long_labels_become_numbers(make):

@@ -52,7 +52,7 @@ def signalled() -> Config:
         max_epochs=3,
         log_every=2,
         checkpoint_every=3,
-        model=RANDOM_MODEL | {"renorm": True, "renorm_start": 3, "renorm_ramp": 9},
+        model=RANDOM_MODEL,
         scheduler=CosineConfig(warmup_steps=3),
     )
 

@@ -112,16 +112,6 @@ def test_a_long_run_has_histograms_and_pictures_at_some_epochs(
     assert [text.count(f"\n{epoch},{5 * epoch},norm_c_l0,") for epoch in range(1, 6)] == [1] * 5
 
 
-@pytest.mark.parametrize("renorm_start", [2, 1])
-def test_a_run_too_short_to_be_renormalised_says_so(
-    folders: Any, caplog: pytest.LogCaptureFixture, renorm_start: int
-) -> None:
-    model = {"renorm": True, "renorm_start": renorm_start}
-    run(small_config(model=model, max_steps=2), next(folders))
-    said = "nothing is renormalised in a run of 2 steps: model.renorm_start=2" in caplog.text
-    assert said == (renorm_start == 2)
-
-
 def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
     """A learning rate that is raised at the end spoils the model; best.pt is from before."""
     folder, tested = next(folders), next(folders)

@@ -77,7 +77,6 @@ class RecurrentBase(nn.Module):
     last_backend: str | None
     _batch_statistics: bool
     # What the statistics of a training batch are those of; layers with any set them.
-    ghost_batch_size: int | None = None
     sync_batch_stats: bool = False
     process_group: Group = None
     # One layer in one direction as plain equations; takes states=, a list that is given each state.
@@ -210,32 +209,11 @@ class RecurrentBase(nn.Module):
         recurrence: Recurrence | None,
     ) -> tuple[Tensor, State]:
         """Output (T, B, H) and final state of one layer in one direction, from `state`."""
-        size = x.shape[1]
         normalized = any(norm is not None for norm in direction.norms)
-        ghosts = 1
-        if normalized and self.training and not self._batch_statistics:
-            if self.sync_batch_stats and several_processes(self.process_group):
-                return self._recur_together(x, sizes, state, direction, recurrence)
-            ghosts = max(1, size // (self.ghost_batch_size or size))
-        if ghosts == 1:
-            return self._recur_batch(x, sizes, state, direction, recurrence)
-        # Every n-th row, so that all ghosts of a packed batch have their share of long sequences.
-        parts = []
-        for first in range(ghosts):
-            own = slice(first, None, ghosts)
-            alive = None
-            if sizes is not None:
-                alive = [-((first - n) // ghosts) for n in sizes if n > first]
-            steps = x[: None if alive is None else len(alive), own]
-            begin = tuple(part[own] for part in state)
-            output, end = self._recur_batch(steps, alive, begin, direction, recurrence)
-            missing = x.shape[0] - output.shape[0]  # steps at which this ghost has ended
-            parts.append((F.pad(output, (0, 0, 0, 0, 0, missing)) if missing else output, *end))
-        rows = torch.arange(size, device=x.device)
-        back = torch.cat([rows[first::ghosts] for first in range(ghosts)]).argsort()
-        joined = [torch.cat(part, dim=-2) for part in zip(*parts, strict=True)]
-        output, *last = (part.index_select(-2, back) for part in joined)
-        return output, tuple(last)
+        together = normalized and self.training and not self._batch_statistics
+        if together and self.sync_batch_stats and several_processes(self.process_group):
+            return self._recur_together(x, sizes, state, direction, recurrence)
+        return self._recur_batch(x, sizes, state, direction, recurrence)
 
     def _recur_together(
         self,
@@ -284,7 +262,7 @@ class RecurrentBase(nn.Module):
             direction.weight_ih,
             direction.weight_hh,
             direction.bias,
-            *(norm and norm.inputs(steps, batch_steps, training, shares) for norm in norms),
+            *(norm and norm.inputs(steps, batch_steps, shares) for norm in norms),
             direction.cell_norm,
             self.recompute,
         )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
-from elstm.nn.base import Direction, OwnWeights, RecurrentBase, State, check_shape, check_size
+from elstm.nn.base import Direction, OwnWeights, RecurrentBase, State, check_shape
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import CELL_NORMS
 from elstm.nn.sequences import check_input
@@ -172,10 +172,6 @@ class NormalizedLSTM(OwnWeights):
             "cpu" keeps 1 instead of 5 (9 where input_size > 16) for one more product W_h h per
             step; "reference" keeps what sqrt(T) steps need, for a second forward pass; "triton"
             keeps 1 in any case. Not with sync_batch_stats.
-        ghost_batch_size: in training, normalise as many ghost batches as have at least so many
-            sequences, each by itself (Hoffer et al. 2017, arXiv 1705.08741): large batches then
-            keep the noise of small ones. Row b of B goes to ghost b mod n; each ghost moves the
-            running statistics. None: the batch as one.
         sync_batch_stats: in training with torch.distributed, take the statistics over the
             processes' sequences together, as torch.nn.SyncBatchNorm does: the gradients, summed
             over the processes, and the running statistics are those of one process with the whole
@@ -183,15 +179,6 @@ class NormalizedLSTM(OwnWeights):
             many all-reduces backward; the processes' packed sequences may differ in number and
             length. Only the reference recurrence does it; every process has to call the layer.
         process_group: of sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
-        renorm: batch renormalisation (Ioffe 2017, arXiv 1702.03275) in every norm: training
-            corrects a batch's statistics towards the running ones, equation (5) of
-            elstm.nn.recurrence, so that activations come closer to those of eval mode. eps guards
-            the correction too: a feature that is constant over a batch cannot blow it up. Not on
-            the backend "triton".
-        renorm_start, renorm_ramp: nothing is corrected in the first renorm_start batches, after
-            which a running average with momentum 0.1 has forgotten where it began; then the limits
-            grow in a line over renorm_ramp more, up to Ioffe's r_max 3 and d_max 5. The batches are
-            those that reached a step in training; a ghost batch is one.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -235,12 +222,8 @@ class NormalizedLSTM(OwnWeights):
         normalize_hidden: bool = True,
         backend: str = "auto",
         recompute: bool = False,
-        ghost_batch_size: int | None = None,
         sync_batch_stats: bool = False,
         process_group: Group = None,
-        renorm: bool = False,
-        renorm_start: int = 100,
-        renorm_ramp: int = 500,
     ) -> None:
         super().__init__()
         if proj_size != 0:
@@ -251,12 +234,6 @@ class NormalizedLSTM(OwnWeights):
             raise ValueError(f"eps must be a number > 0, or None; got {eps!r}")
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
-        if ghost_batch_size is not None:
-            check_size("ghost_batch_size", ghost_batch_size, least=2)
-            if sync_batch_stats:
-                raise ValueError("ghost_batch_size must be None with sync_batch_stats")
-        check_size("renorm_start", renorm_start)
-        check_size("renorm_ramp", renorm_ramp, least=0)
         if recompute and sync_batch_stats:
             raise ValueError("recompute must be False with sync_batch_stats")
         gammas = {"ih": gamma_ih, "hh": gamma_hh}
@@ -270,8 +247,6 @@ class NormalizedLSTM(OwnWeights):
         )
         self.cell_norm, self.eps, self.momentum = cell_norm, eps, momentum
         self.gamma_c = gamma_c
-        self.renorm, self.renorm_start, self.renorm_ramp = renorm, renorm_start, renorm_ramp
-        self.ghost_batch_size = ghost_batch_size
         self.sync_batch_stats, self.process_group = sync_batch_stats, process_group
         self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
 
@@ -289,7 +264,6 @@ class NormalizedLSTM(OwnWeights):
                     momentum=momentum,
                     gamma=self._gamma_c(name) if of_cell else gammas[name.removeprefix("norm_")],
                     bias=of_cell,
-                    renorm=(renorm_start, renorm_ramp) if renorm else None,
                     **factory,
                 )
                 self.register_module(f"{name}_{suffix}", norm if wanted else None)

@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import Group, Shares, gather, several_processes
 
-R_MAX, D_MAX = 3.0, 5.0  # of batch renormalisation at its full strength, as Ioffe (2017) has them
-
 
 class StepBatchNorm(nn.Module):
     """BN(x_t; γ, β) = (x_t - mean_t) / sqrt(var_t + eps) * γ + β, feature by feature.
@@ -28,18 +26,12 @@ class StepBatchNorm(nn.Module):
         running_mean, running_var: (max_steps, features), float32 at least whatever the module's
             dtype: statistics of half precision are useless.
         num_batches_tracked: (max_steps,), the number of batches that reached each step.
-        num_batches_trained: the same without what recompute_statistics makes of it, the clock of
-            batch renormalisation; None without it.
 
     Training moves row t by `momentum` towards the batch's statistics of step t (the unbiased
     variance, as torch.nn.BatchNorm1d does; None: the cumulative average). The last row stands for
     step max_steps - 1 and all later ones: a longer batch moves it once, towards the mean and
     variance pooled over those steps. Evaluation reads row t, or, for steps that no batch has
     reached yet, the last row that one has.
-
-    `renorm` (start, ramp): training corrects the batch's statistics towards row t (equation (5) of
-    elstm.nn.recurrence), by nothing in the step's first `start` training batches, and then with
-    r_max and d_max that grow in a line from 1 and 0 to R_MAX and D_MAX over `ramp` more.
     """
 
     weight: nn.Parameter
@@ -47,7 +39,6 @@ class StepBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    num_batches_trained: Tensor | None
 
     def __init__(
         self,
@@ -58,13 +49,12 @@ class StepBatchNorm(nn.Module):
         momentum: float | None,
         gamma: float,
         bias: bool,
-        renorm: tuple[int, int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.features, self.max_steps = features, max_steps
-        self.eps, self.momentum, self.gamma, self.renorm = eps, momentum, gamma, renorm
+        self.eps, self.momentum, self.gamma = eps, momentum, gamma
         self.pool: StatisticsPool | None = None  # set by recompute_statistics while it runs
         self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
         beta = nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if bias else None
@@ -76,8 +66,6 @@ class StepBatchNorm(nn.Module):
         self.register_buffer("running_var", rows.clone())
         counts = torch.empty(max_steps, device=device, dtype=torch.int64)
         self.register_buffer("num_batches_tracked", counts)
-        # Only where it is read: state_dicts without renorm stay as they have always been.
-        self.register_buffer("num_batches_trained", counts.clone() if renorm else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -91,16 +79,11 @@ class StepBatchNorm(nn.Module):
         self.running_mean[rows] = 0
         self.running_var[rows] = 1
         self.num_batches_tracked[rows] = 0
-        if self.num_batches_trained is not None:
-            self.num_batches_trained[rows] = 0
 
-    def inputs(
-        self, steps: int, batch_steps: int, training: bool = False, shares: Shares | None = None
-    ) -> NormInputs:
+    def inputs(self, steps: int, batch_steps: int, shares: Shares | None = None) -> NormInputs:
         """What a recurrence over T = `steps` reads, population statistics where it needs them."""
         mean = var = None
-        limits = self._limits(steps) if training else None
-        if batch_steps < steps or limits is not None:
+        if batch_steps < steps:
             tracked = self.num_batches_tracked.count_nonzero()
             kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
             if not kept and tracked.is_cpu and steps <= (int(tracked) or self.max_steps):
@@ -109,18 +92,7 @@ class StepBatchNorm(nn.Module):
                 last = torch.where(tracked > 0, tracked, self.max_steps) - 1
                 row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
                 mean, var = self.running_mean[row], self.running_var[row]
-        return NormInputs(self.weight, self.bias, mean, var, self.eps, shares, limits)
-
-    def _limits(self, steps: int) -> Tensor | None:
-        """(T, 2): r_max and d_max of each step's next training batch; None without renorm."""
-        if self.renorm is None:
-            return None
-        assert self.num_batches_trained is not None
-        start, ramp = self.renorm
-        row = torch.arange(steps, device=self.running_mean.device).clamp(max=self.max_steps - 1)
-        over = (self.num_batches_trained[row] - (start - 1)).to(self.running_mean)
-        strength = (over / (ramp + 1)).clamp(0, 1)
-        return torch.stack((1 + (R_MAX - 1) * strength, D_MAX * strength), dim=1)
+        return NormInputs(self.weight, self.bias, mean, var, self.eps, shares)
 
     @torch.no_grad()
     def track(self, batch: Statistics, counts: Tensor) -> None:
@@ -128,8 +100,6 @@ class StepBatchNorm(nn.Module):
         mean, var, counts = self._fold(batch, counts)
         rows = mean.shape[0]
         tracked = self.num_batches_tracked[:rows].add_(1)
-        if self.num_batches_trained is not None:
-            self.num_batches_trained[:rows].add_(1)
         unbiased = var * (counts / (counts - 1)).unsqueeze(1)
         if self.momentum is None:
             rate: Tensor | float = tracked.to(mean.dtype).reciprocal().unsqueeze(1)
@@ -166,22 +136,10 @@ class StepBatchNorm(nn.Module):
                 setattr(self, name, old.to(new.device))
         return self
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
-    ) -> None:
-        """Takes weights trained without renorm, and those trained with it where there is none."""
-        tracked, trained = prefix + "num_batches_tracked", prefix + "num_batches_trained"
-        if self.num_batches_trained is None:
-            state_dict.pop(trained, None)
-        elif tracked in state_dict:
-            state_dict.setdefault(trained, state_dict[tracked])
-        super()._load_from_state_dict(state_dict, prefix, *args, **options)
-
     def extra_repr(self) -> str:
-        text = (
+        return (
             f"{self.features}, max_steps={self.max_steps}, eps={self.eps}, momentum={self.momentum}"
         )
-        return text if self.renorm is None else f"{text}, renorm={self.renorm}"
 
 
 class StatisticsPool:
@@ -241,8 +199,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Batch statistics in eval mode.
 
     Within it, `model` is in eval mode (no dropout, no noise), but its BN layers normalise with the
-    statistics of each batch alone (no renorm), and track nothing. Leaves every module's mode as it
-    was.
+    statistics of each batch alone, and track nothing. Leaves every module's mode as it was.
     """
     modes = {module: module.training for module in model.modules()}
     layers: list[Any] = [m for m in modes if hasattr(m, "_batch_statistics")]
@@ -280,9 +237,6 @@ def recompute_statistics(
     For each step, the mean and the variance are those of all sequences of all batches alive at that
     step: weighted by count, within and between batches. The recurrence runs in batch mode; dropout
     and noise are off; the random state, the gradients and every module's mode stay as they were.
-    Nor is there any renorm: it would normalise by the statistics that are to be replaced, and the
-    new ones would not be those of the activations that they give. Training with renorm goes on from
-    the new ones, its schedule from where it was.
 
     Args:
         model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.

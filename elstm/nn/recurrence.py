@@ -18,18 +18,10 @@ and the cell, in which the variants differ:
 
     BN(x; γ, β) = (x - mean) / sqrt(var + eps) * γ + β                                (4)
 
-with the mean and the biased variance of step t over the sequences that are alive at t. With batch
-renormalisation (Ioffe 2017, arXiv 1702.03275) a batch is corrected towards the population's mean*
-and var* by two numbers for each feature, through which no gradient flows:
-
-    BN(x; γ, β) = ((x - mean) / sqrt(var + eps) * r + d) * γ + β                      (5)
-    r = sqrt(var + eps) / sqrt(var* + eps)              within [1 / r_max, r_max]
-    d = (mean - mean*) / sqrt(var* + eps)               within [-d_max, d_max]
-
-Where neither is cut off, (5) is (4) with the population's statistics. (3a) without
-any normalisation is the LSTM as torch.nn.LSTM computes it, (3b) is BN-LSTM (Cooijmans et al. 2017,
-arXiv 1603.09025), (3c) this project's reading of eLSTM-BN (Wang et al. 2019,
-doi:10.1007/978-3-030-36708-4_61), and (3d) to (3g) are other readings of it, for ablation.
+with the mean and the biased variance of step t over the sequences that are active at t. (3a)
+without any normalisation is the LSTM as torch.nn.LSTM computes it, (3b) is BN-LSTM (Cooijmans et
+al. 2017, arXiv 1603.09025), (3c) is what this project takes for eLSTM-BN (Wang et al. 2019,
+doi:10.1007/978-3-030-36708-4_61), and (3d) to (3g) are other variants of the cell update.
 """
 
 from __future__ import annotations
@@ -62,11 +54,10 @@ class NormInputs(NamedTuple):
 
     weight: Tensor  # γ, (F,)
     bias: Tensor | None  # β, (F,); the cell's norms alone have one
-    mean: Tensor | None  # (T, F) population statistics, read where t >= batch_steps, and for (5)
+    mean: Tensor | None  # (T, F) population statistics, read where t >= batch_steps
     var: Tensor | None
     eps: float
     shares: Shares | None = None  # where the batch lies spread over several processes
-    limits: Tensor | None = None  # (T, 2) r_max and d_max of (5), read where t < batch_steps
 
 
 class Statistics(NamedTuple):
@@ -80,7 +71,7 @@ Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor, tuple[Statistics | None
 
 
 class _Norm:
-    """Equations (4) and (5), step after step; keeps the statistics of the batch."""
+    """Equation (4), step after step; keeps the statistics of the batch."""
 
     def __init__(self, inputs: NormInputs | None, batch_steps: int) -> None:
         self.inputs = inputs
@@ -125,35 +116,18 @@ class _Norm:
     def __call__(self, x: Tensor, t: int) -> Tensor:  # (n, F) -> (n, F)
         if self.inputs is None:
             return x
-        weight, bias, means, variances, eps, _, limits = self.inputs
+        weight, bias, means, variances, eps, _ = self.inputs
         x = x.to(at_least_float32(x.dtype))
         if t < self.batch_steps:
             mean, centred, var = self._moments(x, t)
             self.means.append(mean.detach())
             self.vars.append(var.detach())
-            if limits is not None:
-                r, d = self._correction(t)
-                bias = weight * d if bias is None else weight * d + bias
-                weight = weight * r  # (5)
         else:
             assert means is not None  # the layer passes them whenever batch_steps < T
             assert variances is not None
             centred, var = x - means[t], variances[t]
         y = centred * (torch.rsqrt(var + eps) * weight)
         return y if bias is None else y + bias
-
-    def _correction(self, t: int) -> tuple[Tensor, Tensor]:
-        """r and d of equation (5) from the statistics of the batch at step t, the latest."""
-        assert self.inputs is not None
-        _, _, means, variances, eps, _, limits = self.inputs
-        assert limits is not None
-        assert means is not None  # the layer passes them beside the limits
-        assert variances is not None
-        r_max, d_max = limits[t]
-        spread = (variances[t] + eps).sqrt()
-        r = (self.vars[-1] + eps).sqrt() / spread
-        d = (self.means[-1] - means[t]) / spread
-        return r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
 
     def statistics(self) -> Statistics | None:
         if self.inputs is None:

@@ -45,11 +45,9 @@ def lstm(layer, x, h_0=None, c_0=None, *, lengths=None, batch_mode=None, state=N
     """All layers and directions of an elstm.nn layer, on x (T, B, I) in float64.
 
     batch_mode: batch statistics (default: layer.training); a step at which one sequence is alive
-    uses the population's. Where it is not given, a layer in training renormalises if it has
-    renorm. state: parameters in place of the layer's own.
+    uses the population's. state: parameters in place of the layer's own.
     """
     state = to_numpy(layer) if state is None else state
-    renorm = batch_mode is None and layer.training and getattr(layer, "renorm", False)
     batch_mode = layer.training if batch_mode is None else batch_mode
     steps, size, _ = x.shape
     lengths = np.full(size, steps) if lengths is None else np.asarray(lengths)
@@ -60,7 +58,7 @@ def lstm(layer, x, h_0=None, c_0=None, *, lengths=None, batch_mode=None, state=N
         h_0 = np.broadcast_to(state["h_0"], shape) if learned else np.zeros(shape)
         c_0 = np.broadcast_to(state["c_0"], shape) if learned else np.zeros(shape)
     values: Values = defaultdict(list)
-    run = partial(one_direction, layer, state, lengths, batch_mode, renorm, values)
+    run = partial(one_direction, layer, state, lengths, batch_mode, values)
     h_n, c_n = np.zeros(shape), np.zeros(shape)
     row = 0
     for k in range(layer.num_layers):
@@ -81,7 +79,7 @@ def turn_round(x, lengths):
     return turned
 
 
-def one_direction(layer, state, lengths, batch_mode, renorm, values, suffix, x, h, c):
+def one_direction(layer, state, lengths, batch_mode, values, suffix, x, h, c):
     bias = state.get(f"bias_{suffix}", 0.0)
     if f"bias_ih_{suffix}" in state:  # the plain LSTM has torch's two biases
         bias = state[f"bias_ih_{suffix}"] + state[f"bias_hh_{suffix}"]
@@ -98,19 +96,14 @@ def one_direction(layer, state, lengths, batch_mode, renorm, values, suffix, x, 
             name = f"{name}_{suffix}"
             if f"{name}.weight" not in state:
                 return v
-            r, d = 1.0, 0.0
             if in_batch:
                 values[name].append(v)
                 mean, var = v.mean(0), ((v - v.mean(0)) ** 2).mean(0)
-                if renorm:
-                    r, d = correction(layer, state, name, t, mean, var)
             else:
                 row = population_row(state, name, t)
                 mean, var = state[f"{name}.running_mean"][row], state[f"{name}.running_var"][row]
             gamma, beta = state[f"{name}.weight"], state.get(f"{name}.bias", 0.0)
-            return (
-                (v - mean) / np.sqrt(var + layer.get_submodule(name).eps) * r + d
-            ) * gamma + beta
+            return (v - mean) / np.sqrt(var + layer.get_submodule(name).eps) * gamma + beta
 
         z = norm("norm_hh", h[alive] @ w_h.T) + norm("norm_ih", x[t, alive] @ w_x.T) + bias
         i, f, g, o = (z[:, k * units : (k + 1) * units] for k in range(4))
@@ -143,20 +136,6 @@ def one_direction(layer, state, lengths, batch_mode, renorm, values, suffix, x, 
     return output, h, c
 
 
-def correction(layer, state, name, t, mean, var):
-    """r and d of batch renormalisation (Ioffe 2017, algorithm 1), with r_max 3 and d_max 5."""
-    counts = state[f"{name}.num_batches_trained"]
-    seen = counts[min(t, len(counts) - 1)]
-    start, ramp = layer.renorm_start, layer.renorm_ramp
-    strength = 0.0 if seen < start else min(1.0, (seen - start + 1) / (ramp + 1))
-    r_max, d_max = 1 + 2 * strength, 5 * strength
-    row, eps = population_row(state, name, t), layer.get_submodule(name).eps
-    sigma = np.sqrt(state[f"{name}.running_var"][row] + eps)
-    r = np.clip(np.sqrt(var + eps) / sigma, 1 / r_max, r_max)
-    d = np.clip((mean - state[f"{name}.running_mean"][row]) / sigma, -d_max, d_max)
-    return r, d
-
-
 def rows_of(per_step, max_steps):
     """The values of each row of statistics: the last row has all steps from max_steps - 1 on."""
     rows = [[v] for v in per_step[: max_steps - 1]]
@@ -171,8 +150,6 @@ def track(state, values: Values, max_steps, momentum):
         for row, parts in enumerate(rows_of(per_step, max_steps)):
             v = np.concatenate(parts)
             state[f"{name}.num_batches_tracked"][row] += 1
-            if f"{name}.num_batches_trained" in state:
-                state[f"{name}.num_batches_trained"][row] += 1
             rate = momentum or 1 / state[f"{name}.num_batches_tracked"][row]
             moments = {"running_mean": v.mean(0), "running_var": v.var(0, ddof=1)}
             for kind, new in moments.items():

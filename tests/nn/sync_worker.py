@@ -18,7 +18,6 @@ BATCHES = {
 SHAPES = {
     "plain": {},
     "deep": {"num_layers": 2, "bidirectional": True, "max_steps": 4, "momentum": None},
-    "renorm": {"renorm": True, "renorm_start": 2, "renorm_ramp": 3},
 }
 
 

@@ -64,6 +64,14 @@ def test_state_dict_round_trip_through_a_file(cell, tmp_path):
         assert_equal(layer.train(training), other.train(training))
 
 
+def test_the_counters_of_batch_renormalisation_are_refused():
+    """Layers with that option are gone; their state_dicts do not load as if it did not matter."""
+    layer = make("update")
+    state = layer.state_dict() | {"norm_c_l0.num_batches_trained": torch.zeros(4)}
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*num_batches_trained"):
+        layer.load_state_dict(state)
+
+
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize("cell", ["lstm", "terms"])
 def test_copies_are_equal_and_independent(cell, copy_of):
@@ -201,7 +209,6 @@ def _fresh_compiler():
     [
         *(("update", "reference", {"recompute": recompute}) for recompute in (False, True)),
         *(("update", "auto", {"recompute": recompute}) for recompute in (False, True)),
-        ("update", "auto", {"renorm": True, "renorm_start": 2, "renorm_ramp": 3}),
         ("lstm", "auto", {}),
     ],
 )
@@ -269,12 +276,10 @@ def test_compiled_model_and_its_statistics():
 @pytest.mark.filterwarnings("ignore:The tensor attributes self._flat_weights")  # torch.nn.LSTM's
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch.export.load's
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize(
-    ("cell", "options"), [("update", {}), ("output", {"renorm": True}), ("lstm", {})]
-)
-def test_exported_in_eval_mode(cell, options):
+@pytest.mark.parametrize("cell", ["update", "output", "lstm"])
+def test_exported_in_eval_mode(cell):
     """One program for any number of sequences; a file of it needs no elstm to run."""
-    layer = make(cell, **options).eval()
+    layer = make(cell).eval()
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(layer, (inputs(),), dynamic_shapes=({1: batch},))
     for size in (B, 1, 7):

@@ -173,9 +173,8 @@ def test_the_signature_is_torch_s_and_then_keywords():
     theirs += ["bidirectional", "proj_size", "device", "dtype"]
     ours = {"max_steps", "eps", "momentum", "gamma_ih", "gamma_hh", "gamma_c", "forget_bias"}
     ours |= {"input_bias", "state_noise", "learn_initial_state", "normalize_input"}
-    ours |= {"normalize_hidden", "recurrent_init", "backend", "ghost_batch_size"}
+    ours |= {"normalize_hidden", "recurrent_init", "backend"}
     ours |= {"sync_batch_stats", "process_group", "recompute"}
-    ours |= {"renorm", "renorm_start", "renorm_ramp"}
     for layer_class, extra in ((BNLSTM, set()), (ELSTMBN, {"cell_norm"})):
         parameters = inspect.signature(layer_class).parameters.values()
         positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

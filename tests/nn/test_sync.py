@@ -11,7 +11,7 @@ import torch
 from numpy_lstm import assert_close
 from sync_worker import BATCHES, build, cases, found, share
 
-from elstm.nn import ELSTMBN, recompute_statistics
+from elstm.nn import recompute_statistics
 
 PROCESSES = 2
 
@@ -69,56 +69,3 @@ def test_a_process_alone_synchronises_with_nobody():
     ):
         assert all(torch.equal(one[name], other[name]) for name in other)
     assert layer.last_backend == alone.last_backend
-
-
-# --- ghost batches
-
-
-@pytest.mark.parametrize("batch", ["dense", "packed"])
-def test_ghosts_are_batches_of_their_own(batch):
-    """Row b is of ghost b mod 2; running statistics and gradients as of the ghosts one by one."""
-    layer = build("update", "deep", ghost_batch_size=3)
-    gradients, buffers = found(layer, *share(batch))
-    alone = build("update", "deep")
-    steps, size, lengths, _ = BATCHES[batch]
-    x, weight = (
-        sync_worker.sequences(steps, size, sync_worker.F),
-        sync_worker.sequences(size, seed=9),
-    )
-    rows = torch.arange(size)
-    if lengths is not None:  # ghosts are dealt by length
-        rows = torch.tensor(lengths).argsort(descending=True)
-    assert layer.num_layers == 2
-    summed = {}
-    for ghost in (rows[0::2], rows[1::2]):
-        input = x[:, ghost]
-        if lengths is not None:
-            own = [lengths[row] for row in ghost]
-            input = sync_worker.packed(input[: max(own)], own)
-        part, _ = found(alone, input, weight[ghost])
-        summed = {k: v + summed.get(k, 0) for k, v in part.items()}
-    for name, gradient in gradients.items():
-        assert_close(gradient, summed[name].numpy())
-    for name, buffer in alone.named_buffers():
-        assert_close(buffers[name], buffer.numpy())
-
-
-def test_ghosts_have_no_fewer_sequences_than_asked():
-    x = sync_worker.sequences(2, 7, sync_worker.F)
-    for size, ghosts in ((2, 3), (3, 2), (4, 1), (7, 1), (9, 1)):
-        layer = build("update", "plain", ghost_batch_size=size, momentum=None)
-        layer.norm_c_l0.reset_statistics()
-        layer(x)
-        assert int(layer.norm_c_l0.num_batches_tracked[0]) == ghosts
-        layer.eval()(x)
-        assert int(layer.norm_c_l0.num_batches_tracked[0]) == ghosts
-
-
-def test_options_that_exclude_each_other():
-    with pytest.raises(ValueError, match="ghost_batch_size must be None with sync_batch_stats"):
-        ELSTMBN(2, 3, ghost_batch_size=4, sync_batch_stats=True)
-    for size in (1, 0, 2.0, True):
-        with pytest.raises(
-            ValueError, match="ghost_batch_size must be a whole number of at least 2"
-        ):
-            ELSTMBN(2, 3, ghost_batch_size=size)

@@ -68,7 +68,7 @@ def _unavailable(bits: int) -> str | None:
 
 
 def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
-    return [t for norm in norms if norm is not None for t in (*norm[:4], norm.limits)]
+    return [t for norm in norms if norm is not None for t in norm[:4]]
 
 
 def recurrence(
@@ -90,9 +90,7 @@ def recurrence(
     """As elstm.nn.recurrence.recurrence, for a call that `refuses` lets through."""
     norms = (norm_ih, norm_hh, norm_c)
     population = [
-        t
-        for norm in norms
-        for t in ((None,) * 3 if norm is None else (norm.mean, norm.var, norm.limits))
+        t for norm in norms for t in ((None,) * 2 if norm is None else (norm.mean, norm.var))
     ]
     constants = Constants(
         None if batch_sizes is None else tuple(batch_sizes),
@@ -163,14 +161,14 @@ _LEARNED = (
     " Tensor? gamma_ih, Tensor? gamma_hh, Tensor? gamma_c, Tensor? beta_c"
 )
 _POPULATION = ", ".join(
-    f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var", "limits")
+    f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var")
 )
 _CONSTANTS = (
     f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps, bool recompute"
 )
 # Where the tensors with gradients end in a call, then all tensors, then all constants.
 _LEARNED_END = len(Learned._fields)
-_TENSORS_END = _LEARNED_END + 9
+_TENSORS_END = _LEARNED_END + 6
 _CALL_END = _TENSORS_END + 5
 _FORWARD_SCHEMA = f"({_LEARNED}, {_CONSTANTS}, bool keep) -> ({', '.join(['Tensor'] * 12)})"
 _BACKWARD_SCHEMA = (

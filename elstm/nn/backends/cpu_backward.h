@@ -69,7 +69,7 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     }
     const real per_row = batch ? 1 / (real)n : 0; /* the population's statistics are constants */
     const vec mean_dy = sum_dy * per_row, mean_dy_c = sum_dy_c * per_row;
-    sums[12] += c_norm.r * sum_dy_c + c_norm.d * sum_dy;
+    sums[12] += sum_dy_c;
     sums[13] += sum_dy;
 
     /* c = f c' + i g; through BN: dc = gamma rstd (dy - mean(dy) - c_hat mean(dy c_hat)). */
@@ -96,8 +96,8 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     UNROLL for (int k = 0; k < 4; k++) {
         sums[k] += sum_dz[k];
         sum_dz_h[k] *= p.h[k].rstd, sum_dz_x[k] *= p.x[k].rstd;
-        sums[4 + k] += p.h[k].r * sum_dz_h[k] + p.h[k].d * sum_dz[k];
-        sums[8 + k] += p.x[k].r * sum_dz_x[k] + p.x[k].d * sum_dz[k];
+        sums[4 + k] += sum_dz_h[k];
+        sums[8 + k] += sum_dz_x[k];
     }
     if (joint) return;
 

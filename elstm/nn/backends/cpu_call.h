@@ -24,8 +24,7 @@ enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE };
 
 struct norm {
     const real *gamma, *beta;            /* (F,); gamma null: no normalisation here; beta: the cell's alone */
-    const real *mean, *var;              /* (T, F) of the population, read at steps >= batch_steps, and with limits */
-    const real *limits;                  /* (T, 2) r_max and d_max of batch renormalisation; null: none */
+    const real *mean, *var;              /* (T, F) of the population, read at steps >= batch_steps */
     real *batch_mean, *batch_var;        /* (batch_steps, F): written forward, read backward */
     real *d_gamma, *d_beta;              /* (F,) */
     double eps;
@@ -75,31 +74,21 @@ static inline long first_row(const struct call *q, long thread, long threads) {
     return r;
 }
 
-/* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. Batch
-   renormalisation, ((z - mean) * rstd * r + d) * gamma + beta, has its constants r and d in gamma and beta. */
+/* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. */
 struct affine {
-    vec mean, rstd, gamma, beta, r, d;
+    vec mean, rstd, gamma, beta;
 };
 
 INLINE struct affine load_affine(const struct norm *norm, long batch_steps, long t, long features, long at,
                                  long count) {
-    struct affine y = {(vec){0}, splat(1), splat(1), (vec){0}, splat(1), (vec){0}};
+    struct affine y = {(vec){0}, splat(1), splat(1), (vec){0}};
     if (!norm->gamma) return y;
     const int batch = t < batch_steps;
     y.mean = load((batch ? norm->batch_mean : norm->mean) + t * features + at, count, 0);
     const vec var = load((batch ? norm->batch_var : norm->var) + t * features + at, count, 1);
-    const vec deviation = square_root(var + (real)norm->eps);
-    y.rstd = 1 / deviation;
+    y.rstd = 1 / square_root(var + (real)norm->eps);
     y.gamma = load(norm->gamma + at, count, 0);
     if (norm->beta) y.beta = load(norm->beta + at, count, 0);
-    if (batch && norm->limits) { /* towards the population's statistics */
-        const real r_max = norm->limits[2 * t], d_max = norm->limits[2 * t + 1];
-        const vec spread = square_root(load(norm->var + t * features + at, count, 1) + (real)norm->eps);
-        y.r = clamp(deviation / spread, 1 / r_max, r_max);
-        y.d = clamp((y.mean - load(norm->mean + t * features + at, count, 0)) / spread, -d_max, d_max);
-        y.beta += y.gamma * y.d;
-        y.gamma *= y.r;
-    }
     return y;
 }
 

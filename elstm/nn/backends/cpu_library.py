@@ -28,7 +28,7 @@ class Constants(NamedTuple):
     batch_steps: int
     cell: int  # enum cell of cpu_call.h
     eps: tuple[float, ...]  # of norm_ih, norm_hh, norm_c, as below
-    population: tuple[Tensor | None, ...]  # mean and var, (T, F), and limits, (T, 2), of each
+    population: tuple[Tensor | None, ...]  # mean and var, (T, F), of each
     recompute: bool  # keep the raw cell alone for backward
 
 
@@ -67,7 +67,7 @@ class _Pool(ctypes.Structure):
 
 class _Norm(ctypes.Structure):
     _pointers = (
-        *("gamma", "beta", "mean", "var", "limits"),
+        *("gamma", "beta", "mean", "var"),
         *("batch_mean", "batch_var", "d_gamma", "d_beta"),
     )
     _fields_ = [*((name, ctypes.c_void_p) for name in _pointers), ("eps", ctypes.c_double)]
@@ -229,8 +229,8 @@ def _call(constants: Constants, learned: Learned, results: Results) -> _Call:
     for index, name in enumerate(_Call._norms):
         norm = getattr(call, name)
         norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
-        population = constants.population[3 * index : 3 * index + 3]
-        norm.mean, norm.var, norm.limits = (_pointer(t) for t in population)
+        population = constants.population[2 * index : 2 * index + 2]
+        norm.mean, norm.var = (_pointer(t) for t in population)
         of_batch = results.statistics[2 * index : 2 * index + 2]
         norm.batch_mean, norm.batch_var = (_pointer(t) for t in of_batch)
     call.norm_c.beta = _pointer(learned.beta_c)

@@ -78,8 +78,6 @@ def refuses(
     """Why this backend cannot serve a call of `recurrence`, or None."""
     if cell_norm not in _CELL_NORMS:
         return f"cell_norm must be one of {', '.join(_CELL_NORMS)}; got {cell_norm!r}"
-    if any(norm is not None and norm.limits is not None for norm in (norm_ih, norm_hh, norm_c)):
-        return "it has no batch renormalisation (renorm)"
     for tensor in (x, h_0, c_0, weight_ih, weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
