@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from torch import Tensor, nn
 
-from elstm.config import ModelConfig
+from elstm.config.schema import ModelConfig
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase, State
 from elstm.nn.layers import NormalizedLSTM

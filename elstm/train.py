@@ -21,7 +21,7 @@ from elstm.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from elstm.compose import Composer
+    from elstm.config.compose import Composer
 
 PROG = "elstm-train"
 RESUME = ("trainer.resume=", "+trainer.resume=", "++trainer.resume=")
@@ -37,7 +37,7 @@ def _main(words: list[str]) -> int:
     # Imported late, here and below: --help answers at once, and only training waits for torch.
     args = _parse(words)
     if args.help:
-        from elstm.usage import find_config_dir, text
+        from elstm.config.help import find_config_dir, text
 
         print(text(find_config_dir()))
         return 0
@@ -46,14 +46,14 @@ def _main(words: list[str]) -> int:
         return 0
     if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
         return resume(words)
-    from elstm.compose import Composer, without_no_option
+    from elstm.config.compose import Composer, without_no_option
 
     args.overrides = without_no_option(args.overrides)
     composer = Composer(args.config_dir)
     if args.shell_completion or args.hydra_help or args.info or args.cfg:
         return _show(args, composer)
     if args.multirun or _mode(args.overrides) == "MULTIRUN":
-        from elstm.sweep import run_sweep
+        from elstm.sweeps.sweep import run_sweep
 
         return run_sweep(composer, args.overrides)
     return train(composer, args.overrides)
@@ -97,8 +97,8 @@ def _mode(words: Sequence[str]) -> str | None:
 
 def train(composer: Composer, words: Sequence[str]) -> int:
     """A single run in a folder of its own; returns the exit code."""
-    from elstm.compose import CONFIG_NAME, typed
-    from elstm.job import Outcome, execute, folder_made, main_process, processes
+    from elstm.config.compose import CONFIG_NAME, typed
+    from elstm.sweeps.job import Outcome, execute, folder_made, main_process, processes
 
     cfg, config = composer.compose([*words, "hydra.mode=RUN"])
     first, _ = main_process(), processes()  # both: the environment may hold what is no number
@@ -119,8 +119,8 @@ def train(composer: Composer, words: Sequence[str]) -> int:
 
 def _check_run_dir(cfg: DictConfig) -> None:
     """A folder given by hydra.run.dir has to be new or empty."""
-    from elstm.explain import explain
-    from elstm.validation import show
+    from elstm.config.check import show
+    from elstm.config.messages import explain
 
     try:
         given = str(cfg.hydra.run.dir)
@@ -140,8 +140,7 @@ def _check_run_dir(cfg: DictConfig) -> None:
 
 def resume(words: Sequence[str]) -> int:
     """Goes on with the run in trainer.resume=RUN_DIR, by its own config; returns the exit code."""
-    from elstm.config import load_run_config
-    from elstm.validation import show
+    from elstm.config.check import load_run_config, show
 
     value = next(w.partition("=")[2] for w in words if w.startswith(RESUME)).strip("'\"")
     others = [word for word in words if not word.startswith(RESUME)]
@@ -157,7 +156,7 @@ def resume(words: Sequence[str]) -> int:
         config = load_run_config(run_dir)
     except UserError as error:
         raise UserError(f"trainer.resume: {error}") from error
-    from elstm.job import execute
+    from elstm.sweeps.job import execute
 
     return execute(config, run_dir, resume=True).code
 
@@ -166,8 +165,8 @@ def _show(args: argparse.Namespace, composer: Composer) -> int:
     """What Hydra shows of itself and of the config."""
     from hydra._internal.utils import get_args_parser
 
-    from elstm.compose import CONFIG_NAME
-    from elstm.explain import explain
+    from elstm.config.compose import CONFIG_NAME
+    from elstm.config.messages import explain
 
     hydra, words = composer.hydra(), args.overrides
     try:

@@ -62,7 +62,8 @@ PHASES = {
 NAMES = list(PHASES)
 AIMED = [name for name in NAMES if name not in ("between", "end")]
 LOADED = [
-    "elstm.training", "elstm.job", "sklearn.datasets", "torch._dynamo", "matplotlib.figure",
+    "elstm.training.run", "elstm.sweeps.job",
+    "sklearn.datasets", "torch._dynamo", "matplotlib.figure",
     "matplotlib.font_manager", "matplotlib.backends.backend_agg",
 ]  # fmt: skip
 LONGEST = 120.0  # seconds that a run may take
@@ -110,9 +111,12 @@ class Watch:
 
 def train(config: Any, folder: Path, watch: Watch) -> None:
     """In a process of its own: what elstm-train trainer.resume=FOLDER does once it is loaded."""
-    from elstm import checkpoint, evaluation, figures, tracking, training
-    from elstm.job import execute
-    from elstm.status import Status
+    from elstm.records import pictures as figures
+    from elstm.records import tracking
+    from elstm.records.status import Status
+    from elstm.sweeps.job import execute
+    from elstm.training import checkpoint, evaluation
+    from elstm.training import run as training
 
     sys.stdout = sys.stderr = (folder.parent / f"{folder.name}.out").open("a")
     loop: Any = training._Run

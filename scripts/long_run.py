@@ -23,9 +23,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from elstm import checkpoint, training
-from elstm.config import AdamConfig, Config, CosineConfig, DataConfig, ELSTMBNConfig, TrainerConfig
-from elstm.job import run_log
+from elstm.config.schema import (
+    AdamConfig,
+    Config,
+    CosineConfig,
+    DataConfig,
+    ELSTMBNConfig,
+    TrainerConfig,
+)
+from elstm.sweeps.job import run_log
+from elstm.training import checkpoint
+from elstm.training import run as training
 
 WARM = 20  # epochs until everything has been loaded and every buffer is there
 # Of growth after that. A picture kept for each of 180 epochs would take 2 MiB.

@@ -19,8 +19,8 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
-from elstm.config import SCHEMAS, DataConfig
-from elstm.data import ImageSequences, load_data
+from elstm.config.schema import SCHEMAS, DataConfig
+from elstm.data.sequences import ImageSequences, load_data
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import batch_statistics, recompute_statistics
 

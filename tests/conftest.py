@@ -11,11 +11,11 @@ from fake_training import FakeTraining
 
 @pytest.fixture
 def training(monkeypatch, tmp_path):
-    """A fake in the place of elstm.training, in an empty current folder."""
+    """A fake in the place of elstm.training.run, in an empty current folder."""
     fake = FakeTraining()
-    module = types.ModuleType("elstm.training")
+    module = types.ModuleType("elstm.training.run")
     module.run = fake.run
-    monkeypatch.setitem(sys.modules, "elstm.training", module)
+    monkeypatch.setitem(sys.modules, "elstm.training.run", module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ELSTM_DATA", raising=False)
     return fake
@@ -39,6 +39,6 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without matplotlib's half of an evaluation."""
     from training_runs import no_picture  # and with it torch: not for every test
 
-    from elstm import figures
+    from elstm.records import pictures as figures
 
     monkeypatch.setattr(figures, "gradient_figure", no_picture)

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from elstm import figures
-from elstm.data import ImageSequences
-from elstm.training import _Run
+from elstm.data.sequences import ImageSequences
+from elstm.records import pictures as figures
+from elstm.training.run import _Run
 
 
 def in_float64() -> None:

@@ -1,4 +1,4 @@
-"""Stands in for elstm.training where only its callers are tested: no torch, no time."""
+"""Stands in for elstm.training.run where only its callers are tested: no torch, no time."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ class FakeTraining:
 
     def run(self, config, run_dir, *, resume=False, on_evaluation=None):
         self.calls.append(Call(config, Path(run_dir), resume))
-        logging.getLogger("elstm.training").info("training with seed %d", config.seed)
+        logging.getLogger("elstm.training.run").info("training with seed %d", config.seed)
         state = self.answer(config)
         if on_evaluation and state == "done":
             for epoch in (1, 2, 3):

@@ -18,11 +18,14 @@ from typing import Any
 import pytest
 from training_runs import assert_same_runs, rows, small_config
 
-from elstm import checkpoint, evaluate, evaluation, figures, schema, trained
-from elstm.config import load_run_config
+from elstm.commands import evaluate
+from elstm.config import hydra_nodes as schema
+from elstm.config.check import load_run_config
 from elstm.errors import UserError
-from elstm.job import execute
-from elstm.training import _Run, run
+from elstm.records import pictures as figures
+from elstm.sweeps.job import execute
+from elstm.training import checkpoint, evaluation, trained
+from elstm.training.run import _Run, run
 
 CONFIG = small_config(max_epochs=3, log_every=2, checkpoint_every=2)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from elstm.config import (
+from elstm.config.schema import (
     SCHEMAS,
     BNLSTMConfig,
     ELSTMBNConfig,

@@ -20,11 +20,14 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from synthetic_runs import write_run
 
-from elstm import checkpoint, evaluate, predict, report, train, training
-from elstm.compose import Composer
-from elstm.config import load_run_config
+from elstm import train
+from elstm.commands import evaluate, predict, report
+from elstm.config.check import load_run_config
+from elstm.config.compose import Composer
 from elstm.errors import UserError
-from elstm.files import read_json, write_atomic
+from elstm.files.atomic import read_json, write_atomic
+from elstm.training import checkpoint
+from elstm.training import run as training
 
 WORDS = [
     "model=bn_lstm",

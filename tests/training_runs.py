@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from elstm.config import (
+from elstm.config.schema import (
     AdamConfig,
     BNLSTMConfig,
     Config,
@@ -28,7 +28,7 @@ from elstm.config import (
     SchedulerConfig,
     TrainerConfig,
 )
-from elstm.tracking import CLOCK_COLUMNS, TAGS
+from elstm.records.tracking import CLOCK_COLUMNS, TAGS
 
 MODELS: dict[str, Callable[..., ModelConfig]] = {
     "lstm": LSTMConfig,
@@ -139,5 +139,5 @@ def send(number: signal.Signals) -> Callable[[], None]:
 
 
 def no_picture(*_: Any) -> bytes:
-    """In the place of elstm.figures.gradient_figure: without matplotlib's half of an evaluation."""
+    """Replaces gradient_figure, without matplotlib's half of an evaluation."""
     return b"a picture"

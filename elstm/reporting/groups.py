@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elstm.config import MISSING, SCHEMAS, TrainerConfig
+from elstm.config.schema import MISSING, SCHEMAS, TrainerConfig
 from elstm.errors import UserError
-from elstm.reporting.files import Config, Value, one_line
+from elstm.files.bounded import Config, Value, one_line
 from elstm.reporting.runs import Run
 
 # Differences that do not make another experiment: where files lie, what is shown and how often,

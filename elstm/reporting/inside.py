@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elstm.reporting.files import Damaged, one_line, read_text
+from elstm.files.bounded import Damaged, one_line, read_text
 
 MAX_BYTES = 16_000_000
 MAX_NORMS = 200  # of one run

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from elstm.errors import UserError
-from elstm.reporting.files import (
+from elstm.files.bounded import (
     Config,
     Damaged,
     number,

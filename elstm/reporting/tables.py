@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from elstm.reporting.files import harmless
+from elstm.files.bounded import harmless
 from elstm.reporting.groups import Group, show_value
 from elstm.reporting.measures import Analysis, Reach, Result, area_under_curve, first_reach
 from elstm.reporting.runs import Run

@@ -18,9 +18,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from elstm import training
-from elstm.compose import Composer
+from elstm.config.compose import Composer
 from elstm.models import SequenceClassifier
+from elstm.training import run as training
 
 MODELS = ("lstm", "bn_lstm", "elstm_bn")
 

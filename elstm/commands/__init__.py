@@ -1,0 +1,1 @@
+"""The command lines beside elstm-train: evaluate, predict, export, report."""

@@ -1,0 +1,224 @@
+"""`elstm-export RUN_DIR`: a trained model as ONNX and as a torch.export program, checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elstm.cli import Parser, command, say
+from elstm.errors import UserError
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+
+PROG = "elstm-export"
+DESCRIPTION = """\
+Writes the model of a run for serving: RUN_DIR/export/model.onnx, for onnxruntime, and model.pt2,
+for torch.export.load; neither needs elstm. They take raw images, uint8 (batch, rows, columns) with
+any batch size, and give logits and probabilities. Both are checked against the model on test images
+before they are written. ONNX needs: pip install 'elstm[onnx]'.
+"""
+FORMATS = ("onnx", "pt2")
+OPSET = 18  # the lowest that torch's exporter writes
+SIZES = (1, 7)  # of the first batches of the check; the last has the rest
+
+Run = Callable[["torch.Tensor"], "torch.Tensor"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code (see elstm.cli)."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(_parse(words)))
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = Parser(prog=PROG, description=DESCRIPTION)
+    parser.add_run()
+    parser.add_argument(
+        "--format", choices=("all", *FORMATS), default="all", help="default: both of them"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: RUN_DIR/export")
+    parser.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="test images of the check (1000)"
+    )
+    parser.add_data_root()
+    args = parser.parse_args(words)
+    if args.images < 10:
+        parser.error(f"argument --images: has to be at least 10, got {args.images}")
+    return args
+
+
+def _main(args: argparse.Namespace) -> int:
+    import dataclasses  # these and torch late: --help answers at once
+    import io
+    import json
+
+    import torch
+
+    from elstm.commands.serving import ServedModel, export_program
+    from elstm.data.sequences import load_data
+    from elstm.files.atomic import write_atomic, writing
+    from elstm.training.trained import check_same_data, load_trained
+
+    formats = FORMATS if args.format == "all" else (args.format,)
+    if "onnx" in formats:
+        _need_onnx()
+    trained = load_trained(args.run_dir, args.checkpoint)
+    source = trained.config.data
+    if args.data_root is not None:
+        source = dataclasses.replace(source, root=args.data_root)
+    data = load_data(source)
+    check_same_data(trained.facts, data)
+    try:
+        served = ServedModel(trained.model, trained.facts)
+    except TypeError as error:
+        raise UserError(f"{args.run_dir} cannot be exported: {error}") from error
+    facts = _metadata(trained, args.run_dir)
+    say(f"{PROG}: tracing {trained.config.model.name}, {data.num_steps} steps")
+    program = export_program(served)
+
+    images = data.test.images[: args.images]
+    with torch.no_grad():
+        expected = torch.cat([trained.model(data.sequences(part)) for part in images.split(1000)])
+    images = images.view(-1, *data.image_size)
+    contents: dict[str, bytes] = {}
+    lines = []
+    for name in formats:
+        if name == "pt2":
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files={"elstm.json": json.dumps(facts)})
+            contents[name] = buffer.getvalue()
+            run, runs = _torch_run(contents[name]), "torch"
+        else:
+            contents[name] = _to_onnx(program, facts)
+            run, runs = _onnx_run(contents[name]), "onnxruntime"
+        lines.append(f"model.{name:<5} {_check(name, run, runs, images, expected)}")
+
+    folder = args.output or args.run_dir / "export"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomic(folder / f"model.{name}", content)
+    print(f"{trained.config.model.name} on {data.name}, {trained.path} -> {folder}")
+    print("\n".join(lines))
+    return 0
+
+
+def _need_onnx() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"ONNX needs {', '.join(missing)}: pip install 'elstm[onnx]', or take --format pt2"
+        )
+
+
+def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
+    """What the programs say of themselves."""
+    import json
+
+    import elstm
+    from elstm.records.status import read_status
+
+    status = read_status(run_dir) or {}
+    facts = trained.facts
+    return {
+        "class_names": json.dumps(facts["class_names"]),
+        "data": facts["name"],
+        "model": trained.config.model.name,
+        "checkpoint": trained.path.name,
+        "epoch": str(trained.epoch),
+        "step": str(trained.step),
+        "git_commit": str(status.get("git_commit") or ""),
+        "elstm": elstm.__version__,
+        "input": f"uint8 (batch, {facts['image_size'][0]}, {facts['image_size'][1]}), 0 black",
+    }
+
+
+def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:
+    """The program as an ONNX model; its time loops are Scan nodes."""
+    import logging
+    import warnings
+
+    import onnx
+    import torch
+
+    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program, input_names=["images"], output_names=["logits", "probabilities"],
+                opset_version=OPSET, dynamo=True, verbose=False,
+            )  # fmt: skip
+    finally:
+        logger.setLevel(level)
+    assert exported is not None
+    model = exported.model_proto
+    graph = model.graph
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # a name of torch's choice
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_param = "batch"
+    onnx.helper.set_model_props(model, facts)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _torch_run(content: bytes) -> Run:
+    import io
+
+    import torch
+
+    program = torch.export.load(io.BytesIO(content)).module()
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = program(images)[0]
+        return logits
+
+    return run
+
+
+def _onnx_run(content: bytes) -> Run:
+    import onnxruntime
+    import torch
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return run
+
+
+def _check(name: str, run: Run, runs: str, images: torch.Tensor, expected: torch.Tensor) -> str:
+    """What a program does on test images, in batches of several sizes, beside the model itself.
+
+    Raises:
+        UserError: a prediction differs.
+    """
+    import torch
+
+    sizes = [*SIZES, len(images) - sum(SIZES)]
+    logits = torch.cat([run(part) for part in images.split(sizes)])
+    differ = int((logits.argmax(1) != expected.argmax(1)).sum())
+    largest = float((logits - expected).abs().max())
+    where = f"{len(images):,} test images in {runs}"
+    if differ or not largest < float("inf"):
+        raise UserError(
+            f"model.{name} was not written: of {where}, {differ} predictions differ from the "
+            f"model's, logits by up to {largest:.1e}"
+        )
+    return f"{where}: the same predictions, logits differ by at most {largest:.1e}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""A trained model as one program from raw images to probabilities, for torch.export and ONNX.
+
+Only torch is needed to run it. What evaluation leaves of a normalisation is an affine map of each
+step, y_t = x_t * scale_t + shift_t, with scale_t = γ / sqrt(var_t + eps) and
+shift_t = β - mean_t * scale_t; so it is folded, and that of W_x x_t together with the bias. The
+time loop is torch's scan, which is one node of the graph whatever the number of steps, and becomes
+ONNX's Scan.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan  # a prototype, of which torch.export knows
+
+from elstm.data.sequences import to_sequences
+from elstm.models import SequenceClassifier
+from elstm.nn import GRU, LSTM, LayerNormLSTM
+from elstm.nn.base import RecurrentBase
+from elstm.nn.layers import NormalizedLSTM
+from elstm.nn.norm import StepBatchNorm
+
+State = list[Tensor]
+Step = Callable[[State, State], State]
+
+
+class ServedModel(nn.Module):
+    """images (B, rows, columns) uint8 -> logits (B, C) and probabilities (B, C).
+
+    Args:
+        model: in eval mode, on the CPU.
+        facts: how its images become sequences (elstm.training.trained.data_facts).
+
+    Raises:
+        TypeError: its recurrent layers are of a kind that is not known here.
+    """
+
+    permutation: Tensor | None
+
+    def __init__(self, model: SequenceClassifier, facts: dict[str, Any]) -> None:
+        super().__init__()
+        model = copy.deepcopy(model).requires_grad_(False)
+        self.pixels_per_step = facts["pixels_per_step"]
+        self.mean, self.std = facts["mean"], facts["std"]
+        self.register_buffer("permutation", facts["permutation"])
+        self.rows, self.columns = facts["image_size"]
+        self.layers = _Layers(model.rnn, facts["pixels"] // self.pixels_per_step)
+        self.head = model.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.reshape(-1, self.rows * self.columns)
+        x = to_sequences(pixels, self.pixels_per_step, self.mean, self.std, self.permutation)
+        logits = self.head(self.layers(x))
+        return logits, logits.softmax(1)
+
+
+class _Layers(nn.Module):
+    """All layers and directions: x (T, B, F) to the last layer's h_T (B, D * H)."""
+
+    def __init__(self, rnn: RecurrentBase, steps: int) -> None:
+        super().__init__()
+        kinds = {
+            LSTM: _FoldedLSTM,
+            NormalizedLSTM: _FoldedLSTM,
+            LayerNormLSTM: _LayerNormLSTM,
+            GRU: _GRU,
+        }
+        kind = next((kinds[base] for base in type(rnn).__mro__ if base in kinds), None)
+        if kind is None:
+            raise TypeError(f"{type(rnn).__name__} is not known to the export")
+        self.directions = 2 if rnn.bidirectional else 1
+        self.num_layers = rnn.num_layers
+        self.cells = nn.ModuleList(
+            kind(rnn._direction(suffix), steps) for suffix in rnn._suffixes()
+        )
+        for name, features in rnn._state_sizes.items():
+            rows = self.num_layers * self.directions
+            zeros = torch.zeros(rows, 1, features)
+            self.register_buffer(name, getattr(rnn, name) if rnn.learn_initial_state else zeros)
+        self.names = tuple(rnn._state_sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1]
+        for layer in range(self.num_layers):
+            outputs, last = [], []
+            for direction in range(self.directions):
+                row = layer * self.directions + direction
+                state = [getattr(self, name)[row].expand(size, -1).clone() for name in self.names]
+                output, h = self._run(row, x.flip(0) if direction else x, state)
+                outputs.append(output.flip(0) if direction else output)
+                last.append(h)
+            x = torch.cat(outputs, dim=2)
+        return torch.cat(last, dim=1)
+
+    def _run(self, row: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Output (T, B, H) and h_T."""
+        cell: Any = self.cells[row]
+        step = cell.step
+
+        def body(carry: State, inputs: State) -> tuple[State, State]:
+            carry = step(carry, inputs)
+            return [part.clone() for part in carry], [carry[0].clone()]
+
+        (h, *_), (output,) = scan(body, state, cell.inputs(x))
+        return output, h
+
+
+class _FoldedLSTM(nn.Module):
+    """elstm.nn.recurrence's equations in eval mode; also without any normalisation."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    scale_ih: Tensor
+    shift: Tensor
+
+    def __init__(self, direction: Any, steps: int) -> None:
+        super().__init__()
+        weight_ih, weight_hh, bias, norms, self.cell_norm = direction
+        (scale_ih, shift_ih), (scale_hh, shift_hh) = (_fold(norm, steps) for norm in norms[:2])
+        shift = shift_ih + shift_hh + (0 if bias is None else bias)
+        zeros = torch.zeros(steps, len(weight_ih))
+        parts = {
+            "weight_ih": weight_ih,
+            "weight_hh": weight_hh,
+            "scale_ih": zeros + scale_ih,
+            "shift": zeros + shift,
+        }
+        varying = [] if norms[1] is None else [scale_hh]  # what the loop reads anew at each step
+        for norm in norms[2:]:
+            if norm is not None:
+                varying += _fold(norm, steps)
+        self.names = tuple(f"varying_{i}" for i in range(len(varying)))
+        parts |= dict(zip(self.names, varying, strict=True))
+        for name, part in parts.items():
+            self.register_buffer(name, part)
+        self.scaled = norms[1] is not None
+        self.first = 2 if self.scaled else 1  # of the inputs that belong to the cell's norms
+
+    def inputs(self, x: Tensor) -> State:
+        wx = F.linear(x, self.weight_ih) * self.scale_ih.unsqueeze(1) + self.shift.unsqueeze(1)
+        return [wx, *(getattr(self, name) for name in self.names)]
+
+    def step(self, state: State, inputs: State) -> State:
+        h, c = state
+        wh = F.linear(h, self.weight_hh)
+        z = inputs[0] + (wh * inputs[1] if self.scaled else wh)
+        i, f, g, o = z.chunk(4, dim=1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        kind = self.cell_norm
+
+        def bn(x: Tensor, number: int = 0) -> Tensor:
+            at = self.first + 2 * number
+            return x * inputs[at] + inputs[at + 1]
+
+        if kind == "increment":
+            c = f * c + bn(i * g)
+        elif kind == "terms":
+            c = bn(f * c) + bn(i * g, 1)
+        elif kind == "carry":
+            c = f * bn(c) + i * g
+        else:
+            c = f * c + i * g
+            if kind in ("update", "update_output"):
+                c = bn(c)
+        shown = bn(c) if kind == "output" else bn(c, 1) if kind == "update_output" else c
+        return [o * shown.tanh(), c]
+
+
+def _fold(norm: StepBatchNorm | None, steps: int) -> tuple[Any, Any]:
+    """Scale and shift of each step, (T, F); of no normalisation 1 and 0."""
+    if norm is None:
+        return 1.0, 0.0
+    given = norm.inputs(steps, 0)
+    assert given.mean is not None
+    assert given.var is not None
+    # In float64: mean * scale may be large beside what is left of it.
+    scale = given.weight.double() * torch.rsqrt(given.var.double() + given.eps)
+    shift = -given.mean.double() * scale
+    if given.bias is not None:
+        shift = shift + given.bias
+    return scale.float(), shift.float()
+
+
+class _LayerNormLSTM(nn.Module):
+    """LayerNormLSTM's equations."""
+
+    def __init__(self, direction: Any, steps: int) -> None:
+        super().__init__()
+        self.weight_ih, self.weight_hh, bias, self.ih, self.hh, self.c = direction
+        self.register_buffer("bias", torch.zeros(()) if bias is None else bias)
+
+    def inputs(self, x: Tensor) -> State:
+        return [self.ih(F.linear(x, self.weight_ih)) + self.bias]
+
+    def step(self, state: State, inputs: State) -> State:
+        i, f, g, o = (self.hh(F.linear(state[0], self.weight_hh)) + inputs[0]).chunk(4, dim=1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return [o.sigmoid() * self.c(c).tanh(), c]
+
+
+class _GRU(nn.Module):
+    """GRU's equations."""
+
+    def __init__(self, direction: Any, steps: int) -> None:
+        super().__init__()
+        self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh = direction
+
+    def inputs(self, x: Tensor) -> State:
+        return [F.linear(x, self.weight_ih, self.bias_ih)]
+
+    def step(self, state: State, inputs: State) -> State:
+        (h,), (wx,) = state, inputs
+        x_r, x_z, x_n = wx.chunk(3, dim=1)
+        h_r, h_z, h_n = F.linear(h, self.weight_hh, self.bias_hh).chunk(3, dim=1)
+        r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+        return [(1 - z) * (x_n + r * h_n).tanh() + z * h]
+
+
+def export_program(model: ServedModel) -> torch.export.ExportedProgram:
+    """With any batch size from 1 on."""
+    example = torch.zeros(3, model.rows, model.columns, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: batch},))

@@ -1,0 +1,331 @@
+"""From the words of a command line to a typed config, or to one line that says what is wrong.
+
+Hydra composes; nothing is composed before the words are checked, and nothing of the result runs
+before the whole is. Refused are: `_target_` and its kin, which Hydra's instantiate would execute;
+resolvers; settings of Hydra itself other than those in HYDRA_KEYS.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
+from hydra.errors import OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from elstm.cli import summary
+from elstm.config.check import (
+    config_from,
+    no_such,
+    show,
+    show_key,
+)
+from elstm.config.help import GROUPS, find_config_dir
+from elstm.config.hydra_nodes import register
+from elstm.config.messages import explain
+from elstm.config.schema import MISSING, SCHEMAS, Config
+from elstm.errors import UserError
+
+CONFIG_NAME = "config"
+CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)
+_REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
+# What may be set of Hydra itself; the rest (callbacks, logging, environment...) can run code or
+# would break what a run folder promises.
+HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
+HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
+HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
+NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
+# Options of those groups that come with a package, and elstm's extra that brings it.
+EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+BUILT_ON = {"slurm": "submitit_slurm"}  # in conf/hydra/
+
+
+register()
+
+
+class Composer:
+    """Composes and checks.
+
+    Args:
+        extra_dir: --config-dir, a folder with further options of the groups.
+
+    Raises:
+        UserError: there is no such folder, or a Hydra plugin that cannot be imported.
+    """
+
+    def __init__(self, extra_dir: str | None = None) -> None:
+        self.extra_dir = extra_dir
+        config_dir = find_config_dir()
+        try:
+            self.search_path = create_config_search_path(str(config_dir))  # imports all plugins
+        except Exception as error:
+            raise UserError(
+                f"a Hydra plugin in this environment cannot be imported: {summary(error)}, in "
+                f"{traceback.extract_tb(error.__traceback__)[-1].filename}; upgrade or uninstall it"
+            ) from error
+        if extra_dir is not None:
+            folder = Path(extra_dir).absolute()
+            if not folder.is_dir():
+                raise UserError(f"--config-dir {show(extra_dir)}: there is no such folder")
+            self.search_path.prepend(
+                "command-line", f"config-dir://{folder}", SearchPathQuery("schema")
+            )
+        self.loader = ConfigLoaderImpl(self.search_path)
+        self._options: dict[str, list[str]] = {}
+        self.parser = OverridesParser.create(config_loader=self.loader)
+
+    def hydra(self) -> Hydra:
+        """Hydra itself, over the same search path."""
+        return Hydra("train", self.loader)
+
+    # --- the words
+
+    def parse(self, words: Sequence[str], *, sweep: bool = False) -> list[Override]:
+        """The overrides of a command line, checked one by one.
+
+        Args:
+            sweep: several values for a key are allowed.
+
+        Raises:
+            UserError: naming the word.
+        """
+        return [self._parse(word, sweep) for word in words]
+
+    def _parse(self, word: str, sweep: bool) -> Override:
+        if len(word) > 10_000:
+            raise UserError(f"{show(word)}: too long")
+        if not word.isprintable():
+            raise UserError(f"'{show(word)}': holds characters that cannot be printed")
+        code = CODE.search(word)
+        if code:
+            raise UserError(
+                f"{show(word)}: {code[0]} is refused everywhere: configs hold values, never code"
+            )
+        if "${" in _REFERENCE.sub("", word):
+            raise UserError(
+                f"{show(word)}: only ${{other.key}} is allowed as an interpolation, no resolver"
+            )
+        try:
+            override = self.parser.parse_override(word)
+        except Exception as error:
+            reason = error.args[0] if isinstance(error, OverrideParseException) else error
+            lines = [line for line in str(reason).splitlines() if "See http" not in line]
+            raise UserError(
+                f"cannot read '{show(word)}': {show(' '.join(lines[1:] or lines))}; "
+                "write KEY=VALUE, and quote a VALUE with special characters: 'KEY=\"VALUE\"'"
+            ) from error
+        override.config_loader = self.loader  # for glob
+        key = override.key_or_group
+        if not key.strip():
+            raise UserError(f"'{show(word)}': names no key; write KEY=VALUE")
+        if len(key.encode()) > 200:  # Hydra looks for a file of that name
+            raise UserError(f"{show_key(key)}: there is no such key")
+        if override.is_delete():
+            raise UserError(f"{show(word)}: nothing can be taken out of the config; set KEY=VALUE")
+        if override.package is not None:
+            raise UserError(f"{show(word)}: options have their place, no @package can be given")
+        if override.is_sweep_override() and not sweep:
+            raise UserError(
+                f"{show(word)}: several values are a sweep: elstm-train -m {show(word)}; a comma "
+                "that is no separator is quoted: 'KEY=\"A,B\"'"
+            )
+        if override.is_hydra_override() or key == "hydra":
+            self._check_hydra(override, word)
+        elif self.options(key):
+            for value in values(override):
+                self._check_option(override, value)
+        elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key):
+            group, name = key.partition(".")[0], show(word.partition("=")[2])
+            raise UserError(f"{show(word)}: choose with {group}={name}")
+        elif "/" in key or key == "schema":
+            raise UserError(no_such(show_key(key), "group", key, GROUPS))
+        return override
+
+    def _check_hydra(self, override: Override, word: str) -> None:
+        key = override.key_or_group
+        if override.is_sweep_override():
+            raise UserError(f"{show(word)}: a sweep cannot vary Hydra's own settings")
+        if key in HYDRA_GROUPS:
+            for value in values(override):
+                self._check_option(override, value)
+        elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
+            names = ", ".join([*HYDRA_GROUPS, *HYDRA_KEYS, *(f"{node}*" for node in HYDRA_NODES)])
+            raise UserError(f"{show(word)}: of Hydra's own settings these can be set: {names}")
+        if key == "hydra.verbose" and not isinstance(override.value(), bool | str):
+            raise UserError(f"{show(word)}: has to be true, false or a logger's name")
+
+    def options(self, group: str) -> list[str]:
+        """The options of a config group; empty if there is no such group."""
+        if not re.fullmatch(r"\w+(/\w+)*", group, re.ASCII) or group.split("/")[0] == "schema":
+            return []
+        if group not in self._options:
+            found = self.loader.get_group_options(group, ObjectType.CONFIG)
+            self._options[group] = sorted(found)
+        return self._options[group]
+
+    def _check_option(self, override: Override, value: Any) -> None:
+        group = override.key_or_group
+        if isinstance(value, dict):
+            return  # model={hidden_size: 64} sets keys
+        if value is None and group in NO_OPTION:
+            return
+        options = self.options(group)
+        base = BUILT_ON.get(value, value) if isinstance(value, str) else None
+        if group in HYDRA_GROUPS and base in EXTRAS and base not in options:
+            raise UserError(f"{group}={value} needs a package: pip install 'elstm[{EXTRAS[base]}]'")
+        if not isinstance(value, str) or value.removesuffix(".yaml") not in options:
+            raise UserError(no_such(f"{show_key(group)}={show(value)}", group, value, options))
+
+    # --- the config
+
+    def compose(self, words: Sequence[str], *, sweep: bool = False) -> tuple[DictConfig, Config]:
+        """Parses, composes and checks a single run: Hydra's tree and the typed config.
+
+        Args:
+            sweep: the words hold no several values, but Hydra's tree is that of a sweep.
+
+        Raises:
+            UserError: naming the key.
+        """
+        self.parse(words)
+        cfg = self.load(words, RunMode.MULTIRUN if sweep else RunMode.RUN)
+        return cfg, typed(cfg)
+
+    def many(self) -> Callable[[Sequence[str]], Config]:
+        """A function from words without several values to the typed config, for many of them.
+
+        As `compose` does it, but Hydra composes each choice of options once, and words that were
+        seen are not parsed again: a fraction of the time.
+        """
+        trees: dict[tuple[str, ...], DictConfig] = {}
+        parsed: dict[str, Override] = {}
+
+        def config(words: Sequence[str]) -> Config:
+            for word in words:
+                if word not in parsed:
+                    parsed[word] = self._parse(word, sweep=False)
+            overrides = [parsed[word] for word in without_no_option(words)]
+            chosen = tuple(
+                o.input_line or ""
+                for o in overrides
+                if self.options(o.key_or_group) and isinstance(o.value(), str | None)
+            )
+            if chosen not in trees:
+                trees[chosen] = self.load(chosen, RunMode.RUN)
+                with open_dict(trees[chosen]):
+                    del trees[chosen]["hydra"]
+            cfg = copy.deepcopy(trees[chosen])
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config(
+                    [o for o in overrides if o.input_line not in chosen], cfg
+                )
+            except Exception as error:
+                raise explain(error) from error
+            return typed(cfg)
+
+        return config
+
+    def load(self, words: Sequence[str], mode: RunMode) -> DictConfig:
+        """Hydra's tree, not yet checked against ranges."""
+        try:
+            cfg = self.loader.load_configuration(
+                CONFIG_NAME, without_no_option(words), mode, validate_sweep_overrides=False
+            )
+        except Exception as error:
+            raise explain(error) from error
+        if self.extra_dir is not None:
+            self._check_foreign(cfg, words, mode)
+        return cfg
+
+    def _check_foreign(self, cfg: DictConfig, words: Sequence[str], mode: RunMode) -> None:
+        """A --config-dir may add options of elstm's groups; it may not touch Hydra's settings."""
+        own = Composer().load([w for w in words if w.lstrip("+").startswith("hydra")], mode)
+        ignored = ("runtime", "overrides", "job")
+        ours, theirs = plain(own.hydra), plain(cfg.hydra)
+        for key in sorted({*ours, *theirs} - set(ignored)):
+            if ours.get(key, MISSING) != theirs.get(key, MISSING):
+                raise UserError(
+                    f"--config-dir {show(self.extra_dir)}: its files change hydra.{show(key)}, "
+                    "which only the command line may"
+                )
+        for key in ("chdir", "env_set", "env_copy", "config"):
+            if ours["job"].get(key) != theirs["job"].get(key):
+                raise UserError(
+                    f"--config-dir {show(self.extra_dir)}: its files change hydra.job.{key}, "
+                    "which cannot be changed"
+                )
+
+
+def without_no_option(words: Sequence[str]) -> list[str]:
+    """The words without experiment=null and debug=null, which Hydra does not take; last ones count.
+
+    Each is the default, so that it undoes the words of its group before it and can then go.
+    """
+    kept: list[str] = []
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if group in NO_OPTION and value.strip().lower() == "null":
+            kept = [other for other in kept if other.lstrip("+").partition("=")[0] != group]
+        else:
+            kept.append(word)
+    return kept
+
+
+def values(override: Override) -> list[Any]:
+    """The value of an override, or each of a sweep's."""
+    value = override._value
+    if isinstance(value, ChoiceSweep):
+        return [v.text if isinstance(v, QuotedString) else v for v in value.list]
+    if isinstance(value, RangeSweep | Glob):
+        return []  # numbers, and options that are there
+    return [override.value()]
+
+
+def typed(cfg: DictConfig) -> Config:
+    """The typed config of a tree that Hydra composed.
+
+    Raises:
+        UserError: naming the key.
+    """
+    return config_from(flatten(cfg))
+
+
+def plain(cfg: DictConfig) -> dict[Any, Any]:
+    """A tree of dictionaries; interpolations stay as they are written."""
+    tree = OmegaConf.to_container(cfg, resolve=False, throw_on_missing=False)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def flatten(cfg: DictConfig) -> dict[str, Any]:
+    """A config without its `hydra`, flat: "model.hidden_size" -> 128."""
+    tree = plain(cfg)
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, key: str) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                if CODE.search(str(name)):
+                    raise UserError(
+                        f"{show_key(key)}: {show(name)} is refused everywhere: configs hold "
+                        "values, never code"
+                    )
+                visit(child, f"{key}.{name}" if key else str(name))
+        else:
+            flat[key] = node
+
+    tree.pop("hydra", None)
+    visit(tree, "")
+    return flat

@@ -1,0 +1,73 @@
+"""`elstm-train --help`: the groups and their options, read from conf/ without Hydra, in no time."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+HEAD = """\
+elstm-train trains an LSTM, plain or with batch normalisation, to classify images read as sequences.
+
+usage: elstm-train [GROUP=OPTION ...] [KEY=VALUE ...]
+       elstm-train -m GROUP=OPTION,OPTION,... KEY=VALUE,VALUE,...     a sweep: one run for each
+       elstm-train trainer.resume=RUN_DIR                             go on where a run stopped
+
+examples:
+  elstm-train
+  elstm-train data=fashion_mnist model=elstm_bn model.hidden_size=256 trainer.max_epochs=20
+  elstm-train -m experiment=fashion_rows model=lstm,bn_lstm,elstm_bn seed=0,1,2
+  elstm-train -m hydra/launcher=joblib hydra.launcher.n_jobs=4 model=lstm,elstm_bn seed=0,1
+  elstm-train -m hydra/sweeper=optuna hydra.sweeper.n_trials=30 'optimizer.lr=interval(1e-3,1e-1)'
+
+groups (* the default):
+"""
+
+TAIL = """
+keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
+  elstm-train --cfg job           all keys with their values; with model=lstm, those of that model
+  A wrong value is answered with what is allowed. elstm/config.py has the types and ranges.
+
+flags:
+  -m, --multirun                  run all combinations; what is done already is skipped
+                                  hydra/launcher=joblib, slurm: several at once
+                                  hydra/sweeper=optuna: search ranges
+  --cfg job|hydra|all, -c         show the config instead of running; --resolve, --package KEY
+  --config-dir DIR, -cd           further options of the groups, DIR/experiment/mine.yaml
+  --info [TOPIC], -i              how the config came about: defaults, defaults-tree, searchpath...
+  --shell-completion, -sc         eval "$(elstm-train -sc install=bash)" completes groups and keys
+  --hydra-help, --version, --help
+
+Runs go to outputs/DATA/MODEL/TIME-ID/: .hydra/ (the config), train.log, metrics.csv, status.json,
+checkpoints/ and TensorBoard's events: tensorboard --logdir outputs"""
+
+GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug")
+
+
+def find_config_dir() -> Path:
+    """conf/ as it lies in an installed wheel, or else in the repository."""
+    package = Path(__file__).resolve().parents[1]
+    return next((d for d in (package / "conf", package.parent / "conf") if d.is_dir()), package)
+
+
+def text(config_dir: Path) -> str:
+    """The whole page."""
+    return f"{HEAD}{''.join(_groups(config_dir))}{TAIL}"
+
+
+def _groups(config_dir: Path) -> Iterator[str]:
+    main = (config_dir / "config.yaml").read_text(encoding="utf-8")
+    for group in GROUPS:
+        for i, path in enumerate(sorted((config_dir / group).glob("*.yaml"))):
+            mark = "*" if f"- {group}: {path.stem}\n" in main else " "
+            name = f"{group}=" if i == 0 else ""
+            about = textwrap.shorten(describe(path), 68, placeholder=" ...")
+            yield f"  {name:<11}{mark} {path.stem:<15} {about}\n"
+
+
+def describe(path: Path) -> str:
+    """The first comment of a YAML file that is not for Hydra."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @package"):
+            return line[2:]
+    return ""

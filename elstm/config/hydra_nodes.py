@@ -1,0 +1,82 @@
+"""What Hydra is told of elstm: the dataclasses that YAML is merged onto, and names for folders."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from omegaconf import OmegaConf
+
+from elstm.config.schema import (
+    MISSING,
+    SCHEMAS,
+    DataConfig,
+    SearchConfig,
+    SweepConfig,
+    TrainerConfig,
+)
+from elstm.files.bounded import Damaged, read_config
+
+
+def run_name() -> str:
+    """A folder's name that no other run has: the time to the microsecond, and six digits."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}-{secrets.token_hex(3)}"
+
+
+@dataclass
+class Root:
+    """The root that YAML is merged onto; the groups bring their own schemas."""
+
+    model: Any = MISSING
+    data: DataConfig = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = 0
+
+
+@dataclass
+class Search(SearchConfig):
+    params: Any = None  # what to vary, where an experiment's file says it
+
+
+class Folder(FileConfigSource):
+    """--config-dir: like Hydra's own folders, but a stranger may have written what is in it."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "config-dir"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
+        try:
+            read_config(path)  # small, no aliases that unfold into a huge tree, plain YAML
+        except Damaged as error:
+            raise ConfigLoadError(f"--config-dir {self.path}: {error}") from error
+        return super().load_config(config_path)
+
+
+def register() -> None:
+    """Makes the schemas and the resolver known to Hydra; again does no harm."""
+    version.setbase("1.3")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Root, provider="elstm")
+    store.store(group="schema", name="search", node=Search, provider="elstm")
+    for group, schemas in SCHEMAS.items():
+        for name, schema in schemas.items():
+            if group != "data":
+                store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
+    SourcesRegistry.instance().register(Folder)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+register()

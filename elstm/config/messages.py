@@ -1,0 +1,66 @@
+"""What Hydra and OmegaConf raise, as one line that names the key and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from elstm.config.check import show, show_key, unknown_key, wrong_value
+from elstm.config.hydra_nodes import Root
+from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
+from elstm.errors import UserError
+
+
+def explain(error: BaseException) -> UserError:
+    """One line for what Hydra or OmegaConf raised."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return _explain_key(cause, str(error))
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        text = "nested too deeply"
+    return UserError(text if len(text) <= 400 else f"{text[:400]}...")
+
+
+def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
+    key, owner = str(error.full_key), error.object_type
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if key.startswith("hydra."):
+        return UserError(f"{show_key(key)}: {show(text)}")
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        given = re.search(r"Could not override '([^']*)'", outer)
+        if given and given[1].startswith(f"{key}."):
+            key = given[1]
+        return unknown_key(key, _known_keys(key, owner))
+    owner = Config if owner is Root else owner
+    name = key.rpartition(".")[2]
+    ours = owner is not None and owner.__module__ == Config.__module__
+    if not ours or key in SCHEMAS or key in ("trainer", "sweep"):
+        return UserError(f"{show_key(key)}: {show(text)}")
+    value = re.match(r"Value '(.*)' of type", text)
+    shown = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
+    assert owner is not None  # it is ours
+    return wrong_value(key, shown, owner, name)
+
+
+def _known_keys(key: str, owner: Any) -> list[str]:
+    """The keys among which the one that is not there was looked for."""
+    owners: dict[str, list[Any]] = {"trainer": [TrainerConfig], "sweep": [SweepConfig]}
+    owners |= {group: list(schemas.values()) for group, schemas in SCHEMAS.items()}
+    group = key.partition(".")[0]
+    if group in owners and hasattr(owner, "__dataclass_fields__"):
+        owners[group] = [owner]  # the option chosen, not all of the group
+    names = [
+        f"{name}.{field}"
+        for name, schemas in owners.items()
+        for schema in schemas
+        for field in schema.__dataclass_fields__
+    ]
+    return [*dict.fromkeys(names), "seed"]

@@ -1,0 +1,271 @@
+"""Typed configs: what each YAML group may hold, with the allowed values beside each field.
+
+Hydra composes YAML onto these dataclasses, so a wrong type or an unknown key is refused; `validate`
+checks types, ranges and choices again, wherever a config came from. Knows neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
+
+
+def bounded(
+    default: Any, *, ge: float | None = None, gt: float | None = None,
+    le: float | None = None, lt: float | None = None,
+) -> Any:  # fmt: skip
+    """A number within bounds (None passes where the field is Optional)."""
+    return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
+
+
+def choice(default: Any, *allowed: Any) -> Any:
+    """One of the values listed."""
+    return field(default=default, metadata={"choices": allowed})
+
+
+def bias(default: float | str) -> Any:
+    """A gate bias: a number, or "chrono" for log-uniform over the sequence length."""
+    return field(default=default, metadata={"number_or": ("chrono",)})
+
+
+# --- model: the fields are the constructor arguments of the layers in elstm.nn
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    hidden_size: int = bounded(128, ge=1, le=65_536)
+    num_layers: int = bounded(1, ge=1, le=100)
+    bidirectional: bool = False
+    dropout: float = bounded(0.0, ge=0, lt=1)
+    recurrent_init: str = choice("orthogonal", "orthogonal", "identity")
+    state_noise: float = bounded(0.0, ge=0)
+    learn_initial_state: bool = False
+    backend: str = "auto"
+
+
+@dataclass
+class GRUConfig(ModelConfig):
+    name: str = "gru"
+    update_bias: int | float | str = bias(1.0)
+
+
+@dataclass
+class GateBiasConfig(ModelConfig):
+    forget_bias: int | float | str = bias(1.0)
+    input_bias: int | float | str = bias(0.0)
+
+
+@dataclass
+class LSTMConfig(GateBiasConfig):
+    name: str = "lstm"
+    recompute: bool = False  # keep less for the backward pass: slower, for long sequences
+
+
+@dataclass
+class LayerNormLSTMConfig(GateBiasConfig):
+    name: str = "ln_lstm"
+    eps: float = bounded(1e-5, gt=0)
+    gamma_ih: float = 1.0
+    gamma_hh: float = 1.0
+    gamma_c: float = 1.0
+
+
+@dataclass
+class BNLSTMConfig(LSTMConfig):
+    name: str = "bn_lstm"
+    eps: float | None = bounded(None, gt=0)  # None: by what each norm needs (elstm.nn)
+    momentum: float | None = bounded(0.1, gt=0, le=1)
+    gamma_ih: float = 1.0
+    gamma_hh: float = 1.0
+    gamma_c: float | None = None  # None: 3 for a norm whose result is carried on, else 1
+    normalize_input: bool = True
+    normalize_hidden: bool = True
+
+
+@dataclass
+class ELSTMBNConfig(BNLSTMConfig):
+    name: str = "elstm_bn"
+    cell_norm: str = choice(
+        "update", "none", "output", "update", "increment", "terms", "carry", "update_output"
+    )
+
+
+# --- data
+
+DATA_ROOT = "${oc.env:ELSTM_DATA,data}"  # the one resolver that a config may hold
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = DATA_ROOT
+    pixels_per_step: int = bounded(28, ge=1)
+    permute: bool = False
+    permute_seed: int = bounded(0, ge=0)
+    train_size: int | None = bounded(None, ge=2)
+    batch_size: int = bounded(128, ge=2)  # of each process
+    eval_batch_size: int = bounded(1000, ge=2)
+
+
+# --- optimizer
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = MISSING
+    lr: float = bounded(1e-3, gt=0)
+    weight_decay: float = bounded(0.0, ge=0)
+    decay_all: bool = True  # as in torch; false: biases, gamma and beta are left out
+
+
+@dataclass
+class AdamConfig(OptimizerConfig):
+    """Adam, and AdamW under the name adamw."""
+
+    name: str = "adam"
+    beta1: float = bounded(0.9, ge=0, lt=1)
+    beta2: float = bounded(0.999, ge=0, lt=1)
+    eps: float = bounded(1e-8, gt=0)
+
+
+@dataclass
+class RMSpropConfig(OptimizerConfig):
+    name: str = "rmsprop"
+    alpha: float = bounded(0.99, ge=0, lt=1)
+    momentum: float = bounded(0.0, ge=0)
+    eps: float = bounded(1e-8, gt=0)
+
+
+@dataclass
+class SGDConfig(OptimizerConfig):
+    name: str = "sgd"
+    momentum: float = bounded(0.9, ge=0)
+    nesterov: bool = False
+
+
+# --- scheduler: each with a linear warm-up over warmup_steps training steps (0: none)
+
+
+@dataclass
+class SchedulerConfig:
+    name: str = "constant"
+    warmup_steps: int = bounded(0, ge=0)
+
+
+@dataclass
+class CosineConfig(SchedulerConfig):
+    """Half a cosine from lr to min_lr over all training steps after the warm-up."""
+
+    name: str = "cosine"
+    min_lr: float = bounded(0.0, ge=0)
+
+
+@dataclass
+class StepConfig(SchedulerConfig):
+    """lr times gamma after every step_epochs epochs."""
+
+    name: str = "step"
+    step_epochs: int = bounded(10, ge=1)
+    gamma: float = bounded(0.1, gt=0, le=1)
+
+
+@dataclass
+class PlateauConfig(SchedulerConfig):
+    """lr times factor when validation accuracy has not risen for `patience` epochs."""
+
+    name: str = "plateau"
+    factor: float = bounded(0.5, gt=0, lt=1)
+    patience: int = bounded(3, ge=0)
+
+
+# --- trainer
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = bounded(10, ge=1)
+    max_steps: int | None = bounded(None, ge=1)
+    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
+    precision: str = choice("fp32", "fp32", "bf16", "fp16")
+    deterministic: bool = False
+    compile: bool = False
+    profile: bool = False
+    clip_grad_norm: float | None = bounded(1.0, gt=0)
+    on_nonfinite: str = choice("stop", "stop", "skip")  # a step's loss or gradient is not finite
+    early_stopping_epochs: int | None = bounded(None, ge=1)
+    log_every: int = bounded(50, ge=1)
+    checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch
+    threads: int | None = bounded(None, ge=1)
+    sync_batch_stats: bool = False  # of several processes: statistics of their whole batch
+    recompute_batches: int = bounded(1, ge=0)  # 0: evaluate with the moving averages
+    recompute_batch_size: int | None = bounded(None, ge=2)  # None: 5,000, fewer if T or H is large
+    overfit_batches: int | None = bounded(None, ge=1)
+    progress: bool = True
+    resume: str | None = None
+
+
+# --- sweep: how elstm-train -m goes about its runs; no run depends on it
+
+
+@dataclass
+class SweepConfig:
+    fail_fast: bool = False  # stop at the first run that fails
+    rerun: bool = False  # train again what is done already
+
+
+# --- hydra.sweeper with hydra/sweeper=optuna: a search (elstm/search.py)
+
+
+@dataclass
+class SearchConfig:
+    """Where Hydra's own Optuna sweeper has the same setting, the name is its."""
+
+    _target_: str = "elstm.sweeps.search.Search"  # marks it; Hydra never calls it
+    n_trials: int = bounded(20, ge=1, le=10_000)  # in all, with those of earlier commands
+    n_jobs: int | None = bounded(None, ge=1, le=10_000)  # together; None: as the launcher does
+    sampler: str = choice("tpe", "tpe", "gp", "random")
+    seed: int = bounded(0, ge=0, le=2**32 - 1)
+    pruner: str = choice("median", "median", "hyperband", "none")
+    startup_trials: int = bounded(5, ge=0)  # median: so many have ended before one is pruned
+    warmup_epochs: int = bounded(1, ge=0)  # none is pruned before its epoch after these
+    study_name: str | None = None  # None: named after what is searched
+
+
+@dataclass
+class Config:
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: SchedulerConfig = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    seed: int = bounded(0, ge=0, le=2**32 - 1)  # what every generator takes
+
+
+# The dataclass of each option, by the `name` that its YAML gives it.
+SCHEMAS: dict[str, dict[str, type[Any]]] = {
+    "model": {
+        "lstm": LSTMConfig,
+        "gru": GRUConfig,
+        "ln_lstm": LayerNormLSTMConfig,
+        "bn_lstm": BNLSTMConfig,
+        "bn_lstm_input": ELSTMBNConfig,
+        "elstm_bn": ELSTMBNConfig,
+    },
+    "data": dict.fromkeys(("digits", "mnist", "fashion_mnist", "kmnist"), DataConfig),
+    "optimizer": {
+        "adam": AdamConfig,
+        "adamw": AdamConfig,
+        "rmsprop": RMSpropConfig,
+        "sgd": SGDConfig,
+    },
+    "scheduler": {
+        "constant": SchedulerConfig,
+        "cosine": CosineConfig,
+        "step": StepConfig,
+        "plateau": PlateauConfig,
+    },
+}

@@ -1,0 +1,182 @@
+"""Image sets as sequences: rows, pixels or permuted pixels; uint8 on the device, cut by index.
+
+These sets are small, so there are no worker processes and no work per image: a batch is one
+indexing and one pass that turns bytes into normalised floats of shape (T, B, F).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elstm.config.schema import DataConfig
+from elstm.data.image_sets import Split, load_image_set, random_order
+from elstm.errors import UserError
+
+
+def to_sequences(
+    images: Tensor, pixels_per_step: int, mean: float, std: float, permutation: Tensor | None = None
+) -> Tensor:
+    """Images as normalised sequences: step t holds pixels t F ... (t + 1) F - 1 of each image.
+
+    Args:
+        images: uint8 (B, pixels).
+        pixels_per_step: F, a divisor of the number of pixels.
+        mean, std: of pixels in [0, 1].
+        permutation: pixel p of the sequence is pixel permutation[p] of the image; None: in order.
+
+    Returns: float32 (T, B, F), contiguous, T = pixels / F.
+    """
+    pixels = images.t()  # (pixels, B)
+    if permutation is not None:
+        pixels = pixels.index_select(0, permutation)
+    steps = pixels.unflatten(0, (-1, pixels_per_step)).transpose(1, 2)  # (T, B, F)
+    # One pass converts and transposes; then, in place, x = (pixel / 255 - mean) / std
+    x = torch.empty(steps.shape, dtype=torch.float32, device=images.device).copy_(steps)
+    return x.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSequences:
+    """An image set, split and ready to be cut into batches of sequences.
+
+    All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
+    alone and is drawn on the CPU, so that it is the same on every device.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]  # rows, columns
+    pixels_per_step: int
+    mean: float  # of the pixels in [0, 1] of the training split
+    std: float
+    permutation: Tensor | None  # int64 (pixels,): the order of the pixels if it is not their own
+    batch_size: int  # of training
+    train: Split
+    val: Split
+    test: Split
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def num_steps(self) -> int:
+        return math.prod(self.image_size) // self.pixels_per_step
+
+    @property
+    def input_size(self) -> int:
+        return self.pixels_per_step
+
+    @property
+    def num_train_batches(self) -> int:
+        """In an epoch; an incomplete last batch is dropped."""
+        return len(self.train) // self.batch_size
+
+    def to(self, device: torch.device | str) -> ImageSequences:
+        return dataclasses.replace(
+            self,
+            permutation=None if self.permutation is None else self.permutation.to(device),
+            train=self.train.to(device),
+            val=self.val.to(device),
+            test=self.test.to(device),
+        )
+
+    def sequences(self, images: Tensor) -> Tensor:
+        """uint8 (B, pixels) -> float32 (T, B, F): normalised, permuted, cut into steps."""
+        return to_sequences(images, self.pixels_per_step, self.mean, self.std, self.permutation)
+
+    def train_batches(
+        self, seed: int, epoch: int, start: int = 0, stride: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch's batches start, start + stride, ...: x float32 (T, B, F), y int64 (B,)."""
+        rows = random_order(len(self.train), "train", seed, epoch).to(self.train.images.device)
+        for batch in rows.split(self.batch_size)[start : self.num_train_batches : stride]:
+            images = self.train.images.index_select(0, batch)
+            yield self.sequences(images), self.train.labels.index_select(0, batch)
+
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All of "train", "val" or "test" in order; the last batch may be smaller."""
+        part: Split = {"train": self.train, "val": self.val, "test": self.test}[split]
+        for images, labels in zip(
+            part.images.split(batch_size), part.labels.split(batch_size), strict=True
+        ):
+            yield self.sequences(images), labels
+
+    def statistics_batches(
+        self, count: int, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
+    ) -> Iterator[Tensor]:
+        """Distinct training images for population statistics: x float32 (T, B, F).
+
+        `count` batches, or as many full ones as there are; the whole split if it is smaller than
+        one; of these number start, start + stride, and so on. The order is not the training's, so
+        the statistics are not those of its last batches.
+        """
+        rows = random_order(len(self.train), "statistics", seed, epoch)
+        rows = rows.to(self.train.images.device)
+        count = max(1, min(count, len(rows) // batch_size))
+        for batch in rows.split(batch_size)[start:count:stride]:
+            yield self.sequences(self.train.images.index_select(0, batch))
+
+
+def load_data(cfg: DataConfig) -> ImageSequences:
+    """The image set that the config names, on the CPU, downloaded if it has to be.
+
+    `train_size` keeps the first images of the training split, after validation was split off, so
+    that runs of every size are validated on the same images.
+
+    Raises: UserError if the files are missing, damaged or cannot be had, or if a value of the
+    config does not fit the set.
+    """
+    # An environment variable that is set and empty counts as not set.
+    images = load_image_set(cfg.name, cfg.root or "data")
+    train = images.train
+
+    if cfg.train_size is not None:
+        if cfg.train_size > len(train):
+            raise UserError(
+                f"data.train_size={cfg.train_size} is more than the training split of {cfg.name} "
+                f"holds: at most {len(train)}"
+            )
+        train = Split(train.images[: cfg.train_size], train.labels[: cfg.train_size])
+    if cfg.batch_size > len(train):
+        raise UserError(
+            f"data.batch_size={cfg.batch_size} is more than the training images of {cfg.name}: "
+            f"at most {len(train)}"
+        )
+    pixels = math.prod(images.image_size)
+    if pixels % cfg.pixels_per_step:
+        divisors = ", ".join(str(d) for d in range(1, pixels + 1) if pixels % d == 0)
+        raise UserError(
+            f"data.pixels_per_step={cfg.pixels_per_step} does not divide the {pixels} pixels of "
+            f"{cfg.name}; allowed: {divisors}"
+        )
+    mean, std = _mean_and_std(train.images)
+    return ImageSequences(
+        name=cfg.name,
+        class_names=images.class_names,
+        image_size=images.image_size,
+        pixels_per_step=cfg.pixels_per_step,
+        mean=mean,
+        std=std,
+        permutation=random_order(pixels, "pixels", cfg.permute_seed) if cfg.permute else None,
+        batch_size=cfg.batch_size,
+        train=train,
+        val=images.val,
+        test=images.test,
+    )
+
+
+def _mean_and_std(images: Tensor) -> tuple[float, float]:
+    """Of pixels in [0, 1]; exact sums in integers, so the same on every machine."""
+    counts = torch.bincount(images.flatten(), minlength=256).tolist()
+    n = sum(counts)
+    total = sum(count * value for value, count in enumerate(counts))
+    squares = sum(count * value**2 for value, count in enumerate(counts))
+    std = math.sqrt(n * squares - total**2) / (255 * n)
+    return total / (255 * n), std or 1.0  # 1 for constant pixels: they become 0

@@ -1,0 +1,150 @@
+"""status.json: the state of a run in one small file, for people, reports and sweeps.
+
+    state             running, done, failed, interrupted, or pruned by a search (a killed run stays
+                      at running)
+    error             why it failed, in one line, or null
+    model, data, seed
+    epoch, step       done so far; max_epochs
+    skipped_steps     of these, steps that changed nothing (trainer.on_nonfinite=skip)
+    val_accuracy, val_accuracy_batch_stats          of the latest evaluation
+    best_val_accuracy, best_epoch                   by population statistics
+    test_accuracy, test_accuracy_batch_stats, test_loss   of that best checkpoint, once done
+    train_seconds, wall_seconds                     as in metrics.csv, summed over resumes
+    parameters        number of trainable numbers
+    device, device_name, processes, threads, precision
+    backend           that the recurrence ran on
+    versions          python, elstm, torch and the other libraries
+    git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
+    pid, started, updated   UTC, ISO 8601
+
+Accuracies are fractions. What is not known yet is null. The file is replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import elstm
+from elstm.errors import OtherProcessError, UserError
+from elstm.files.atomic import read_json, write_atomic
+
+_EMPTY: dict[str, Any] = dict.fromkeys(
+    (
+        "state", "error", "model", "data", "seed", "epoch", "step", "skipped_steps", "max_epochs",
+        "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
+        "test_accuracy", "test_accuracy_batch_stats", "test_loss",
+        "train_seconds", "wall_seconds", "parameters",
+        "device", "device_name", "processes", "threads", "precision", "backend",
+        "versions", "git_commit", "git_dirty", "pid", "started", "updated",
+    )
+)  # fmt: skip
+
+
+def status_path(run_dir: Path) -> Path:
+    return run_dir / "status.json"
+
+
+def read_status(run_dir: Path) -> dict[str, Any] | None:
+    """What RUN_DIR/status.json says; None where there is none that can be read."""
+    return read_json(status_path(run_dir))
+
+
+class Status:
+    """The status of a run that is going on; `update` writes it.
+
+    Args:
+        run_dir: the run's folder.
+        active: False on all processes of a run but the first: nothing is written.
+    """
+
+    def __init__(self, run_dir: Path, *, active: bool = True) -> None:
+        self.path, self.active = status_path(run_dir), active
+        before = read_status(run_dir) or {}
+        self.fields = {**_EMPTY, **{k: v for k, v in before.items() if k in _EMPTY}}
+        self.fields.update(
+            error=None,
+            pid=os.getpid(),
+            started=before.get("started") or now(),
+            versions=versions(),
+            **git_state(),
+        )
+
+    def fail(self, error: BaseException) -> None:
+        """How the run ended; never fails itself, so that `error` is what the user sees."""
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            state, line = "interrupted", None
+        else:
+            first = str(error).strip().partition("\n")[0]
+            line = (
+                first
+                if isinstance(error, UserError | OtherProcessError)
+                else f"{type(error).__name__}: {first}"
+            )
+            state = "failed"
+        with suppress(UserError):
+            self.update(state=state, error=line)
+
+    def set(self, **fields: Any) -> None:
+        """Without writing; what the file has no field for is left out."""
+        self.fields.update({k: v for k, v in fields.items() if k in _EMPTY})
+
+    def update(self, **fields: Any) -> None:
+        """Sets and writes. Raises UserError where it cannot be written."""
+        self.set(**fields, updated=now())
+        if self.active:
+            values = {k: None if _undefined(v) else v for k, v in self.fields.items()}
+            text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+            write_atomic(self.path, text.encode(), sync=False)
+
+
+def _undefined(value: Any) -> bool:
+    """NaN and the infinities, which JSON has no way to write."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """Of what numbers depend on; read without importing it."""
+    found = {"python": platform.python_version(), "elstm": elstm.__version__}
+    for name in ("torch", "accelerate", "numpy", "hydra-core", "tensorboard"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@lru_cache
+def git_state() -> dict[str, Any]:
+    """git_commit, and whether files that git knows differ from it (git_dirty)."""
+    folder = Path(elstm.__file__).parent
+    try:
+        # An installed copy may lie inside somebody else's repository, which does not track it.
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        commit = _git(folder, "rev-parse", "HEAD")
+        dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit, "git_dirty": dirty}
+
+
+def _git(folder: Path, *command: str) -> str:
+    result = subprocess.run(
+        ["git", "-C", str(folder), *command],
+        check=True, capture_output=True, text=True, timeout=5,
+    )  # fmt: skip
+    return result.stdout.strip()

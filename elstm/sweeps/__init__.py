@@ -1,0 +1,1 @@
+"""Many runs: which to train, where they run, and how they ended."""

@@ -1,0 +1,197 @@
+"""One run in its folder: its log, how it ended, and what is said about that on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from elstm.cli import FAILED, Ended, say_error, summary
+from elstm.config.schema import Config
+from elstm.errors import OtherProcessError, UserError
+from elstm.files.atomic import refuse_links
+from elstm.records.status import status_path
+
+PROG = "elstm-train"
+LOG = "train.log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int  # of the process's exit
+    metric: float  # best validation accuracy, a fraction; NaN where the run failed
+
+
+# From a run's folder to the `on_evaluation` of elstm.training.run.run; can be pickled.
+Watch = Callable[[Path], Callable[[int, float], bool]]
+
+
+def train_job(cfg: DictConfig, *, terminal: bool = True, watch: Watch | None = None) -> float:
+    """What Hydra launches, once it has made the folder of a run of a sweep.
+
+    Returns the metric for its sweeper to maximise: best validation accuracy, NaN where it failed.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from elstm.config.compose import typed
+
+    folder = folder_made()
+    # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none. One
+    # that a cluster gives back to its queue is launched with the words that first began it.
+    resume = HydraConfig.get().output_subdir is None or status_path(folder).is_file()
+    return execute(typed(cfg), folder, resume=resume, terminal=terminal, watch=watch).metric
+
+
+def folder_made() -> Path:
+    """The run folder that Hydra has made, relative to the current directory where it lies there."""
+    from hydra.core.hydra_config import HydraConfig
+
+    folder, here = Path(HydraConfig.get().runtime.output_dir), Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def execute(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    terminal: bool = True,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
+
+    Of several processes all train in the first one's folder, whatever theirs is.
+
+    Args:
+        terminal: False: the run says nothing on the terminal, which others share.
+        watch: is told of each evaluation, and may end the run.
+
+    Raises:
+        Ended: a signal asked to stop.
+    """
+    with run_log(run_dir, terminal):
+        try:
+            from elstm.training.run import run  # torch: seconds
+
+            if processes() > 1:
+                run_dir = shared_folder(run_dir, config)
+            on_evaluation = None if watch is None else watch(run_dir)
+            result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
+        except UserError as error:
+            _append(run_dir, f"error: {error}")
+            if terminal:
+                say_error(PROG, f"{_who()}{error}")
+            return Outcome(FAILED, math.nan)
+        except OtherProcessError as error:
+            _append(run_dir, f"error: {error}\n{error.details}")
+            return Outcome(FAILED, math.nan)
+        except KeyboardInterrupt as interrupt:
+            _append(run_dir, f"interrupted {interrupt}")
+            raise
+        except Exception as error:
+            _append(run_dir, traceback.format_exc())
+            if terminal:
+                say_error(PROG, f"{_who()}{summary(error)} (the traceback is in {run_dir / LOG})")
+            return Outcome(FAILED, math.nan)
+    if result.state == "interrupted":
+        raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
+    best = result.best_val_accuracy
+    return Outcome(0, math.nan if best is None else best)
+
+
+def main_process() -> bool:
+    """Of the processes that torchrun or accelerate started, the first: it alone writes."""
+    return _environment("RANK", 0) == 0
+
+
+def _who() -> str:
+    """Of several processes, which one speaks."""
+    return f"process {os.environ.get('RANK', '0')}: " if processes() > 1 else ""
+
+
+def processes() -> int:
+    return _environment("WORLD_SIZE", 1)
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that torchrun or accelerate has set."""
+    value = os.environ.get(name) or str(default)
+    if not value.isascii() or not value.isdecimal():
+        raise UserError(f"the environment has {name}={value}, which has to be a number: unset it")
+    return int(value)
+
+
+def shared_folder(run_dir: Path, config: Config) -> Path:
+    """The first process's run folder, told to all the others."""
+    from accelerate.utils import broadcast_object_list
+
+    from elstm.training.device import accelerator_for
+
+    with accelerator_for(config.trainer):
+        folder = broadcast_object_list([run_dir])[0]
+    assert isinstance(folder, Path)
+    return folder
+
+
+class _LogFile(logging.FileHandler):
+    """Is silent where it cannot write: on a full disk the run's records say it, in one line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
+    """While it is entered, what is logged goes to the terminal, and with the time to train.log.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    root = logging.getLogger()
+    level, hydra_level = root.level, logging.getLogger("hydra").level
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [terminal] if on_terminal else []
+    if main_process():
+        path = run_dir / LOG
+        refuse_links(path)
+        try:
+            file = _LogFile(path, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers.append(file)
+    else:
+        terminal.setLevel(logging.WARNING)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(min(level, logging.INFO) or logging.INFO)  # hydra.verbose may have set DEBUG
+    logging.getLogger("hydra").setLevel(hydra_level or logging.WARNING)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        logging.getLogger("hydra").setLevel(hydra_level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            with suppress(OSError):  # what it could not write, on a full disk
+                handler.close()
+
+
+def _append(run_dir: Path, text: str) -> None:
+    """To the log alone: the terminal gets one line."""
+    if not main_process():
+        return
+    # The folder may be gone, or the disk full, which the terminal's line says.
+    with suppress(OSError), (run_dir / LOG).open("a", encoding="utf-8") as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n")

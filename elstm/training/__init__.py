@@ -1,0 +1,1 @@
+"""One run: it builds a model, trains it, evaluates it, and resumes."""

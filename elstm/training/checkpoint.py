@@ -1,0 +1,221 @@
+"""Checkpoints: single files, written whole or not at all, read without running what is in them.
+
+    RUN_DIR/checkpoints/best.pt      after the evaluation with the highest validation accuracy
+    RUN_DIR/checkpoints/last.pt      the latest: after each epoch, every `trainer.checkpoint_every`
+                                     steps, and at an interruption
+    RUN_DIR/checkpoints/previous.pt  what last.pt was before
+
+Each holds everything that a resume needs (`training.py` says what), so that the others can stand in
+for a damaged last.pt. They are torch.save's zip files, sealed with a SHA-256 of all their bytes in
+the archive's comment, which torch.load skips: `load` checks it, and unpickles with
+`weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import struct
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elstm.errors import UserError
+from elstm.files.atomic import refuse_links, write_atomic
+
+FORMAT = "elstm-checkpoint"
+VERSION = 2  # raised when the file changes; 1 had no seal, only the CRC-32 of each zip entry
+MAX_NODES, MAX_DEPTH = 100_000, 20  # of what a checkpoint holds: some hundred for each layer
+SEAL = b"elstm sha256 "
+SEAL_SIZE = len(SEAL) + 64
+
+log = logging.getLogger(__name__)
+
+
+class Unreadable(UserError):
+    """A checkpoint that is not there, is damaged, or is no checkpoint: another may stand in."""
+
+
+def best_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "best.pt"
+
+
+def last_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "last.pt"
+
+
+def previous_path(run_dir: Path) -> Path:
+    return run_dir / "checkpoints" / "previous.pt"
+
+
+def save(content: dict[str, Any], *paths: Path) -> None:
+    """Writes the same checkpoint to each of `paths`, one after the other.
+
+    What last.pt was before stays as previous.pt beside it.
+
+    Args:
+        content: tensors, numbers, strings, None, and lists and dicts of them: what
+            torch.load(weights_only=True) reads.
+
+    Raises:
+        UserError: a file cannot be written; what was there before is unharmed.
+    """
+    buffer = io.BytesIO()  # first in memory: a full disk is noticed by the copy, not by torch.save
+    torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
+    _seal(buffer)
+    for path in paths:
+        keep = path.with_name("previous.pt") if path.name == "last.pt" else None
+        write_atomic(path, lambda file: file.write(buffer.getbuffer()), keep=keep)
+
+
+def _seal(archive: io.BytesIO) -> None:
+    """Adds the zip's comment: SEAL and the hash, in hex, of all bytes before it."""
+    archive.seek(-2, io.SEEK_END)
+    archive.write(struct.pack("<H", SEAL_SIZE))  # the length of the comment
+    digest = hashlib.sha256(archive.getbuffer()).hexdigest()
+    archive.write(SEAL + digest.encode())
+
+
+def _sealed(data: bytes) -> bool | None:
+    """Whether the seal is right; None where there is none."""
+    body, seal = memoryview(data)[:-SEAL_SIZE], data[-SEAL_SIZE:]
+    if not seal.startswith(SEAL):
+        return None
+    return seal[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU.
+
+    Raises:
+        Unreadable: no such file; damaged; not a checkpoint of elstm.
+        UserError: of a newer version.
+    """
+    if not path.is_file():
+        raise Unreadable(f"there is no checkpoint {path}")
+    try:
+        data = path.read_bytes()
+        sealed = _sealed(data)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # torch.save stores plainly: compression would only serve to make a file burst.
+            # Nor may its entries lie on one another.
+            entries = archive.infolist()
+            stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+            stored = stored and sum(e.file_size for e in entries) <= len(data)
+            intact = sealed is not False and stored and archive.testzip() is None
+        if not intact:
+            raise zipfile.BadZipFile
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_plain(content, len(data))
+    except MemoryError:
+        raise UserError(f"there is not enough memory to read the checkpoint {path}") from None
+    except Exception as error:  # a damaged file may fail in any way
+        raise Unreadable(f"the checkpoint {path} is damaged or was not written by elstm") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise Unreadable(f"{path} is not a checkpoint of elstm")
+    version = content.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(
+            f"{path} has checkpoint version {version}, this elstm reads up to {VERSION}: "
+            "update elstm"
+        )
+    if version > 1 and sealed is None:
+        raise Unreadable(f"the checkpoint {path} is damaged: its checksum is missing")
+    return content
+
+
+def _check_plain(content: Any, size: int) -> None:
+    """Raises ValueError where a file of `size` bytes holds other values than `save` takes.
+
+    A few bytes can describe a huge tensor, as views of one number, and a huge tree.
+    """
+    nodes = memory = 0
+
+    def visit(value: Any, depth: int) -> None:
+        nonlocal nodes, memory
+        nodes += 1
+        if nodes > MAX_NODES or depth > MAX_DEPTH:
+            raise ValueError("too many values")
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(key, depth + 1)
+                visit(item, depth + 1)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item, depth + 1)
+        elif isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+                raise ValueError("a tensor of another kind")
+            memory += value.numel() * value.element_size()
+            if memory > size:
+                raise ValueError("tensors of more bytes than the file")
+        elif not isinstance(value, str | int | float | type(None)):
+            raise ValueError(f"a {type(value).__name__}")
+
+    visit(content, 0)
+
+
+def latest(run_dir: Path) -> dict[str, Any] | None:
+    """The checkpoint to go on from; None where a run was ended before it wrote one.
+
+    last.pt, or, where it cannot be read, previous.pt or best.pt, whichever is further, with a
+    warning; what cannot be read is then kept as damaged.pt.
+
+    Raises:
+        UserError: there are checkpoints, and none can be read; last.pt is of a newer version; one
+            is a link.
+    """
+    last = last_path(run_dir)
+    others = [path for path in (previous_path(run_dir), best_path(run_dir)) if path.exists()]
+    refuse_links(last.parent, last, *others)
+    if not last.exists() and not others:
+        return None
+    try:
+        return load(last)
+    except Unreadable as error:
+        problems, found = [str(error)], []
+        for path in others:
+            try:
+                content = load(path)
+                found.append((content["state"]["step"], path, content))
+            except Unreadable as other:
+                problems.append(str(other))
+            except (KeyError, TypeError):
+                problems.append(f"{path} holds no run's state")
+        if not found:
+            raise UserError(
+                f"{', and '.join(problems)}; delete {run_dir / 'checkpoints'} to start this run "
+                "afresh"
+            ) from error
+        step, path, content = max(found, key=lambda entry: entry[0])
+        log.warning("%s: going on from %s instead, which is of step %d", error, path, step)
+        with suppress(OSError):  # so that it does not become previous.pt
+            last.replace(last.with_name("damaged.pt"))
+        return content
+
+
+def best(run_dir: Path) -> dict[str, Any]:
+    """best.pt; where it cannot be read and last.pt is of the same epoch, it is mended from that.
+
+    Raises:
+        Unreadable: it cannot be read, and last.pt is of another epoch.
+        UserError: one of the files is a link, or of a newer version.
+    """
+    path, last = best_path(run_dir), last_path(run_dir)
+    refuse_links(path, last)
+    try:
+        return load(path)
+    except Unreadable as error:
+        content: dict[str, Any] = {}
+        with suppress(Unreadable):
+            content = load(last)
+        state = content.get("state", {})
+        if state.get("waited") != 0 or state.get("evaluated_step") != state.get("step"):
+            raise
+        log.warning("%s: written again from %s, which is of the same epoch", error, last)
+        write_atomic(path, last.read_bytes())
+        return content

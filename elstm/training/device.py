@@ -1,0 +1,185 @@
+"""What a run needs of its process: device, precision, threads, determinism, random states."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+from elstm.cli import summary
+from elstm.config.schema import TrainerConfig
+from elstm.errors import OtherProcessError, UserError
+from elstm.files.atomic import refuse_links, writing
+
+MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
+
+
+def available_devices() -> list[str]:
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return [*(name for name, there in found.items() if there), "cpu"]
+
+
+def choose_device(name: str, precision: str = "fp32") -> str:
+    """cpu, cuda or mps; auto takes an accelerator where there is one.
+
+    Raises:
+        UserError: the device is not there, or cannot train in that precision.
+    """
+    devices = available_devices()
+    device = devices[0] if name == "auto" else name
+    if device not in devices:
+        there = ", ".join(["auto", *devices])
+        raise UserError(f"trainer.device={name} is not available here; this machine has: {there}")
+    if device == "cpu" and precision == "fp16":
+        raise UserError("trainer.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are possible")
+    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise UserError("trainer.precision=bf16 is not possible on this GPU; take fp32 or fp16")
+    return device
+
+
+@contextmanager
+def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
+    """An Accelerator of this run's own.
+
+    Accelerate keeps its state per process and refuses a second device or precision. A sweep runs
+    many jobs in one process, so the state is forgotten afterwards; the process group of a
+    distributed job stays, since all jobs of a process share it.
+    """
+    device = choose_device(trainer.device, trainer.precision)
+    _forget()
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision=MIXED_PRECISION[trainer.precision]
+        )
+        if accelerator.num_processes > 1:
+            atexit.register(_leave_process_group)
+        yield accelerator
+    finally:
+        _forget()
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def first_failure(error: Exception) -> Exception:
+    """Of several processes, what made the first of them fail; the others fail for want of it.
+
+    They tell each other through the store of the job's process group.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return error
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if store.add("elstm/failed", 1) == 1:
+            if "by peer" in str(error):  # gloo's words; no other process could say why
+                error = UserError(
+                    "the connection to another process was lost: it was killed, or its machine "
+                    "failed; go on with trainer.resume=RUN_DIR"
+                )
+            text = f"process {torch.distributed.get_rank()}: {summary(error)}"
+            store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")
+            return error
+        store.wait(["elstm/error"], timedelta(seconds=5))
+        first, _, details = store.get("elstm/error").decode().partition("\n")
+    except Exception:  # the store may be gone with its process
+        return error
+    return OtherProcessError(first, details)
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@contextmanager
+def process_settings(trainer: TrainerConfig) -> Iterator[None]:
+    """Threads and determinism for one run, then as they were before."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if trainer.threads is not None:
+        torch.set_num_threads(trainer.threads)
+    if trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+@contextmanager
+def profiler(trainer: TrainerConfig, run_dir: Path) -> Iterator[Any]:
+    """Its `step` is to be called after each training step; does nothing unless trainer.profile.
+
+    Steps 4 to 8 of this process are traced into RUN_DIR/profile.json.gz, for chrome://tracing or
+    ui.perfetto.dev; the first three are warm-up.
+    """
+    if not trainer.profile:
+        yield _NoProfiler()
+        return
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    refuse_links(run_dir / "profile.json.gz")
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+
+    def export(trace: Any) -> None:
+        with writing(run_dir / "profile.json.gz"):
+            trace.export_chrome_trace(str(run_dir / "profile.json.gz"))
+
+    steps = schedule(wait=2, warmup=1, active=5, repeat=1)
+    with profile(
+        activities=activities,
+        schedule=steps,
+        on_trace_ready=export,
+        acc_events=True,  # one cycle, so nothing piles up; torch 2.11 warns without it
+    ) as running:
+        yield running
+
+
+class _NoProfiler:
+    def step(self) -> None:
+        pass
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Of the generators that dropout and noise draw from."""
+    states: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    """A state for another device than this one is left out."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return {"mps": "Apple GPU"}.get(device.type, device.type.upper())

@@ -1,0 +1,179 @@
+"""What a model is worth: accuracy, loss, confusion; with population and with batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elstm import nn as elstm_nn
+from elstm.config.schema import Config
+from elstm.data.sequences import ImageSequences
+from elstm.models import SequenceClassifier
+
+OVER_TIME_BATCH = 64  # sequences: a graph of T steps has to fit in memory
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of all images of a split.
+
+    Attributes:
+        loss: mean cross-entropy.
+        confusion: int64 (C, C) on the CPU; row: the true class, column: the predicted one.
+    """
+
+    loss: float
+    confusion: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return int(self.confusion.trace()) / int(self.confusion.sum())
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether anything in it is batch-normalised."""
+    return next(elstm_nn.statistics_norms(model), None) is not None
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The forward pass in the run's precision: fp32, bf16 or fp16."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    data: ImageSequences,
+    split: str,
+    batch_size: int,
+    *,
+    batch_stats: bool = False,
+    precision: str = "fp32",
+    between: Callable[[], None] | None = None,
+) -> Evaluation:
+    """Evaluates in eval mode, on the device of the data; the model's mode stays as it was.
+
+    Args:
+        model: logits (B, C) from x (T, B, F).
+        split: train, val or test.
+        batch_stats: normalise each batch with its own statistics, as in training. A last batch of
+            a single image has no variance and takes the population's.
+        between: called before each batch; what it raises ends the evaluation.
+    """
+    classes, device = data.num_classes, data.test.labels.device
+    total_loss = torch.zeros((), device=device)
+    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for x, y in data.eval_batches(split, batch_size):
+            if between is not None:
+                between()
+            in_batch = (
+                elstm_nn.batch_statistics(model) if batch_stats and len(y) > 1 else nullcontext()
+            )
+            with in_batch, autocast(device, precision):
+                logits = model(x).float()
+            total_loss += F.cross_entropy(logits, y, reduction="sum")
+            confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    confusion = confusion.view(classes, classes).cpu()
+    return Evaluation(float(total_loss) / int(confusion.sum()), confusion)
+
+
+def evaluate_both(
+    model: nn.Module, data: ImageSequences, split: str, batch_size: int, **options: Any
+) -> tuple[Evaluation, Evaluation]:
+    """With population statistics, and with those of each batch: the gap is what the former lose.
+
+    A model without normalisation is evaluated once; the second is then the first.
+    """
+    population = evaluate(model, data, split, batch_size, **options)
+    if not has_statistics(model):
+        return population, population
+    return population, evaluate(model, data, split, batch_size, batch_stats=True, **options)
+
+
+def measure(
+    model: nn.Module,
+    data: ImageSequences,
+    split: str,
+    config: Config,
+    between: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Loss and both accuracies of a split, as columns of metrics.csv."""
+    size, precision = config.data.eval_batch_size, config.trainer.precision
+    population, in_batch = evaluate_both(
+        model, data, split, size, precision=precision, between=between
+    )
+    return {
+        f"{split}_loss": population.loss,
+        f"{split}_accuracy": population.accuracy,
+        f"{split}_accuracy_batch_stats": in_batch.accuracy,
+    }
+
+
+def recompute_statistics(
+    model: nn.Module,
+    data: ImageSequences,
+    config: Config,
+    epoch: int,
+    between: Callable[[], None] | None = None,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+) -> None:
+    """Exact population statistics from training images, in place of the lagging moving averages.
+
+    Training goes on from these values but does not look at them: its batches are normalised by
+    themselves, and the random state is untouched, so the weights do not depend on this call. Of
+    several processes each takes its share of the batches, and all get the same statistics.
+
+    One large batch by default: what is pooled over several may fit none of them
+    (elstm.nn.recompute_statistics).
+    """
+    trainer = config.trainer
+    if not trainer.recompute_batches or not has_statistics(model):
+        return
+    size = trainer.recompute_batch_size or _statistics_batch_size(data, config)
+
+    def batches() -> Iterator[Tensor]:
+        for x in data.statistics_batches(
+            trainer.recompute_batches, size, config.seed, epoch, rank, processes
+        ):
+            if between is not None:
+                between()
+            yield x
+
+    with autocast(data.train.images.device, trainer.precision):
+        elstm_nn.recompute_statistics(model, batches(), across_processes=processes > 1)
+
+
+def _statistics_batch_size(data: ImageSequences, config: Config) -> int:
+    """5,000, or fewer, down to 1,000, where their hidden states would take more than 512 MiB.
+
+    Sequences of 784 steps and 100 units: 1,711.
+    """
+    return min(5000, max(1000, 2**27 // (data.num_steps * config.model.hidden_size)))
+
+
+def over_time(model: SequenceClassifier, data: ImageSequences) -> dict[str, np.ndarray]:
+    """|dL/dh_t| and the cell over t, on the first training images: the same ones each time."""
+    images, y = data.train.images[:OVER_TIME_BATCH], data.train.labels[:OVER_TIME_BATCH]
+    found = elstm_nn.over_time(
+        model.rnn,
+        data.sequences(images),
+        lambda _, state: F.cross_entropy(model.logits(state), y),
+    )
+    return {name: values.cpu().numpy() for name, values in found.items()}

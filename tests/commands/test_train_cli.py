@@ -1,0 +1,366 @@
+"""elstm-train: its folder, its log, its exit codes; nothing is trained but where it says so."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from elstm.errors import UserError
+from elstm.train import main
+
+REPOSITORY = Path(__file__).parents[2]
+NAME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{6}"
+
+
+def run_dirs():
+    return sorted(path for path in Path("outputs").glob("*/*/*") if path.is_dir())
+
+
+def here():
+    return sorted(path.name for path in Path().iterdir())
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file())
+
+
+def command(*words, cwd, module="elstm.train", **options):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        **options,
+    )  # fmt: skip
+
+
+# --- a single run
+
+
+def test_a_run_has_a_folder_of_its_own_and_nothing_else(training, capsys):
+    assert main(["model=lstm", "seed=3"]) == 0
+    assert here() == ["outputs"]
+    (folder,) = run_dirs()
+    assert re.fullmatch(f"outputs/digits/lstm/{NAME}", folder.as_posix())
+    assert files(folder) == [
+        ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
+        "status.json", "train.log",
+    ]  # fmt: skip
+    assert (folder / ".hydra" / "overrides.yaml").read_text() == "- model=lstm\n- seed=3\n"
+    (call,) = training.calls
+    assert call.run_dir == folder
+    assert (call.config.model.name, call.config.seed, call.resume) == ("lstm", 3, False)
+    assert "INFO elstm.training.run: training with seed 3" in (folder / "train.log").read_text()
+    assert "training with seed 3" in capsys.readouterr().out
+
+
+def test_a_wrong_word_leaves_no_folder(training, capsys):
+    assert main(["model.hidden_size=0"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("elstm-train: error: model.hidden_size=0: has to be")
+    assert err.count("\n") == 1
+    assert here() == []
+    assert not training.calls
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--nonsense"],
+        ["--config-path=/x"],
+        ["-cn", "x"],
+        ["--experimental-rerun", "x.pickle"],
+        ["--cfg", "jobs"],
+        ["--resolve"],
+        ["-m", "--cfg", "job"],
+    ],
+)
+def test_a_wrong_flag_is_one_line_too(training, capsys, flags):
+    with pytest.raises(SystemExit) as exit:
+        main(flags)
+    assert exit.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("elstm-train: error: ")
+    assert err.count("\n") == 1
+
+
+def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(training, capsys):
+    training.answer = lambda config: ZeroDivisionError("division by\nzero")
+    assert main([]) == 1
+    (folder,) = run_dirs()
+    assert capsys.readouterr().err == (
+        "elstm-train: error: ZeroDivisionError: division by "
+        f"(the traceback is in {folder}/train.log)\n"
+    )
+    log = (folder / "train.log").read_text()
+    assert "Traceback (most recent call last):" in log
+    assert "fake_training.py" in log
+
+
+def test_what_the_user_can_mend_has_no_traceback(training, capsys):
+    training.answer = lambda config: UserError("trainer.device=cuda is not available")
+    assert main([]) == 1
+    assert capsys.readouterr().err == "elstm-train: error: trainer.device=cuda is not available\n"
+    log = (run_dirs()[0] / "train.log").read_text()
+    assert "error: trainer.device=cuda" in log
+    assert "Traceback" not in log
+
+
+def test_an_interrupted_run_exits_as_shells_have_it(training, capsys):
+    training.answer = lambda config: "interrupted"  # by SIGTERM, saved and said
+    assert main([]) == 143
+    assert capsys.readouterr().err == ""
+    training.answer = lambda config: KeyboardInterrupt("SIGINT")
+    assert main([]) == 130
+    assert capsys.readouterr().err == "elstm-train: interrupted by SIGINT\n"
+
+
+def test_log_handlers_do_not_outlive_a_run(training):
+    import logging
+
+    before = list(logging.getLogger().handlers), logging.getLogger().level
+    main([])
+    main([])
+    assert (logging.getLogger().handlers, logging.getLogger().level) == before
+    assert all("seed" in (d / "train.log").read_text() for d in run_dirs())
+    assert [(d / "train.log").read_text().count("\n") for d in run_dirs()] == [1, 1]
+
+
+def test_hydra_run_dir_is_taken_if_it_is_new_or_empty(training, tmp_path, capsys):
+    assert main(["hydra.run.dir=mine/${data.name}"]) == 0
+    assert (tmp_path / "mine" / "digits" / "train.log").exists()
+    assert main(["hydra.run.dir=mine/digits"]) == 1
+    assert "not empty" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["hydra.run.dir=empty"]) == 0
+    assert len(training.calls) == 2
+
+
+# --- going on
+
+
+def test_resume_goes_on_in_the_folder(training, capsys):
+    main(["model=lstm", "seed=5", "model.hidden_size=7"])
+    (folder,) = run_dirs()
+    hydra = folder / ".hydra"
+    before = {name: (hydra / name).read_bytes() for name in files(hydra)}
+    log = (folder / "train.log").read_text()
+    assert main([f"trainer.resume={folder}/"]) == 0
+    first, second = training.calls
+    assert second.resume
+    assert second.config == first.config
+    assert second.run_dir.resolve() == folder.resolve()
+    assert run_dirs() == [folder]
+    assert {name: (hydra / name).read_bytes() for name in files(hydra)} == before
+    after = (folder / "train.log").read_text()
+    assert after.startswith(log)
+    assert len(after) > len(log)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=3", "trainer.resume=RUN"], "seed=3: trainer.resume=RUN_DIR goes alone"),
+        (["-m", "trainer.resume=RUN"], "-m: trainer.resume=RUN_DIR goes alone"),
+        (["trainer.resume=nowhere"], "nowhere: there is no such folder"),
+        (["trainer.resume=."], "is not a run folder"),
+        (["trainer.resume="], "has to be a run's folder"),
+        (["trainer.resume=RUN/train.log"], "there is no such folder"),
+    ],
+)
+def test_resume_is_refused_in_one_line(training, capsys, words, said):
+    main([])
+    (folder,) = run_dirs()
+    assert main([word.replace("RUN", str(folder), 1) for word in words]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert len(training.calls) == 1
+
+
+def test_resume_writes_through_no_link(training, tmp_path, capsys):
+    main([])
+    (folder,) = run_dirs()
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (folder / "train.log").unlink()
+    (folder / "train.log").symlink_to(precious)
+    assert main([f"trainer.resume={folder}"]) == 1
+    assert "is a link" in capsys.readouterr().err
+    assert precious.read_text() == "mine"
+
+
+# --- a config folder of one's own
+
+
+@pytest.fixture
+def extra(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extra")
+    (folder / "experiment").mkdir()
+
+    def write(text, name="experiment/mine.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"# @package _global_\n{text}\n")
+        return ["--config-dir", str(folder)]
+
+    return write
+
+
+def test_a_config_dir_adds_options(training, extra):
+    assert main([*extra("model:\n  hidden_size: 9"), "experiment=mine"]) == 0
+    assert training.calls[0].config.model.hidden_size == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model:\n  _target_: os.system", "_target_"),
+        ("model:\n  hidden_size: abc", "model.hidden_size=abc: has to be an integer"),
+        ("model:\n  hiden_size: 3", "did you mean model.hidden_size?"),
+        ("data:\n  root: ${oc.env:HOME}", "data.root"),
+        ("other:\n  - _target_: os.system", "other: there is no such key"),
+        ("hydra:\n  callbacks:\n    x:\n      _target_: os.system", "change hydra.callbacks"),
+        ("hydra:\n  job:\n    chdir: true", "change hydra.job.chdir"),
+        ("hydra:\n  job:\n    env_set: {A: b}", "change hydra.job.env_set"),
+        ("hydra:\n  run:\n    dir: .", "change hydra.run"),
+        ("hydra:\n  launcher:\n    _target_: x", "change hydra.launcher"),
+        ("seed: [", "mine"),
+    ],
+)
+def test_a_strangers_config_dir_runs_nothing(training, extra, capsys, text, said):
+    assert main([*extra(text), "experiment=mine"]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert here() == []
+
+
+def test_a_strangers_config_dir_runs_nothing_in_a_sweep(training, extra, capsys):
+    flags = extra("hydra:\n  launcher:\n    _target_: os.system")
+    assert main([*flags, "-m", "experiment=mine"]) == 1
+    assert "change hydra.launcher" in capsys.readouterr().err
+    assert here() == []
+
+
+def test_a_config_dir_that_is_not_there(training, capsys):
+    assert main(["--config-dir", "nowhere", "experiment=mine"]) == 1
+    assert "--config-dir nowhere: there is no such folder" in capsys.readouterr().err
+
+
+# --- what is shown
+
+
+def test_the_config_is_shown(training, capsys):
+    assert main(["model=lstm", "--cfg", "job"]) == 0
+    out = capsys.readouterr().out
+    assert "name: lstm" in out
+    assert "hydra" not in out
+    assert main(["--cfg", "job", "--package", "optimizer", "--resolve"]) == 0
+    assert capsys.readouterr().out.startswith("# @package optimizer\nname: adam\n")
+    assert main(["--info", "defaults-tree"]) == 0
+    assert "model: elstm_bn" in capsys.readouterr().out
+    assert main(["--cfg", "job", "model.hidden_size=x"]) == 1
+    assert here() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("elstm-train mod", ["model="]),
+        ("elstm-train model=e", ["model=elstm_bn"]),
+        ("elstm-train model=lstm model.hid", ["model.hidden_size="]),
+        ("elstm-train data=digits experiment=mnist_p", ["experiment=mnist_permuted"]),
+    ],
+)
+def test_shell_completion(training, capsys, monkeypatch, line, offered):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert main(["-sc", "query=bash"]) == 0
+    words = capsys.readouterr().out.split()
+    assert set(offered) <= set(words)
+    assert not any(word.startswith("schema") for word in words)
+
+
+def test_shell_completion_is_installed_under_the_commands_name(training, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/elstm-train"])
+    assert main(["-sc", "install=bash"]) == 0
+    assert capsys.readouterr().out.endswith("-F hydra_bash_completion elstm-train\n")
+    assert main(["-sc", "install=tcsh"]) == 1
+    assert "No completion plugin for 'tcsh'" in capsys.readouterr().err
+
+
+def test_help_loads_nothing_heavy(tmp_path):
+    code = """if True:
+        import sys
+        from elstm.train import main
+        assert main(["--help"]) == 0
+        print(sorted({"torch", "hydra", "omegaconf", "numpy"} & set(sys.modules)), file=sys.stderr)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.stderr == "[]\n"
+    for group in ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug"):
+        assert f"{group}=" in done.stdout
+        for path in (REPOSITORY / "conf" / group).glob("*.yaml"):
+            assert path.stem in done.stdout
+    assert done.stdout.count("\n  elstm-train ") >= 3
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_examples_of_help_compose():
+    from elstm.config.compose import Composer
+    from elstm.config.help import HEAD
+
+    examples = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], re.MULTILINE)
+    assert len(examples) == 5
+    for words in map(shlex.split, examples):
+        sweep = "-m" in words
+        Composer().parse([word for word in words if word != "-m"], sweep=sweep)
+
+
+# --- the real thing, as a process of its own
+
+
+def test_a_real_run_is_interrupted_and_goes_on(tmp_path):
+    train = command(
+        "model=lstm", "model.hidden_size=8", "trainer.max_epochs=100000", "trainer.threads=1",
+        "data.train_size=320",
+        cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        for line in train.stdout:
+            if line.startswith("epoch 1:"):
+                break
+        train.send_signal(signal.SIGTERM)
+        out, err = train.communicate(timeout=60)
+    finally:
+        train.kill()
+    assert train.returncode == 143
+    assert err == ""
+    assert "interrupted by SIGTERM" in out
+    (folder,) = (tmp_path / "outputs" / "digits" / "lstm").iterdir()
+    assert f"trainer.resume=outputs/digits/lstm/{folder.name}" in out
+    (folder / ".hydra" / "config.yaml").write_text(
+        (folder / ".hydra" / "config.yaml").read_text().replace("100000", "1")
+    )
+    again = command(f"trainer.resume={folder}", cwd=tmp_path / "outputs")
+    out, err = again.communicate(timeout=60)
+    assert (again.returncode, err) == (0, "")
+    assert "done: test accuracy" in out
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+
+
+def test_a_termination_while_it_still_composes(tmp_path):
+    train = command("model=lstm", cwd=tmp_path)
+    time.sleep(0.6)  # python and hydra are being loaded
+    train.send_signal(signal.SIGTERM)
+    _, err = train.communicate(timeout=60)
+    assert train.returncode in (143, -signal.SIGTERM)
+    assert "Traceback" not in err

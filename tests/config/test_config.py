@@ -1,0 +1,319 @@
+"""Configs: what YAML composes to, what is refused and how, and reading a run's config back."""
+
+import dataclasses
+import re
+
+import pytest
+
+from elstm.config.check import load_run_config, validate
+from elstm.config.compose import Composer
+from elstm.config.help import find_config_dir
+from elstm.config.schema import SCHEMAS, Config, ELSTMBNConfig
+from elstm.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def composer():
+    return Composer()
+
+
+def options(group):
+    return sorted(path.stem for path in (find_config_dir() / group).glob("*.yaml"))
+
+
+def refusal(composer, *words):
+    with pytest.raises(UserError) as caught:
+        composer.compose(words)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+# --- what composes
+
+
+@pytest.mark.parametrize("group", SCHEMAS)
+def test_every_option_composes_to_its_dataclass(composer, group):
+    assert options(group) == sorted(SCHEMAS[group])
+    for name, schema in SCHEMAS[group].items():
+        _, config = composer.compose([f"{group}={name}"])
+        node = getattr(config, group)
+        assert type(node) is schema
+        assert node.name == name
+
+
+def test_the_default(composer):
+    _, config = composer.compose([])
+    assert (config.model.name, config.data.name, config.optimizer.name) == (
+        "elstm_bn", "digits", "adam",
+    )  # fmt: skip
+    assert config.scheduler.name == "constant"
+    assert config.model == ELSTMBNConfig(forget_bias="chrono", input_bias="chrono")
+    assert config.seed == 0
+    assert config.trainer.resume is None
+
+
+def test_input_only_is_laurents(composer):
+    _, config = composer.compose(["model=bn_lstm_input"])
+    assert config.model.cell_norm == "none"
+    assert (config.model.normalize_input, config.model.normalize_hidden) == (True, False)
+
+
+@pytest.mark.parametrize("group", ["trainer", "debug"])
+def test_every_other_option_composes(composer, group):
+    for name in options(group):
+        composer.compose([f"{group}={name}"])
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_with_every_model(composer, experiment):
+    many = composer.many()
+    for model in SCHEMAS["model"]:
+        assert many([f"experiment={experiment}", f"model={model}"]).model.name == model
+
+
+@pytest.mark.parametrize("experiment", ["mnist_pixels", "mnist_permuted"])
+def test_pixels_have_the_settings_of_cooijmans(composer, experiment):
+    _, config = composer.compose([f"experiment={experiment}"])
+    model, optimizer = config.model, config.optimizer
+    assert (model.name, model.hidden_size) == ("bn_lstm", 100)
+    assert (model.gamma_ih, model.gamma_hh, model.gamma_c) == (0.1, 0.1, 0.1)
+    assert (model.eps, model.state_noise, model.forget_bias) == (1e-5, 0.1, 1.0)
+    assert model.recurrent_init == "identity"
+    assert (config.data.name, config.data.pixels_per_step, config.data.batch_size) == (
+        "mnist", 1, 100,
+    )  # fmt: skip
+    assert config.data.permute is (experiment == "mnist_permuted")
+    assert (optimizer.name, optimizer.lr, optimizer.momentum) == ("rmsprop", 1e-3, 0.9)
+    assert config.trainer.clip_grad_norm == 1.0
+
+
+def test_an_experiment_sets_what_one_model_needs(composer):
+    _, bn = composer.compose(["experiment=mnist_pixels", "model=elstm_bn"])
+    assert (bn.model.gamma_c, bn.model.forget_bias) == (None, "chrono")
+    _, lstm = composer.compose(["experiment=mnist_pixels", "model=lstm"])
+    assert lstm.model.forget_bias == 1
+    words = ["experiment=mnist_pixels", "model=lstm", "model.forget_bias=0.5"]
+    _, chosen = composer.compose(words)
+    assert chosen.model.forget_bias == 0.5
+
+
+def test_values_are_converted_to_their_types(composer):
+    _, config = composer.compose(["model.forget_bias=3", "optimizer.lr=1", "seed=7"])
+    assert [type(v) for v in (config.model.forget_bias, config.optimizer.lr, config.seed)] == [
+        float, float, int,
+    ]  # fmt: skip
+    _, config = composer.compose(["model={hidden_size: 5, eps: 1e-3}", "model.momentum=null"])
+    assert (config.model.hidden_size, config.model.eps, config.model.momentum) == (5, 1e-3, None)
+
+
+def test_one_key_may_follow_another(composer):
+    _, config = composer.compose(["data.batch_size=50", "data.eval_batch_size=${data.batch_size}"])
+    assert config.data.eval_batch_size == 50
+
+
+@pytest.mark.parametrize(("value", "root"), [(None, "data"), ("", "data"), ("/x y", "/x y")])
+def test_the_data_root_follows_the_environment(composer, monkeypatch, value, root):
+    monkeypatch.delenv("ELSTM_DATA", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ELSTM_DATA", value)
+    assert composer.compose([])[1].data.root == root
+
+
+# --- what is refused
+
+WRONG = [
+    # words, the key or word named, something allowed
+    ("model.hidden_size=abc", "model.hidden_size=abc", "an integer at least 1"),
+    ("model.hidden_size=1.5", "model.hidden_size=1.5", "an integer"),
+    ("model.hidden_size=true", "model.hidden_size", "an integer"),
+    ("model.hidden_size=0", "model.hidden_size=0", "at least 1"),
+    ("model.hidden_size=null", "model.hidden_size=null", "an integer"),
+    ("model.hidden_size=100000000000000000000000", "model.hidden_size", "at most"),
+    ("model.dropout=1", "model.dropout=1.0", "below 1"),
+    ("model.cell_norm=updat", "model.cell_norm=updat", "did you mean update?"),
+    ("model.cell_norm=x", "model.cell_norm=x", "none, output, update"),
+    ("model.forget_bias=chrno", "model.forget_bias=chrno", "a number or chrono"),
+    ("model.gamma_c=nan", "model.gamma_c=nan", "finite"),
+    ("model.gamma_c=-inf", "model.gamma_c=-inf", "finite"),
+    ("optimizer.lr=0", "optimizer.lr=0", "above 0"),
+    ("optimizer.lr=1e400", "optimizer.lr=inf", "finite"),
+    ("seed=-1", "seed=-1", "at least 0"),
+    ("seed=4294967296", "seed=4294967296", "at most 4,294,967,295"),
+    ("trainer.progress=maybe", "trainer.progress=maybe", "true or false"),
+    ("trainer.max_epochs=???", "trainer.max_epochs=???", "an integer"),
+    ("modle=lstm", "modle", "did you mean model?"),
+    ("model=lstmm", "model=lstmm", "did you mean lstm?"),
+    ("model=null", "model=null", "elstm_bn"),
+    ("model=[lstm]", "model=", "elstm_bn"),
+    ("experiment=fashion_row", "experiment=fashion_row", "did you mean fashion_rows?"),
+    ("model.hiden_size=3", "model.hiden_size", "did you mean model.hidden_size?"),
+    ("hidden_size=3", "hidden_size", "did you mean model.hidden_size?"),
+    ("+model.foo=1", "model.foo", "hidden_size, num_layers"),
+    ("++foo={a: 1}", "foo", "model"),
+    ("foo.bar=1", "foo.bar", "model"),
+    ("hydra.mode=x", "hydra.mode", "MULTIRUN"),
+    ("hydra.verbose={a: 1}", "hydra.verbose", "true, false"),
+    ("hydra/launcher=x", "hydra/launcher=x", "basic"),
+    ("hydra.launcher.x=1", "hydra.launcher.x", "BasicLauncher"),
+    ("model=lstm model.eps=1", "model.eps", "hidden_size"),
+    ("seed={a: 1}", "seed", "an integer"),
+    ("seed=[1]", "seed", "an integer"),
+    ("seed.x=1", "seed", "an integer"),
+    ("model.name=lstm", "model.name=lstm", "choose with model=lstm"),
+    ("~model.eps", "~model.eps", "set KEY=VALUE"),
+    ("model@other=lstm", "model@other=lstm", "no @package"),
+    ("model/lstm=x", "model/lstm", "no such group"),
+    ("schema/model=lstm", "schema/model", "no such group"),
+    ("seed", "seed", "write KEY=VALUE"),
+    ("seed=[1", "seed=[1", "write KEY=VALUE"),
+    ("seed=1,2", "seed=1,2", "elstm-train -m"),
+    ("seed=range(3)", "seed=range(3)", "elstm-train -m"),
+    ("seed=${seeds}", "seed=${seeds}", "there is no key seeds"),
+    ("seed=${seed}", "seed=${seed}", "back to itself"),
+    ("data.batch_size=${data.root}", "data.batch_size", "an integer"),
+    ("data.pixels_per_step=5", "data.pixels_per_step=5", "1, 2, 4, 8, 16, 32, 64"),
+    ("data.train_size=5000", "data.train_size=5000", "at most 1297"),
+    ("data.batch_size=2000", "data.batch_size=2000", "at most 1297"),
+    ("data.train_size=20", "data.batch_size=32", "at most 20"),
+    ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", "optimizer.nesterov", "above 0"),
+    ("trainer.sync_batch_stats=true model.backend=cpu", "model.backend", "auto and reference"),
+    ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "does not go"),
+    ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "does not go"),
+]
+
+
+@pytest.mark.parametrize(("words", "named", "allowed"), WRONG)
+def test_a_wrong_value_is_named_with_what_is_allowed(composer, words, named, allowed):
+    words = words.split(" ") if "{" not in words else [words]
+    line = refusal(composer, *words)
+    assert named in line
+    assert allowed in line
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "model._target_=os.system",
+        "+model._target_=os.system",
+        "++model={_target_: os.system}",
+        'model={"_target_": os.system}',
+        "data.root=_target_",
+        "data.root='_target_'",
+        "hydra.launcher._target_=os.system",
+        "+hydra.callbacks.x._target_=os.system",
+        "hydra.sweeper._Target_=x",
+        "hydra.launcher={_args_: [1]}",
+    ],
+)
+def test_code_is_refused(composer, word):
+    assert "refused everywhere" in refusal(composer, word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.root=${oc.env:HOME}",
+        "data.root='${oc.env:HOME}'",
+        "data.root=${${x}:HOME}",
+        "data.root=a${oc.decode:1}b",
+        "model={hidden_size: '${oc.create:1}'}",
+        "hydra.run.dir=${now:%Y}",
+        "data.root=${.name}",
+    ],
+)
+def test_resolvers_are_refused(composer, word):
+    assert "no resolver" in refusal(composer, word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "hydra.job.chdir=true",
+        "hydra.output_subdir=null",
+        "hydra.job_logging.handlers.x.class=os.system",
+        "hydra.callbacks={}",
+        "+hydra.job.env_set.LD_PRELOAD=x",
+        "hydra.searchpath=[file://x]",
+        "hydra/job_logging=default",
+        "hydra={}",
+    ],
+)
+def test_hydras_own_settings_are_closed_but_for_a_few(composer, word):
+    line = refusal(composer, word)
+    assert "hydra.run.dir" in line
+    assert "hydra/launcher" in line
+
+
+def test_validate_checks_a_config_made_in_python(composer):
+    config = composer.compose([])[1]
+    validate(config)
+    config.model.eps = float("nan")
+    with pytest.raises(UserError, match=r"model\.eps=nan"):
+        validate(config)
+    wrong = dataclasses.replace(composer.compose([])[1], seed="1")
+    with pytest.raises(UserError, match="seed=1: has to be an integer"):
+        validate(wrong)
+    config = composer.compose(["model=lstm"])[1]
+    config.model.name = "elstm_bn"
+    with pytest.raises(UserError, match=r"model\.name=elstm_bn"):
+        validate(config)
+
+
+# --- a run's own config
+
+
+@pytest.fixture
+def run_dir(composer, tmp_path):
+    from omegaconf import OmegaConf, open_dict
+
+    cfg, _ = composer.compose(["model.eps=1e-5", "model.forget_bias=chrono", "seed=3"])
+    with open_dict(cfg):
+        del cfg["hydra"]
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    return tmp_path
+
+
+def test_the_config_of_a_run_is_read_back(composer, run_dir):
+    expected = composer.compose(["model.eps=1e-5", "model.forget_bias=chrono", "seed=3"])[1]
+    assert load_run_config(run_dir) == expected
+    assert isinstance(load_run_config(str(run_dir)), Config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("seed: 3", "seed: -3", "seed=-3"),
+        ("seed: 3", "seed: !!python/object/apply:os.system [id]", "not plain YAML"),
+        ("seed: 3", "seed: 3\n_target_: os.system", "_target_"),
+        ("seed: 3", "seed: 3\nhydra:\n  callbacks: 1", "hydra.callbacks"),
+        ("seed: 3", "seed: [", "not plain YAML"),
+        ("name: elstm_bn", "name: other", "model.name=other"),
+        ("name: elstm_bn", "nam: elstm_bn", "model.name has to be given"),
+        ("eps: 1.0e-05", "eps: ${oc.env:HOME}", "model.eps"),
+        ("eps: 1.0e-05", "epsi: 1", "model.epsi"),
+    ],
+)
+def test_a_run_config_that_was_tampered_with_is_refused(run_dir, old, new, named):
+    path = run_dir / ".hydra" / "config.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=re.escape(named)) as caught:
+        load_run_config(run_dir)
+    assert ".hydra" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_run_config(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_run_config(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".hydra").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_run_config(tmp_path / "run")

@@ -1,0 +1,367 @@
+"""What a run writes: metrics.csv, its one event file, status.json; and the bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from training_runs import events, small_config
+
+from elstm.errors import UserError
+from elstm.models import SequenceClassifier
+from elstm.nn import ELSTMBN
+from elstm.nn.norm import StepBatchNorm
+from elstm.records import progress, status, tracking
+from elstm.records.tracking import COLUMNS, Tracker, hparams
+
+POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
+TRAIN = {
+    "lr": 0.01,
+    "train_loss": 1 / 3,
+    "train_accuracy": 0.25,
+    "grad_norm": 2.0,
+    "samples_per_second": 1000.0,
+}
+
+
+def read_rows(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(run_dir: Path) -> EventAccumulator:
+    reader = EventAccumulator(str(run_dir), size_guidance=dict.fromkeys(
+        ("scalars", "histograms", "images", "tensors"), 0))  # fmt: skip
+    return reader.Reload()
+
+
+def started(run_dir: Path) -> Tracker:
+    tracker = Tracker(run_dir)
+    tracker.start(hparams(small_config()))
+    return tracker
+
+
+def test_rows_and_scalars(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    tracker.log(POSITION, TRAIN)
+    tracker.log({**POSITION, "step": 9}, {"val_accuracy": 0.75, "val_loss": 0.125})
+    first, second = read_rows(tmp_path)  # readable while the run goes on
+    assert tuple(first) == COLUMNS
+    assert (first["epoch"], first["step"], first["train_loss"]) == ("0.5", "7", "0.333333333")
+    assert first["val_accuracy"] == second["train_loss"] == ""
+    assert second["val_accuracy"] == "0.75"
+    scalars = read_events(tmp_path)
+    assert sorted(scalars.Tags()["scalars"]) == [
+        "grad_norm", "lr", "samples_per_second", "train/accuracy", "train/loss",
+        "val/accuracy", "val/loss",
+    ]  # fmt: skip
+    (loss,) = scalars.Scalars("train/loss")
+    assert (loss.step, loss.value) == (7, pytest.approx(1 / 3))
+    (accuracy,) = scalars.Scalars("val/accuracy")
+    assert (accuracy.step, accuracy.value) == (9, 0.75)
+    tracker.close()
+
+
+def test_histograms_and_pictures(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    model = SequenceClassifier(ELSTMBN(3, 4, max_steps=5, gamma_c=0.5), 2)
+    tracker.log_norms(model, POSITION)
+    tracker.log_picture("gradient/hidden", b"\x89PNG...", 3)
+    tracker.close()
+    reader = read_events(tmp_path)
+    norms = [f"norm_{name}_l0" for name in ("c", "hh", "ih")]
+    kinds = ("gamma", "running_mean", "running_var")
+    expected = sorted(["beta/norm_c_l0", *(f"{k}/{n}" for k in kinds for n in norms)])
+    assert sorted(reader.Tags()["histograms"]) == expected
+    (gamma,) = reader.Histograms("gamma/norm_c_l0")
+    assert gamma.histogram_value.num == 4
+    assert gamma.histogram_value.max == 0.5
+    (variance,) = reader.Histograms("running_var/norm_ih_l0")
+    assert variance.histogram_value.num == 5 * 16
+    (image,) = reader.Images("gradient/hidden")
+    assert image.encoded_image_string == b"\x89PNG..."
+
+
+def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:
+    model = SequenceClassifier(ELSTMBN(3, 2, max_steps=5), 2)
+    norm = model.rnn.norm_c_l0
+    assert isinstance(norm, StepBatchNorm)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, 1.5]))
+    norm.running_var.fill_(0.25)
+    tracker = started(tmp_path)
+    tracker.log_norms(model, POSITION)
+    sizes = tracker.sizes()
+    tracker.log_norms(model, {**POSITION, "step": 8})
+    tracker.write_over_time({"gradient": np.ones(2)})
+    tracker.write_over_time({"gradient": np.array([1e-9, 0.5]), "cell_mean": np.array([1, 2])})
+    tracker.close()
+    assert (tmp_path / "over_time.csv").read_text() == "t,gradient,cell_mean\n1,1e-09,1\n2,0.5,2\n"
+
+    tracker = Tracker(tmp_path)
+    tracker.start({}, sizes)  # a resume
+    tracker.log_norms(model, {**POSITION, "step": 9})
+    tracker.close()
+    with (tmp_path / "norms.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["norm"][:-3]) for row in rows] == [
+        (step, norm) for step in "79" for norm in ("norm_ih", "norm_hh", "norm_c")
+    ]
+    assert rows[2] == {
+        "epoch": "0.5", "step": "7", "norm": "norm_c_l0", "gamma_mean": "1", "gamma_std": "0.5",
+        "beta_mean": "0", "beta_std": "0", "spread": "0.5",
+    }  # fmt: skip
+    assert rows[0]["beta_mean"] == ""  # has none
+
+
+def test_hparams_stand_in_the_runs_own_file(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    tracker.log_end(9)
+    tracker.close()
+    tags = read_events(tmp_path).summary_metadata
+    info = metadata.parse_session_start_info_plugin_data(
+        tags[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    )
+    values = info.hparams
+    assert values["model"].string_value == "elstm_bn"
+    assert values["model.hidden_size"].number_value == 8
+    assert values["optimizer.lr"].number_value == 0.01
+    assert values["data.permute"].string_value == "false"
+    assert "trainer.log_every" not in values
+    assert "trainer.max_steps" not in values  # null
+    assert metadata.SESSION_END_INFO_TAG in tags
+    # Of several experiment summaries TensorBoard would show the first one's columns alone.
+    assert metadata.EXPERIMENT_TAG not in tags
+    assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_a_resume_cuts_both_files_back(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    tracker.log(POSITION, TRAIN)
+    sizes = tracker.sizes()
+    kept, kept_events = read_rows(tmp_path), events(tmp_path)
+    tracker.log({**POSITION, "step": 8}, TRAIN)
+    tracker.close()
+    (first_file,) = tmp_path.glob("events*")
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("0.75,8,half a li")  # as a kill leaves it
+    with first_file.open("ab") as raw:
+        raw.write(b"half a record")
+
+    tracker = Tracker(tmp_path)
+    tracker.start(hparams(small_config()), sizes)
+    assert read_rows(tmp_path) == kept
+    assert events(tmp_path) == kept_events
+    tracker.log({**POSITION, "step": 9}, TRAIN)
+    tracker.close()
+    assert [row["step"] for row in read_rows(tmp_path)] == ["7", "9"]
+    assert [e.step for e in read_events(tmp_path).Scalars("lr")] == [7, 9]
+    (second_file,) = tmp_path.glob("events*")
+    assert second_file.name > first_file.name  # for a TensorBoard that is watching
+
+
+def test_starting_afresh_drops_what_was_there(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    tracker.log(POSITION, TRAIN)
+    tracker.close()
+    started(tmp_path).close()
+    assert read_rows(tmp_path) == []
+    assert events(tmp_path) == []
+
+
+def test_lost_records_leave_a_gap_and_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = started(tmp_path)
+    tracker.log(POSITION, TRAIN)
+    sizes = tracker.sizes()
+    tracker.close()
+    next(tmp_path.glob("events*")).unlink()
+    tracker = Tracker(tmp_path)
+    tracker.start({}, sizes)
+    tracker.log({**POSITION, "step": 9}, TRAIN)
+    tracker.close()
+    assert "have a gap" in caplog.text
+    assert [e.step for e in read_events(tmp_path).Scalars("lr")] == [9]
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, active=False)
+    tracker.start({})
+    tracker.log(POSITION, TRAIN)
+    assert tracker.sizes() == {}
+    tracker.close()
+    status.Status(tmp_path, active=False).update(state="running")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1], 'ab'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "metrics.csv"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="is in use by another process"):
+            Tracker(tmp_path)
+        other.communicate("")
+    Tracker(tmp_path).close()
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*metrics.csv: No such file"):
+        Tracker(tmp_path / "gone")
+    outside = tmp_path / "precious.txt"
+    outside.write_text("keep")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").symlink_to(outside)
+    with pytest.raises(UserError, match="is a link"):
+        Tracker(tmp_path / "run")
+    assert outside.read_text() == "keep"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full")
+    tracker = started(tmp_path)
+    assert tracker._csv is not None
+    tracker._csv.close()
+    tracker._csv = full.open("wb")
+    with pytest.raises(UserError, match="No space left on device"):
+        tracker.log(POSITION, TRAIN)
+    tracker.close()  # says so once more, and does not raise
+
+
+# --- status.json
+
+
+def test_status(tmp_path: Path) -> None:
+    assert status.read_status(tmp_path) is None
+    first = status.Status(tmp_path)
+    first.update(state="running", model="lstm", test_loss=float("nan"), unknown=3)
+    fields = status.read_status(tmp_path)
+    assert fields is not None
+    assert (fields["state"], fields["model"], fields["test_accuracy"]) == ("running", "lstm", None)
+    assert fields["test_loss"] is None  # JSON has no NaN
+    assert "unknown" not in fields
+    assert fields["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert fields["updated"].endswith("+00:00")
+    assert list(tmp_path.iterdir()) == [tmp_path / "status.json"]
+
+    first.fail(UserError("one line"))
+    assert json.loads((tmp_path / "status.json").read_text())["error"] == "one line"
+    first.fail(RuntimeError("bad\nworse"))
+    assert first.fields["error"] == "RuntimeError: bad"
+    assert first.fields["state"] == "failed"
+    first.fail(KeyboardInterrupt())
+    assert (first.fields["state"], first.fields["error"]) == ("interrupted", None)
+
+    first.update(started="2020-01-01T00:00:00+00:00")
+    again = status.Status(tmp_path)  # of a resume
+    assert again.fields["started"] == "2020-01-01T00:00:00+00:00"
+    (tmp_path / "status.json").write_text("{half")
+    assert status.read_status(tmp_path) is None
+
+
+def test_a_status_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
+    gone = status.Status(tmp_path / "gone")
+    gone.fail(UserError("the disk is full"))
+    with pytest.raises(UserError, match="cannot write"):
+        gone.update()
+
+
+def test_git_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(folder: Path, *words: str) -> None:
+        subprocess.run(
+            ["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    def state() -> dict[str, object]:
+        status.git_state.cache_clear()
+        return status.git_state()
+
+    package = tmp_path / "elstm"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setattr("elstm.__file__", str(package / "__init__.py"))
+    nothing = {"git_commit": None, "git_dirty": None}
+    assert state() == nothing
+    git(tmp_path, "init", "-q")
+    assert state() == nothing  # somebody else's repository, in which it happens to lie
+    git(tmp_path, "add", "elstm")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    clean = state()
+    assert len(str(clean["git_commit"])) == 40
+    assert clean["git_dirty"] is False
+    (package / "__init__.py").write_text("x = 1\n")
+    assert state() == {**clean, "git_dirty": True}
+    status.git_state.cache_clear()
+
+
+# --- progress
+
+
+def test_lines_where_there_is_no_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    shown = progress.Progress(1000, 100, 10, enabled=True)
+    now += 1
+    shown.show(1.5, 110, 0.5, 2000.0)
+    assert caplog.messages == []  # a line at most every 10 s
+    now += 29
+    shown.val_accuracy = 0.9123
+    shown.show(2.0, 400, 0.25, 2000.0)
+    shown.close()
+    assert caplog.messages == [
+        "epoch 2/10, step 400/1000, loss 0.2500, val 91.23%, 2,000 samples/s, 1:00 left"
+    ]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = progress.Progress(10, 4, 2, enabled=True)
+    assert bar.bar is not None
+    bar.show(1.2, 5, 0.5, 12345.6)
+    bar.val_accuracy = 0.5
+    bar.show(1.4, 6, 0.25, 12345.6)
+    bar.bar.refresh()
+    bar.close()
+    line = terminal.getvalue()
+    for part in ("epoch 2/2", "step 4/10", "loss 0.2500", "val 50.00%", "12,346 samples/s"):
+        assert part in line
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0:05"), (75, "1:15"), (3675, "1:01:15")])
+def test_duration(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text
+
+
+def test_columns_are_documented() -> None:
+    assert tracking.__doc__ is not None
+    assert [c for c in COLUMNS if c not in tracking.__doc__] == []
+    assert status.__doc__ is not None
+    assert [f for f in status._EMPTY if f not in status.__doc__] == []

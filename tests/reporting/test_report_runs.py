@@ -1,0 +1,355 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from synthetic_runs import write_run
+
+from elstm.errors import UserError
+from elstm.files.bounded import Damaged, read_config, read_metrics
+from elstm.reporting.groups import choose_baselines, make_sections
+from elstm.reporting.runs import COLUMNS, find_runs, load_run, load_runs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_run(tmp_path / "run", "elstm_bn", seed=3, epochs=2)
+
+
+def metrics(folder, text):
+    (folder / "metrics.csv").write_text(text)
+    return load_run("run", folder)
+
+
+def test_reads_what_a_run_wrote(folder):
+    run = load_run("outputs/run", folder)
+    status = json.loads((folder / "status.json").read_text())
+    assert (run.path, run.model, run.data, run.seed) == (
+        "outputs/run", "elstm_bn", "fashion_mnist", 3,
+    )  # fmt: skip
+    assert (run.state, run.epoch, run.parameters) == ("done", 2, 83_466)
+    assert run.test_accuracy == status["test_accuracy"]
+    assert run.validation.epoch.tolist() == [1, 2]
+    assert run.best_val_accuracy == pytest.approx(status["best_val_accuracy"])
+    assert run.val_accuracy_batch_stats == pytest.approx(status["val_accuracy_batch_stats"])
+    assert run.config["optimizer.lr"] == 0.003
+
+
+def test_training_loss_is_the_mean_over_each_epoch(folder):
+    run = metrics(
+        folder,
+        "epoch,step,wall_seconds,train_loss,val_accuracy\n"
+        "0.75,30,3,2.0,\n1.0,40,4,1.0,\n1.0,40,6,,0.5\n2.0,80,12,0.5,\n2.0,80,14,,0.6\n",
+    )
+    # The log points of epoch 1 cover 30 and 10 steps; the evaluation ends it at 6 s.
+    assert run.loss.value.tolist() == [1.75, 0.5]
+    assert run.loss.epoch.tolist() == [1, 2]
+    assert run.loss.seconds.tolist() == [6, 14]
+    assert run.validation.seconds.tolist() == [6, 14]
+
+
+def test_an_epoch_that_is_going_on_has_no_loss_yet(tmp_path):
+    folder = write_run(tmp_path / "run", state="running", epochs=5, until=2.5)
+    run = load_run("run", folder)
+    assert run.loss.epoch.tolist() == [1, 2]
+    assert (run.state, run.test_accuracy) == ("running", None)
+
+
+def test_a_line_that_is_being_written_is_left_out(folder):
+    run = metrics(folder, "epoch,step,val_accuracy\n1,390,0.5\n2,780,0.")
+    assert run.validation.value.tolist() == [0.5]
+
+
+def test_a_resumed_epoch_counts_once_and_nan_is_nothing(folder):
+    run = metrics(
+        folder, "epoch,step,val_accuracy,train_loss\n1,9,0.5,nan\n1,9,0.6,inf\n2,18,nan,\n"
+    )
+    assert run.validation.value.tolist() == [0.6]
+    assert len(run.loss) == 0
+
+
+def test_a_run_without_metrics_is_read_until_it_is_done(folder):
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(Damaged, match=r"no metrics\.csv"):
+        load_run("run", folder)
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    assert len(load_run("run", folder).validation) == 0
+
+
+def test_a_run_that_has_not_written_for_long_is_marked(tmp_path):
+    folder = write_run(
+        tmp_path, state="running", status={"updated": "2025-01-02T04:00:00Z"}, epochs=1
+    )
+    at = 1735790400.0
+    assert not load_run("run", folder, now=at + 600).stalled
+    assert load_run("run", folder, now=at + 7200).stalled
+
+
+DEEP = "[" * 90_000
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{b}: &{b} [*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a},*{a}]\n"
+    for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        (".hydra/config.yaml", None, "no config.yaml"),
+        (".hydra/config.yaml", "a: [1", "not plain YAML"),
+        (".hydra/config.yaml", "- 1", "no settings"),
+        (".hydra/config.yaml", "a: 1", "names no model, data or seed"),
+        (".hydra/config.yaml", DEEP, "not plain YAML"),
+        (".hydra/config.yaml", "- " * 49_000, "not plain YAML"),
+        (".hydra/config.yaml", BOMB, "5,000 entries"),
+        (".hydra/config.yaml", "x" * 100_001, "larger than 100,000 bytes"),
+        (".hydra/config.yaml", b"\xff\xfe", "not UTF-8"),
+        (".hydra/config.yaml", "a: !!timestamp 99999-99-99", "not plain YAML"),
+        (".hydra/config.yaml", f"? 0x{'f' * 90_000}\n: 1", "not plain YAML"),
+        ("status.json", None, "not started yet, or killed at once"),
+        ("status.json", "{", "not JSON"),
+        ("status.json", DEEP, "not JSON"),
+        ("status.json", "[]", "no fields"),
+        ("status.json", '{"state": "exploded"}', "state is none of"),
+        ("status.json", '{"state": {}}', "state is none of"),
+        ("status.json", '{"state": "done", "test_accuracy": 97.1}', "out of range"),
+        ("status.json", '{"state": "done", "test_accuracy": "x"}', "not a number"),
+        ("status.json", '{"state": "done", "parameters": 1' + "0" * 400 + "}", "not a number"),
+        ("metrics.csv", "", "does not name the columns"),
+        ("metrics.csv", "epoch,epoch\n", "does not name the columns"),
+        ("metrics.csv", "epoch,step\n1\n", "line 2: not 2 cells"),
+        ("metrics.csv", "epoch,step\n1,2\nx,3\n", "line 3: epoch is not a number"),
+        ("metrics.csv", "epoch,val_accuracy\n1,97\n", "not a fraction"),
+        ("metrics.csv", b"epoch,step\n\xff,1\n", "not UTF-8"),
+    ],
+)
+def test_damage_is_one_line_with_a_reason(folder, file, content, reason):
+    path = folder / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    runs, damaged = load_runs([folder.parent])
+    assert runs == []
+    [(name, said)] = damaged
+    assert name.endswith("/run")
+    assert reason in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("file", [".hydra/config.yaml", "status.json", "metrics.csv"])
+def test_links_and_pipes_are_not_read(folder, file, tmp_path):
+    path, elsewhere = folder / file, tmp_path / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(Damaged, match="is a link"):
+        load_run("run", folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(Damaged, match="not a plain file"):  # and does not wait for a writer
+        load_run("run", folder)
+
+
+def test_a_linked_config_folder_is_not_read(folder, tmp_path):
+    (folder / ".hydra").rename(tmp_path / "elsewhere")
+    (folder / ".hydra").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Damaged, match="is a link"):
+        load_run("run", folder)
+
+
+def test_configs_run_no_code(folder, tmp_path):
+    target = tmp_path / "ran"
+    text = (folder / ".hydra/config.yaml").read_text()
+    for evil in (
+        f'x: !!python/object/apply:os.mkdir ["{target}"]',
+        f'x: !!python/object/new:os.mkdir ["{target}"]',
+    ):
+        (folder / ".hydra/config.yaml").write_text(f"{text}\n{evil}\n")
+        with pytest.raises(Damaged, match="not plain YAML"):
+            load_run("run", folder)
+    (folder / ".hydra/config.yaml").write_text(f"{text}\nx: {{_target_: os.mkdir, path: {target}}}")
+    load_run("run", folder)
+    assert not target.exists()
+
+
+def test_a_config_is_flat_with_hydras_numbers(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("a: {b: 1e-3, c: [x, 2], d: null, e: {}}\nf: ${g}\nh: .nan\ni: '12'")
+    assert read_config(path) == {
+        "a.b": 0.001, "a.c.0": "x", "a.c.1": 2, "a.d": None, "a.e": "{}", "f": "${g}",
+        "h": "nan", "i": 12.0,
+    }  # fmt: skip
+
+
+def test_columns_that_are_absent_are_nan(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,epoch,other\n1,0.5,x\n")
+    table = read_metrics(path, COLUMNS)
+    assert table["epoch"].tolist() == [0.5]
+    assert np.isnan(table["train_loss"]).all()
+
+
+def test_runs_are_found_at_any_depth_once_and_not_through_links(tmp_path):
+    a = write_run(tmp_path / "outputs/fashion_mnist/lstm/a", epochs=1)
+    write_run(tmp_path / "outputs/fashion_mnist/lstm/a/checkpoints/inner", epochs=1)
+    write_run(tmp_path / "b", epochs=1)
+    (tmp_path / "outputs/link").symlink_to(tmp_path / "b")
+    found = find_runs([tmp_path / "outputs", a, a / ".." / "a"])
+    assert [name for name, _ in found] == ["outputs/fashion_mnist/lstm/a"]
+
+
+def test_a_sweeps_folder_names_its_runs(tmp_path):
+    top = tmp_path / "top"
+    for name in ("a", "b"):
+        write_run(top / f"outputs/digits/lstm/{name}", epochs=1)
+    write_run(tmp_path / "outside", epochs=1)
+    sweep = top / "outputs/sweeps/2025"
+    sweep.mkdir(parents=True)
+    names = ["outputs/digits/lstm/b", "outputs/gone", "../outside", str(tmp_path / "outside"), ""]
+    (sweep / "sweep.csv").write_text("seed,run_dir\n" + "".join(f"0,{n}\n" for n in names))
+    assert [path for _, path in find_runs([sweep])] == [top / "outputs/digits/lstm/b"]
+    (sweep / "sweep.csv").write_text("\0")
+    assert list(find_runs([sweep])) == []
+
+
+def test_a_root_that_is_no_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="not a folder"):
+        load_runs([tmp_path / "nowhere"])
+
+
+# --- grouping
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Loads runs given as (model, seed, overrides) and groups them."""
+
+    def make(*specs, ignored=()):
+        for model, seed, *rest in specs:
+            number = sum(1 for _ in tmp_path.iterdir())
+            write_run(tmp_path / f"{number:03}", model, seed=seed, epochs=1, **(rest or [{}])[0])
+        return make_sections(load_runs([tmp_path])[0], ignored)
+
+    return make
+
+
+def labels(section):
+    return [group.label for group in section.groups]
+
+
+def test_groups_are_what_differs_besides_the_seed(make):
+    [section] = make(
+        ("lstm", 0),
+        ("lstm", 1, {"data__root": "/elsewhere", "trainer__threads": 7, "sweep__rerun": True}),
+        ("elstm_bn", 0, {"optimizer__lr": 0.01}),
+    )
+    # lr follows from the model here, so that its name says all.
+    assert labels(section) == ["lstm", "elstm_bn"]
+    assert [run.seed for run in section.groups[0].runs] == [0, 1]
+    assert section.groups[1].settings["optimizer.lr"] == 0.01
+    assert section.groups[1].settings["model.cell_norm"] == "update"
+    assert section.common["data.batch_size"] == 128
+
+
+def test_labels_name_the_keys_that_differ_within_a_model(make):
+    [section] = make(
+        ("lstm", 0, {"optimizer__lr": 0.01}),
+        ("lstm", 0, {"optimizer__lr": 0.003}),
+        ("elstm_bn", 0, {"model__eps": 1e-5, "optimizer__eps": 1e-8}),
+        ("elstm_bn", 0, {"model__eps": 0.1, "optimizer__eps": 1e-7}),
+    )
+    assert labels(section) == [
+        "lstm lr=0.003",
+        "lstm lr=0.01",
+        "elstm_bn model.eps=1e-05 optimizer.eps=1e-08",
+        "elstm_bn model.eps=0.1 optimizer.eps=1e-07",
+    ]
+
+
+def test_settings_that_follow_from_the_optimizers_name_are_not_in_the_label(make):
+    sgd = {"name": "sgd", "lr": 0.003, "momentum": 0.9}
+    [section] = make(("lstm", 0), ("lstm", 0, {"optimizer": sgd}))
+    assert labels(section) == ["lstm optimizer=adam", "lstm optimizer=sgd"]
+
+
+def test_a_key_that_an_older_version_had_not_is_no_difference(make):
+    new = {"model__recompute": False, "trainer__on_nonfinite": "stop"}
+    both = {"model__recompute": True, "trainer__on_nonfinite": "stop"}
+    [section] = make(("lstm", 0), ("lstm", 1, new), ("gru", 0, both))
+    assert sorted(labels(section)) == ["gru", "lstm"]
+    [group] = [group for group in section.groups if group.model == "lstm"]
+    assert [run.seed for run in group.runs] == [0, 1]
+    assert group.settings["model.recompute"] is False
+    assert section.common["trainer.on_nonfinite"] == "stop"
+
+
+def test_a_new_option_is_a_difference_from_runs_before_it(make):
+    [section] = make(("elstm_bn", 0), ("elstm_bn", 0, {"model__recompute": True}))
+    assert labels(section) == ["elstm_bn recompute=false", "elstm_bn recompute=true"]
+
+
+def test_long_labels_become_numbers(make):
+    keys = "abcdefgh"
+    [section] = make(*[("lstm", 0, {f"model__{k}_long_name": i for k in keys}) for i in (0, 1)])
+    assert labels(section) == ["lstm #1", "lstm #2"]
+
+
+def test_data_sets_and_ways_to_cut_them_are_sections(make):
+    sections = make(
+        ("lstm", 0),
+        ("lstm", 0, {"data__pixels_per_step": 4}),
+        ("lstm", 0, {"data__batch_size": 64}),
+        ("lstm", 0, {"data__name": "mnist"}),
+    )
+    assert [section.title for section in sections] == [
+        "fashion_mnist pixels_per_step=4",
+        "fashion_mnist pixels_per_step=28",
+        "mnist",
+    ]
+    assert labels(sections[1]) == ["lstm batch_size=64", "lstm batch_size=128"]
+
+
+def test_one_run_per_seed_counts_the_furthest(make):
+    [section] = make(
+        ("lstm", 0),
+        ("lstm", 0, {"state": "failed"}),
+        ("lstm", 1, {"state": "failed"}),
+        ("lstm", 2, {"state": "running"}),
+        ("lstm", 2, {"state": "failed"}),
+    )
+    [group] = section.groups
+    assert [(run.seed, run.state) for run in group.runs] == [(0, "done"), (2, "running")]
+    assert [run.seed for run in group.failed] == [1]
+    assert sorted(run.seed for run in group.superseded) == [0, 2]
+
+
+def test_keys_can_be_ignored(make):
+    settings = {"trainer__device": "cpu"}
+    [section] = make(("lstm", 0), ("lstm", 1, settings), ignored=["trainer.device"])
+    assert labels(section) == ["lstm"]
+
+
+def test_baselines(make):
+    sections = make(
+        ("gru", 0),
+        ("lstm", 0, {"optimizer__lr": 0.01, "offset": 0.1}),
+        ("lstm", 0, {"optimizer__lr": 0.1}),
+        ("gru", 0, {"data__name": "mnist"}),
+    )
+    fashion, mnist = sections
+    choose_baselines(sections, [])
+    assert fashion.baseline.label == "lstm lr=0.01"  # the better of the two
+    assert labels(fashion)[0] == "lstm lr=0.01"
+    assert mnist.baseline.label == "gru"
+    for spec, label in (
+        ("gru", "gru"),
+        ("lstm lr=0.1", "lstm lr=0.1"),
+        ("lr=0.1", "lstm lr=0.1"),
+        ("optimizer.lr=0.1", "lstm lr=0.1"),
+        ("model=lstm", "lstm lr=0.01"),
+        ("optimizer=adam", "lstm lr=0.01"),
+    ):
+        choose_baselines(sections, [spec])
+        assert fashion.baseline.label == label
+    with pytest.raises(UserError, match=r"no such group; .* one of: gru; lstm lr=0\.01"):
+        choose_baselines(sections, ["elstm"])

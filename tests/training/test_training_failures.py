@@ -1,0 +1,139 @@
+"""Whole runs on the digits that cannot go on: what they say, and what they leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import signal
+from typing import Any
+
+import pytest
+import torch
+from training_runs import assert_same_runs, at, differences, last, rows, send, small_config
+
+from elstm.errors import UserError
+from elstm.records.status import read_status
+from elstm.training import checkpoint
+from elstm.training import run as training
+from elstm.training.run import _Run, run
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.mark.parametrize("log_every", [2, 50])
+def test_a_loss_that_is_not_finite_stops_at_its_step(
+    folders: Any, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    folder = next(folders)
+    original, calls = training.F.cross_entropy, iter(range(100))
+
+    def poisoned(logits: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
+        loss = original(logits, y, **options)
+        # Of the calls before that of step 9 one is over_time's.
+        return loss * float("nan") if not options and next(calls) == 9 else loss
+
+    monkeypatch.setattr(training.F, "cross_entropy", poisoned)
+    config = small_config(max_epochs=3, log_every=log_every)
+    message = (
+        r"the loss \(the step before had its largest gradient in head.weight\) was not finite at "
+        r"step 9 \(epoch 2\).*last.pt holds"
+    )
+    with pytest.raises(UserError, match=message):
+        run(config, folder)
+    status = read_status(folder)
+    assert status is not None
+    assert status["state"] == "failed"
+    assert "step 9" in status["error"]
+    assert last(folder)["state"]["step"] == 5  # the last good one
+    assert all(v.isfinite().all() for v in last(folder)["model"].values())
+    assert all("nan" not in r.values() for r in rows(folder))
+
+
+def poison_gradient(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """An infinity in the gradient of the last parameter but one, at each of `steps`."""
+    original = training.clip_gradients
+
+    def poisoned(accelerator: Any, parameters: list[Any], clip: float) -> torch.Tensor:
+        count[0] += 1
+        if count[0] in steps:
+            parameters[-2].grad[0, 0] = float("inf")
+        return original(accelerator, parameters, clip)
+
+    count = [0]
+    patch.setattr(training, "clip_gradients", poisoned)
+
+
+def test_a_gradient_that_is_not_finite_stops_as_well(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_gradient(monkeypatch, 3)
+    pattern = (
+        r"the gradient of head.weight was not finite at step 3 \(epoch 1\).*nothing was saved yet"
+    )
+    with pytest.raises(UserError, match=pattern):
+        run(small_config(), next(folders))
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = small_config(on_nonfinite="skip", max_epochs=3, log_every=2, recompute_batches=0)
+    whole, folder, usual = next(folders), next(folders), next(folders)
+    with pytest.MonkeyPatch.context() as patch:
+        poison_gradient(patch, 1, 9)
+        status = run(config, whole).status
+    assert (status["state"], status["step"], status["skipped_steps"]) == ("done", 15, 2)
+    assert re.search(r"skipped 1 of the last 2 steps, first step 9: the gradient of head.wei",
+                     caplog.text)  # fmt: skip
+    assert all(math.isfinite(float(v)) for r in rows(whole) for v in r.values() if v)
+    with pytest.MonkeyPatch.context() as patch:
+        poison_gradient(patch, 1, 9)
+        patch.setattr(_Run, "train_step", at(_Run, "train_step", 9, send(signal.SIGTERM)))
+        run(config, folder)
+    run(config, folder, resume=True)
+    assert_same_runs(whole, folder)
+    # and a run without such steps is the same as ever
+    stop = dataclasses.replace(config.trainer, on_nonfinite="stop")
+    run(config, next(folders))
+    run(dataclasses.replace(config, trainer=stop), usual)
+    assert differences(last(usual)["model"], last(usual.with_name("run3"))["model"]) == []
+
+    monkeypatch.setattr(training, "MAX_SKIPPED", 4)
+    poison_gradient(monkeypatch, *range(4, 99))
+    with pytest.raises(UserError, match=r"all steps from 4 to 7 were skipped, .*last.pt holds"):
+        run(dataclasses.replace(config, trainer=dataclasses.replace(
+            config.trainer, log_every=1, checkpoint_every=4)), next(folders))  # fmt: skip
+
+
+def test_an_error_is_in_the_status(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = next(folders)
+    monkeypatch.setattr(training, "build_model", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(small_config(), folder)
+    status = read_status(folder)
+    assert status is not None
+    assert (status["state"], status["error"]) == ("failed", "ZeroDivisionError: division by zero")
+
+
+def test_a_disk_that_fills_leaves_what_was_there(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, folder = next(folders), next(folders)
+    config = small_config(max_epochs=3)
+    run(config, whole)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            checkpoint, "save", at(checkpoint, "save", 1, lambda: patch.setattr(os, "fsync", full))
+        )
+        with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
+            run(config, folder)
+    assert run(config, folder, resume=True).state == "done"
+    assert_same_runs(whole, folder)
