@@ -194,7 +194,6 @@ class TrainerConfig:
     compile: bool = False
     profile: bool = False
     clip_grad_norm: float | None = bounded(1.0, gt=0)
-    on_nonfinite: str = choice("stop", "stop", "skip")  # a step's loss or gradient is not finite
     early_stopping_epochs: int | None = bounded(None, ge=1)
     log_every: int = bounded(50, ge=1)
     checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch

@@ -5,7 +5,6 @@
     error             why it failed, in one line, or null
     model, data, seed
     epoch, step       done so far; max_epochs
-    skipped_steps     of these, steps that changed nothing (trainer.on_nonfinite=skip)
     val_accuracy, val_accuracy_batch_stats          of the latest evaluation
     best_val_accuracy, best_epoch                   by population statistics
     test_accuracy, test_accuracy_batch_stats, test_loss   of that best checkpoint, once done
@@ -40,7 +39,7 @@ from elstm.files.atomic import read_json, write_atomic
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
     (
-        "state", "error", "model", "data", "seed", "epoch", "step", "skipped_steps", "max_epochs",
+        "state", "error", "model", "data", "seed", "epoch", "step", "max_epochs",
         "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",

@@ -1,13 +1,12 @@
-"""Steps whose loss or gradient is not finite: found without waiting for the device, named, skipped.
+"""Detects steps whose loss or gradient is not finite, without synchronising with the device.
 
-stop   the run ends at the next log point or checkpoint, before any of it reaches the disk
-skip   the step changes nothing, weights, optimizer state and running statistics; it is counted
+The run ends at the next log point or checkpoint, before weights or records of such a step reach
+the disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,40 +25,6 @@ def clip_gradients(
     norms = torch.stack(torch._foreach_norm(gradients))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.linalg.vector_norm(norms))
     return norms
-
-
-class Skipping:
-    """Takes an optimizer's step, or none where the gradient is not finite.
-
-    Adam and SGD are told by a flag on the device and change nothing themselves; RMSprop, which has
-    no fused form, and the first step of all, which makes the optimizer's state, are waited for.
-
-    Args:
-        model: its buffers, the running statistics, have seen the bad batch and are put back.
-        optimizer: as Accelerate wraps it.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        self.buffers, self.optimizer = list(model.buffers()), optimizer
-        self.before: list[Tensor] = []
-
-    def begin(self) -> None:
-        """Before the forward pass."""
-        self.before = [buffer.clone() for buffer in self.buffers]
-
-    def step(self, norms: Tensor) -> Tensor:
-        """After the backward pass; returns whether the step was skipped, a truth value ()."""
-        skip = ~norms.isfinite().all()
-        for buffer, before in zip(self.buffers, self.before, strict=True):
-            torch.where(skip, before, buffer, out=buffer)
-        inner = self.optimizer.optimizer
-        if getattr(inner, "_step_supports_amp_scaling", False) and inner.state:
-            inner.grad_scale, inner.found_inf = None, skip.float()  # torch.amp's protocol
-            self.optimizer.step()
-            del inner.grad_scale, inner.found_inf
-        elif not skip:
-            self.optimizer.step()
-        return skip
 
 
 def culprit(

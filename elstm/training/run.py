@@ -35,14 +35,13 @@ from elstm.records.status import Status, read_status
 from elstm.records.tracking import Tracker, hparams
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
-from elstm.training.nonfinite import Skipping, clip_gradients
+from elstm.training.nonfinite import clip_gradients
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.signals import Interrupted, Interrupts
 from elstm.training.state import Clock, Snapshot, State, Window
 from elstm.training.trained import check_fits
 
 SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
-MAX_SKIPPED = 100  # steps in a row that trainer.on_nonfinite=skip puts up with
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
 MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
 
@@ -200,8 +199,6 @@ class _Run:
             config.scheduler, config.optimizer.lr, total_steps, steps_per_epoch
         )
         self.clip = self.trainer.clip_grad_norm or math.inf
-        skips = self.trainer.on_nonfinite == "skip" and accelerator.scaler is None  # it skips too
-        self.skipping = Skipping(self.model, self.optimizer) if skips else None
         self.backend: str | None = None  # the log has named it
         self.recorded = time.monotonic()
         self.state, self.window = State(), Window(device)
@@ -327,20 +324,16 @@ class _Run:
         lr = self.schedule.lr(self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self.skipping is not None:
-            self.skipping.begin()
         logits = self.step_model(x)
         loss = F.cross_entropy(logits, y)
         for parameter in self.parameters:  # zero_grad with its hooks takes ten times as long
             parameter.grad = None
         self.accelerator.backward(loss)
         norms = clip_gradients(self.accelerator, self.parameters, self.clip)
-        skip = None if self.skipping is None else self.skipping.step(norms)
-        if skip is None:
-            self.take_step()
+        self.take_step()
         if self.accelerator.scaler is not None:  # it skips steps that overflow in fp16
             norms = norms.nan_to_num(0.0, 0.0, 0.0)
-        self.window.add(loss.detach(), (logits.argmax(1) == y).sum(), norms, len(y), skip)
+        self.window.add(loss.detach(), (logits.argmax(1) == y).sum(), norms, len(y))
         self.state.step += 1
         self.state.batch += self.processes
 
@@ -363,11 +356,8 @@ class _Run:
         self.check_finite()
         self.clock.look()
         state, window = self.state, self.window
-        skipped = self.count_skipped() if self.skipping is not None else 0
-        if skipped == window.steps:  # nothing to tell yet
-            return
         sums = self.accelerator.reduce(window.sums.clone())
-        values = window.means(sums, self.processes, skipped, state.train_seconds)
+        values = window.means(sums, self.processes, state.train_seconds)
         window.clear(state.train_seconds)
         if self.backend != self.model.rnn.last_backend:
             self.backend = self.model.rnn.last_backend
@@ -491,7 +481,6 @@ class _Run:
             best_val_accuracy=self.state.best_val_accuracy if evaluated else None,
             best_epoch=self.state.best_epoch if evaluated else None,
             backend=self.model.rnn.last_backend,
-            skipped_steps=self.state.skipped_steps,
         )
 
     def check_finite(self) -> None:
@@ -500,30 +489,10 @@ class _Run:
         if bad is None:
             return
         step, what = bad
-        skip = "" if self.skipping else ", or skip such steps with trainer.on_nonfinite=skip"
         raise UserError(
             f"{what} was not finite at step {step} (epoch {self.state.epoch + 1}): lower "
-            f"optimizer.lr or trainer.clip_grad_norm{skip}; {self.kept()}"
+            f"optimizer.lr or trainer.clip_grad_norm; {self.kept()}"
         )
-
-    def count_skipped(self) -> int:
-        """Since the last log point; raises UserError where training does not get on any more."""
-        skipped, state, window = int(self.window.skipped), self.state, self.window
-        if not skipped:
-            return 0
-        first, what = window.first_trouble(state.step), window.culprit(self.snapshot.names())
-        if skipped == window.steps >= MAX_SKIPPED:
-            raise UserError(
-                f"all steps from {first} to {state.step} were skipped, since {what} was not "
-                f"finite: lower optimizer.lr or trainer.clip_grad_norm; {self.kept()}"
-            )
-        if skipped < window.steps:
-            state.skipped_steps += skipped
-            self.say(
-                "skipped %d of the last %d steps, first step %d: %s was not finite; %d in all",
-                skipped, window.steps, first, what, state.skipped_steps,
-            )  # fmt: skip
-        return skipped
 
     def kept(self) -> str:
         last = checkpoint.last_path(self.run_dir)

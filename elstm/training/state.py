@@ -20,6 +20,8 @@ from elstm.training import nonfinite
 from elstm.training.optim import Schedule
 from elstm.training.trained import check_same_data, data_facts
 
+REMOVED_COUNTERS = ("skipped_steps",)  # in checkpoints up to commit d8d01eb
+
 
 @dataclass
 class State:
@@ -32,7 +34,6 @@ class State:
     best_val_accuracy: float = -1.0
     best_epoch: float = 0.0
     waited: int = 0  # evaluations since the best one
-    skipped_steps: int = 0  # of `step`, those that changed nothing: trainer.on_nonfinite=skip
     train_loss: float = math.nan  # of the latest log point
     train_seconds: float = 0.0  # training alone
     wall_seconds: float = 0.0  # with evaluations and checkpoints
@@ -70,28 +71,22 @@ class Window:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(3, dtype=dtype, device=device)  # loss, correct, gradient norm
         self.bad = torch.zeros((), dtype=torch.int64, device=device)
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = self.samples = 0
         self.began = 0.0  # train_seconds at the last log point
         # Loss and norms of each parameter's gradient: of the first bad step, or the latest, and of
         # the step before. (2, 1 + P)
         self.norms: Tensor | None = None
-        self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(
-        self, loss: Tensor, correct: Tensor, norms: Tensor, samples: int, skip: Tensor | None = None
-    ) -> None:
-        """One step: mean loss, number of correct predictions, norms of the gradient, (P,).
-
-        A step that was skipped, if `skip` is true, is counted and has no part in the sums.
-        """
-        self._waiting.append((loss, correct, norms, skip))
+    def add(self, loss: Tensor, correct: Tensor, norms: Tensor, samples: int) -> None:
+        """One step: mean loss, number of correct predictions, norms of the gradient, (P,)."""
+        self._waiting.append((loss, correct, norms))
         self.steps += 1
         self.samples += samples
 
     def settle(self) -> None:
         """Adds the steps that wait, one by one: when it is called makes no difference."""
-        for loss, correct, norms, skip in self._waiting:
+        for loss, correct, norms in self._waiting:
             values = torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
             latest = torch.cat((loss[None], norms))
             if self.norms is None:
@@ -100,20 +95,13 @@ class Window:
                 newest = torch.stack((latest, self.norms[0]))
                 self.norms = torch.where(self.bad == 0, newest, self.norms)
             self.bad += ~latest.isfinite().all() | (self.bad > 0)
-            if skip is not None:
-                self.skipped += skip
-                values = values.where(~skip, 0)
             self.sums += values
         self._waiting.clear()
 
     def first_bad_step(self, step: int) -> int | None:
-        """Where `step` is the latest; None if all that count were finite."""
+        """Where `step` is the latest; None if all were finite."""
         self.settle()
-        return None if self.sums.isfinite().all() else self.first_trouble(step)
-
-    def first_trouble(self, step: int) -> int:
-        """The first step that was not finite, skipped or not; there has been one."""
-        return step - int(self.bad) + 1
+        return None if self.sums.isfinite().all() else step - int(self.bad) + 1
 
     def culprit(self, names: Sequence[str]) -> str:
         """What was not finite in it; `names` are those of the parameters."""
@@ -121,15 +109,13 @@ class Window:
         (loss, *norms), (_, *before) = self.norms.tolist()
         return nonfinite.culprit(names, loss, norms, before)
 
-    def means(
-        self, sums: Tensor, processes: int, skipped: int, train_seconds: float
-    ) -> dict[str, float]:
+    def means(self, sums: Tensor, processes: int, train_seconds: float) -> dict[str, float]:
         """As columns of metrics.csv, from `self.sums` summed over so many processes."""
         loss, correct, grad_norm = sums.tolist()
-        steps, samples = (self.steps - skipped) * processes, self.samples * processes
+        steps, samples = self.steps * processes, self.samples * processes
         return {
             "train_loss": loss / steps,
-            "train_accuracy": correct / (samples * (self.steps - skipped) / self.steps),
+            "train_accuracy": correct / samples,
             "grad_norm": grad_norm / steps,
             "samples_per_second": samples / max(train_seconds - self.began, 1e-9),
         }
@@ -137,7 +123,6 @@ class Window:
     def clear(self, train_seconds: float) -> None:
         self.sums.zero_()
         self.bad.zero_()
-        self.skipped.zero_()
         self.steps = self.samples = 0
         self.began = train_seconds
 
@@ -149,7 +134,6 @@ class Window:
         self._waiting.clear()
         self.sums.copy_(state["sums"])
         self.bad.copy_(state["bad"])
-        self.skipped.fill_(int(state.get("skipped", 0)))  # none in the first version
         norms = state.get("norms")
         self.norms = None if norms is None else norms.to(self.bad.device)
         self.steps, self.samples = int(state["steps"]), int(state["samples"])
@@ -232,7 +216,8 @@ class Snapshot:
         """
         check_same_data(content["data"], self.data)
         try:
-            vars(self.state).update(asdict(State(**content["state"])))
+            given = {k: v for k, v in content["state"].items() if k not in REMOVED_COUNTERS}
+            vars(self.state).update(asdict(State(**given)))
             self.window.load_state_dict(content["window"])
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])

@@ -239,3 +239,17 @@ def test_the_same_config_gives_the_same_run(folders: Any) -> None:
     assert_same_runs(a, b)
     run(dataclasses.replace(config, seed=1), other)
     assert differences(last(a)["model"], last(other)["model"]) != []
+
+
+def test_a_checkpoint_with_fields_that_were_removed(folders: Any) -> None:
+    """Up to commit d8d01eb checkpoints counted skipped steps."""
+    whole, folder = next(folders), next(folders)
+    run(small_config(), whole)
+    interrupted(small_config(), folder)
+    content = last(folder)
+    del content["format"], content["version"]
+    content["state"]["skipped_steps"] = 0
+    content["window"]["skipped"] = torch.tensor(0)
+    checkpoint.save(content, checkpoint.last_path(folder))
+    assert run(small_config(), folder, resume=True).state == "done"
+    assert_same_runs(whole, folder)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import math
 import os
-import re
-import signal
 from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_same_runs, at, differences, last, rows, send, small_config
+from training_runs import assert_same_runs, at, last, rows, small_config
 
 from elstm.errors import UserError
 from elstm.records.status import read_status
 from elstm.training import checkpoint
 from elstm.training import run as training
-from elstm.training.run import _Run, run
+from elstm.training.run import run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -75,38 +70,6 @@ def test_a_gradient_that_is_not_finite_stops_as_well(
     )
     with pytest.raises(UserError, match=pattern):
         run(small_config(), next(folders))
-
-
-def test_steps_that_are_not_finite_are_skipped_and_counted(
-    folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    config = small_config(on_nonfinite="skip", max_epochs=3, log_every=2, recompute_batches=0)
-    whole, folder, usual = next(folders), next(folders), next(folders)
-    with pytest.MonkeyPatch.context() as patch:
-        poison_gradient(patch, 1, 9)
-        status = run(config, whole).status
-    assert (status["state"], status["step"], status["skipped_steps"]) == ("done", 15, 2)
-    assert re.search(r"skipped 1 of the last 2 steps, first step 9: the gradient of head.wei",
-                     caplog.text)  # fmt: skip
-    assert all(math.isfinite(float(v)) for r in rows(whole) for v in r.values() if v)
-    with pytest.MonkeyPatch.context() as patch:
-        poison_gradient(patch, 1, 9)
-        patch.setattr(_Run, "train_step", at(_Run, "train_step", 9, send(signal.SIGTERM)))
-        run(config, folder)
-    run(config, folder, resume=True)
-    assert_same_runs(whole, folder)
-    # and a run without such steps is the same as ever
-    stop = dataclasses.replace(config.trainer, on_nonfinite="stop")
-    run(config, next(folders))
-    run(dataclasses.replace(config, trainer=stop), usual)
-    assert differences(last(usual)["model"], last(usual.with_name("run3"))["model"]) == []
-
-    monkeypatch.setattr(training, "MAX_SKIPPED", 4)
-    poison_gradient(monkeypatch, *range(4, 99))
-    with pytest.raises(UserError, match=r"all steps from 4 to 7 were skipped, .*last.pt holds"):
-        run(dataclasses.replace(config, trainer=dataclasses.replace(
-            config.trainer, log_every=1, checkpoint_every=4)), next(folders))  # fmt: skip
 
 
 def test_an_error_is_in_the_status(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
