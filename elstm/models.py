@@ -16,6 +16,7 @@ RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
     "gru": GRU,
     "ln_lstm": LayerNormLSTM,
     "bn_lstm": BNLSTM,
+    "bn_lstm_published": BNLSTM,
     "bn_lstm_input": ELSTMBN,  # cell_norm none, normalize_hidden false: Laurent et al. 2015
     "elstm_bn": ELSTMBN,
 }

@@ -34,6 +34,9 @@ CONFIGS = {
     "gru": GRUConfig(),
     "ln_lstm": LayerNormLSTMConfig(),
     "bn_lstm": BNLSTMConfig(),
+    "bn_lstm_published": BNLSTMConfig(
+        name="bn_lstm_published", gamma_ih=0.1, gamma_hh=0.1, gamma_c=0.1, eps=1e-5
+    ),
     "bn_lstm_input": ELSTMBNConfig(
         name="bn_lstm_input", cell_norm="none", normalize_hidden=False
     ),
@@ -91,6 +94,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "gru": GRU,
         "ln_lstm": LayerNormLSTM,
         "bn_lstm": BNLSTM,
+        "bn_lstm_published": BNLSTM,
         "bn_lstm_input": ELSTMBN,
         "elstm_bn": ELSTMBN,
     }
@@ -100,6 +104,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "gru": [],
         "ln_lstm": [],
         "bn_lstm": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
+        "bn_lstm_published": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
         "bn_lstm_input": ["norm_ih_l0"],
         "elstm_bn": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
     }

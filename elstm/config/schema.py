@@ -251,6 +251,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "gru": GRUConfig,
         "ln_lstm": LayerNormLSTMConfig,
         "bn_lstm": BNLSTMConfig,
+        "bn_lstm_published": BNLSTMConfig,  # the settings of Cooijmans et al. (2017)
         "bn_lstm_input": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,
     },

@@ -30,7 +30,15 @@ IGNORED = (
 # Of the settings under data., these belong to the model's training, the others to the task.
 TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
 # The order in which models are listed, plainest first; others follow by name.
-MODEL_ORDER = ("lstm", "gru", "ln_lstm", "bn_lstm_input", "bn_lstm", "elstm_bn")
+MODEL_ORDER = (
+    "lstm",
+    "gru",
+    "ln_lstm",
+    "bn_lstm_input",
+    "bn_lstm_published",
+    "bn_lstm",
+    "elstm_bn",
+)
 MAX_LABEL = 60
 # In the label of every group where they differ at all: a model's name says nothing of them.
 BUDGET = ("trainer.max_epochs", "trainer.max_steps")

@@ -1,13 +1,15 @@
 """Configs: what YAML composes to, what is refused and how, and reading a run's config back."""
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from elstm.config.check import load_run_config, validate
 from elstm.config.compose import Composer
-from elstm.config.help import find_config_dir
+from elstm.config.help import GROUPS, find_config_dir
 from elstm.config.schema import SCHEMAS, Config, ELSTMBNConfig
 from elstm.errors import UserError
 
@@ -65,37 +67,92 @@ def test_every_other_option_composes(composer, group):
         composer.compose([f"{group}={name}"])
 
 
+def flat(config):
+    """{"model.hidden_size": 128, ...}"""
+    tree = dataclasses.asdict(config)
+    seed = {"seed": tree.pop("seed")}
+    return seed | {f"{group}.{key}": v for group, node in tree.items() for key, v in node.items()}
+
+
+# What conf/per_model/EXPERIMENT-MODEL.yaml set without a mention on the command line. The settings
+# of Cooijmans et al. are model=bn_lstm_published since, and the others are typed where wanted.
+PER_MODEL = {
+    **{
+        (f"mnist_{order}", model): {
+            "model.forget_bias", "model.input_bias", "model.eps",
+            "model.gamma_ih", "model.gamma_hh", "model.gamma_c",
+        }
+        for order in ("pixels", "permuted")
+        for model in ("bn_lstm", "bn_lstm_input")
+    },
+    ("mnist_pixels", "lstm"): {"model.forget_bias", "model.input_bias"},
+    ("mnist_permuted", "lstm"): {"model.forget_bias", "model.input_bias"},
+    ("mnist_best", "elstm_bn"): {"model.gamma_c"},
+    ("fashion_best", "elstm_bn"): {"model.gamma_c"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def before():
+    """The configs of every experiment with every model, composed while conf/per_model/ existed.
+
+    experiments_before.json holds the settings without an experiment (`models` and `rest`), and for
+    each experiment what differs from them: for all models and for one.
+    """
+    table = json.loads(Path(__file__).with_name("experiments_before.json").read_text())
+
+    def config(experiment, model):
+        row = table["experiments"][experiment]
+        rest = {k: v for k, v in table["rest"].items() if k not in row.get("gone", ())}
+        both = row["all_models"] | row["one_model"].get(model, {})
+        return table["models"][model] | rest | row["rest"] | both
+
+    return table, config
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_composes_with_every_model(composer, experiment):
+def test_an_experiment_composes_to_what_it_did(composer, before, experiment, monkeypatch):
+    """Compares with a table of an earlier version, on the settings that both have."""
+    monkeypatch.delenv("ELSTM_DATA", raising=False)
+    table, earlier = before
     many = composer.many()
     for model in SCHEMAS["model"]:
-        assert many([f"experiment={experiment}", f"model={model}"]).model.name == model
+        now = flat(many([f"experiment={experiment}", f"model={model}"]))
+        assert now["model.name"] == model
+        if model not in table["models"]:
+            continue
+        then = earlier(experiment, model)
+        both = now.keys() & then.keys()
+        assert len(both) > 40
+        expected = PER_MODEL.get((experiment, model), set())
+        assert {key for key in both if now[key] != then[key]} == expected
+        default = flat(many([f"model={model}"]))
+        assert {key: now[key] for key in expected} == {key: default[key] for key in expected}
+    default = composer.compose([f"experiment={experiment}"])[1].model.name
+    published = {"mnist_pixels", "mnist_permuted"}
+    kept = table["experiments"][experiment]["default_model"]
+    assert default == (kept if experiment not in published else "bn_lstm_published")
 
 
 @pytest.mark.parametrize("experiment", ["mnist_pixels", "mnist_permuted"])
-def test_pixels_have_the_settings_of_cooijmans(composer, experiment):
-    _, config = composer.compose([f"experiment={experiment}"])
-    model, optimizer = config.model, config.optimizer
-    assert (model.name, model.hidden_size) == ("bn_lstm", 100)
-    assert (model.gamma_ih, model.gamma_hh, model.gamma_c) == (0.1, 0.1, 0.1)
-    assert (model.eps, model.state_noise, model.forget_bias) == (1e-5, 0.1, 1.0)
-    assert model.recurrent_init == "identity"
-    assert (config.data.name, config.data.pixels_per_step, config.data.batch_size) == (
-        "mnist", 1, 100,
-    )  # fmt: skip
-    assert config.data.permute is (experiment == "mnist_permuted")
-    assert (optimizer.name, optimizer.lr, optimizer.momentum) == ("rmsprop", 1e-3, 0.9)
-    assert config.trainer.clip_grad_norm == 1.0
+def test_the_published_settings_are_a_model(composer, before, experiment):
+    now, then = (
+        flat(composer.compose([f"experiment={experiment}"])[1]),
+        before[1](experiment, "bn_lstm"),
+    )
+    changed = {key for key in now.keys() & then.keys() if now[key] != then[key]}
+    assert changed - {"data.root"} == {"model.name"}
+    model = composer.compose(["model=bn_lstm_published"])[1].model
+    assert (model.gamma_ih, model.gamma_hh, model.gamma_c, model.eps) == (0.1, 0.1, 0.1, 1e-5)
+    assert (model.forget_bias, model.input_bias) == (1.0, 0.0)
 
 
-def test_an_experiment_sets_what_one_model_needs(composer):
-    _, bn = composer.compose(["experiment=mnist_pixels", "model=elstm_bn"])
-    assert (bn.model.gamma_c, bn.model.forget_bias) == (None, "chrono")
-    _, lstm = composer.compose(["experiment=mnist_pixels", "model=lstm"])
-    assert lstm.model.forget_bias == 1
-    words = ["experiment=mnist_pixels", "model=lstm", "model.forget_bias=0.5"]
-    _, chosen = composer.compose(words)
-    assert chosen.model.forget_bias == 0.5
+def test_a_model_is_changed_by_overrides_alone(composer):
+    """No file is chosen by a pair of options: each setting follows from one option or one key."""
+    main = (find_config_dir() / "config.yaml").read_text()
+    assert not re.search(r"- .*\$\{", main.partition("hydra:")[0])
+    assert sorted(p.name for p in find_config_dir().iterdir() if p.is_dir() and p.name != "study"
+                  and not p.name.startswith("_")) == sorted([*GROUPS, "hydra"])  # fmt: skip
 
 
 def test_values_are_converted_to_their_types(composer):

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 # --- words
 
-GROUPS = [*SCHEMAS, "trainer", "experiment", "debug", "per_model", "schema", "sweep", "hydra"]
+GROUPS = [*SCHEMAS, "trainer", "experiment", "debug", "schema", "sweep", "hydra"]
 FIELDS = sorted(
     {
         f"{group}.{field.name}"
