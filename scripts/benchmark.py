@@ -6,7 +6,8 @@
     python scripts/benchmark.py --end-to-end                 # epochs of elstm-train
     python scripts/benchmark.py --startup                    # of the commands
     python scripts/benchmark.py --json speed.json --chart speed.png
-    python scripts/benchmark.py --device cuda                # on a GPU; see the README
+    python scripts/benchmark.py --device cuda                # see also scripts/gpu_check.sh
+    python scripts/benchmark.py --device cuda --profile      # kernels of a training step of ELSTMBN
 
 A training step is a forward and a backward pass to all parameters and the input; an eval pass is a
 forward in eval mode without gradients. A layer and torch.nn.LSTM take turns, round by round; the
@@ -46,7 +47,9 @@ def main() -> None:
         "device": device or platform.machine(),
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()) + ", float32, no TF32\n")
-    part = next((p for p in ("scaling", "end_to_end", "startup") if getattr(args, p)), "rows")
+    part = next(
+        (p for p in ("scaling", "end_to_end", "startup", "profile") if getattr(args, p)), "rows"
+    )
     rows = measure(part, args)
     content = merged(args.json, machine, part, rows)
     if args.json:
@@ -64,6 +67,10 @@ def measure(part: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         from speed.training import end_to_end
 
         return end_to_end(args.device, args.rounds)
+    if part == "profile":
+        from speed.kernels import profiles
+
+        return profiles((args.layers or ["ELSTMBN auto"])[0])
     if part == "startup":
         from speed.startup import startup
 
@@ -71,7 +78,12 @@ def measure(part: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     return table(args)
 
 
-KEYS = {"rows": ("shape", "layer"), "scaling": ("size", "value"), "end_to_end": ("model",)}
+KEYS = {
+    "rows": ("shape", "layer"),
+    "profile": ("shape", "layer"),
+    "scaling": ("size", "value"),
+    "end_to_end": ("model",),
+}
 
 
 def merged(
@@ -106,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     instead.add_argument("--scaling", action="store_true", help="cost against T, B and H instead")
     instead.add_argument("--end-to-end", action="store_true", help="epochs of elstm-train instead")
     instead.add_argument("--startup", action="store_true", help="start-up of commands instead")
+    instead.add_argument("--profile", action="store_true", help="kernels on a GPU instead")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--rounds", type=int, default=3, help="of whole runs and commands")
     parser.add_argument("--json", metavar="FILE")

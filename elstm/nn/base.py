@@ -14,7 +14,7 @@ from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
 from elstm.nn.norm import StepBatchNorm
 from elstm.nn.recurrence import Recurrence, recurrence
-from elstm.nn.sequences import pack_like, reverse_alive, unpack
+from elstm.nn.sequences import alive_counts, pack_like, reverse_alive, unpack
 from elstm.nn.sync import Group, Shares, several_processes, share_counts
 
 State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
@@ -274,7 +274,7 @@ class RecurrentBase(nn.Module):
             if norm is None or batch_stats is None or not batch_steps:
                 continue
             if alive is None:
-                alive = torch.tensor(counts[:batch_steps], device=x.device)
+                alive = alive_counts(counts[:batch_steps], x.device)
             if norm.pool is not None:
                 norm.pool.add(batch_stats, alive)
             elif training:

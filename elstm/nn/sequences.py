@@ -90,6 +90,19 @@ def sequence_lengths(sizes: list[int]) -> Tensor:
     return (alive.unsqueeze(1) > torch.arange(sizes[0])).sum(0)
 
 
+def alive_counts(counts: list[int], device: torch.device) -> Tensor:
+    """(T,) the number of active sequences at each step, int32, on the device.
+
+    Equal counts are filled in by the device itself. So an unpacked batch needs no copy from the
+    host, which a CUDA graph could not capture. Other counts are copied from pinned memory, so that
+    the host does not wait for the GPU.
+    """
+    if counts[0] == counts[-1]:  # they do not increase
+        return torch.full((len(counts),), counts[0], dtype=torch.int32, device=device)
+    on_host = torch.tensor(counts, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
+
+
 def reverse_alive(x: Tensor, sizes: list[int] | None) -> Tensor:
     """Turns each sequence of x (T, B, F) round within its own length; padding stays in place."""
     if sizes is None:

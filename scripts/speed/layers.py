@@ -3,53 +3,77 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import statistics
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pack_sequence
 
-from elstm.nn import BACKENDS, BNLSTM, ELSTMBN, LSTM
+from elstm.nn import BACKENDS, BNLSTM, ELSTMBN, LSTM, LayerNormLSTM
 
-SHAPES = {"rows": (28, 128, 28, 128), "pixels": (784, 100, 1, 100), "wide": (100, 64, 512, 512)}
+
+class Shape(NamedTuple):
+    """Sizes of a batch and of its layer."""
+
+    steps: int
+    batch: int
+    inputs: int
+    units: int
+    shortest: int | None = None  # lengths from here to `steps`, evenly, as a PackedSequence
+
+
+SHAPES = {
+    "rows": Shape(28, 128, 28, 128),
+    "pixels": Shape(784, 100, 1, 100),
+    "wide": Shape(100, 64, 512, 512),
+    "packed": Shape(28, 128, 28, 128, shortest=14),
+}
 BASELINE = "torch.nn.LSTM"
-Shape = tuple[int, int, int, int]  # T, B, I, H
-
-
-CLASSES: dict[str, Any] = {"LSTM": LSTM, "BNLSTM": BNLSTM, "ELSTMBN": ELSTMBN}
+CLASSES: dict[str, Any] = {
+    "LSTM": LSTM, "BNLSTM": BNLSTM, "ELSTMBN": ELSTMBN, "LayerNormLSTM": LayerNormLSTM,
+}  # fmt: skip
+ROUND_SECONDS = 0.02  # on a GPU one round repeats a short call, so that its launches overlap
 
 
 def layer(name: str, shape: Shape, device: str) -> torch.nn.Module:
-    """ "BNLSTM reference": a class and a backend.
+    """Builds "BNLSTM reference": a class and a backend.
 
     With "recompute" the layer has that option; with "compiled" it runs through torch.compile.
     """
-    steps, _, inputs, units = shape
     kind, *options = name.split()
     if kind == BASELINE:
-        return torch.nn.LSTM(inputs, units).to(device)
+        return torch.nn.LSTM(shape.inputs, shape.units).to(device)
     backend = {"torch": "auto"}.get(options[0], options[0])  # what `auto` of an LSTM may be
-    arguments: dict[str, Any] = {"max_steps": steps, "recompute": "recompute" in options}
-    built = CLASSES[kind](inputs, units, backend=backend, **arguments).to(device)
+    arguments: dict[str, Any] = {"max_steps": shape.steps, "backend": backend}
+    if "recompute" in options:
+        arguments["recompute"] = True
+    built = CLASSES[kind](shape.inputs, shape.units, **arguments).to(device)
     return torch.compile(built) if "compiled" in options else built  # type: ignore[return-value]
 
 
 def work(name: str, shape: Shape, device: str, train: bool) -> Callable[[], None]:
-    """A function that does one training step or one eval pass."""
-    steps, batch, inputs, units = shape
+    """Returns a function that does one training step or one eval pass."""
     torch.manual_seed(0)
     module = layer(name, shape, device).train(train)
-    x = torch.randn(steps, batch, inputs, device=device, requires_grad=train)
-    gradient = torch.randn(steps, batch, units, device=device)
+    x: Any = torch.randn(shape.steps, shape.batch, shape.inputs, device=device)
+    gradient = torch.randn(shape.steps, shape.batch, shape.units, device=device)
+    if shape.shortest is not None:
+        x = _packed(x, shape.shortest)
+        gradient = gradient.flatten(0, 1)[: len(x.data)]
+    leaf = x if isinstance(x, torch.Tensor) else x.data
+    leaf.requires_grad_(train)
 
     def step() -> None:
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-        module(x)[0].backward(gradient)
+        for tensor in (leaf, *module.parameters()):
+            tensor.grad = None
+        output = module(x)[0]
+        (output if isinstance(output, torch.Tensor) else output.data).backward(gradient)
 
     def infer() -> None:
         with torch.no_grad():
@@ -58,12 +82,39 @@ def work(name: str, shape: Shape, device: str, train: bool) -> Callable[[], None
     return step if train else infer
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
+def _packed(x: torch.Tensor, shortest: int) -> Any:
+    """The sequences of x (T, B, I), cut to lengths that fall evenly from T to `shortest`."""
+    steps, batch, _ = x.shape
+    lengths = torch.linspace(steps, shortest, batch).round().long().tolist()
+    return pack_sequence([x[:length, row] for row, length in enumerate(lengths)])
+
+
+def graphed(run: Callable[[], None]) -> Callable[[], None] | str:
+    """Captures `run` in a CUDA graph and returns its replay, or why it cannot be captured."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream):
+            run()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return str(error).strip().partition("\n")[0]
+    graph._run = run  # type: ignore[attr-defined]  # the replay writes into its tensors
+    return graph.replay
+
+
+def seconds(run: Callable[[], None], device: str, calls: int = 1) -> float:
+    """Seconds for each of so many calls, one after the other."""
     start = time.perf_counter()
-    run()
+    for _ in range(calls):
+        run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / calls
 
 
 def against_baseline(
@@ -71,13 +122,37 @@ def against_baseline(
 ) -> dict[str, Any]:
     """Alternating rounds of the layer and torch.nn.LSTM for about `budget` seconds."""
     ours, theirs = work(name, shape, device, train), work(BASELINE, shape, device, train)
-    for run in (ours, theirs, ours, theirs):
+    return in_turns(ours, theirs, device, budget)
+
+
+def graphs_in_turns(
+    name: str, shape: Shape, device: str, train: bool, budget: float
+) -> dict[str, Any]:
+    """The same, with both in CUDA graphs; `error` instead where one cannot be captured."""
+    ours, theirs = (graphed(work(of, shape, device, train)) for of in (name, BASELINE))
+    if isinstance(ours, str):
+        return {"error": ours}
+    if isinstance(theirs, str):
+        return {"error": f"{BASELINE}: {theirs}"}
+    return in_turns(ours, theirs, device, budget)
+
+
+def in_turns(
+    ours: Callable[[], None], theirs: Callable[[], None], device: str, budget: float
+) -> dict[str, Any]:
+    """Medians of alternating rounds, and of their ratios."""
+    calls = [1, 1]
+    for index, run in enumerate((ours, theirs)):
         seconds(run, device)
+        once = seconds(run, device)
+        if device == "cuda":
+            calls[index] = min(50, max(1, round(ROUND_SECONDS / once)))
     mine: list[float] = []
     base: list[float] = []
-    while len(mine) < 5 or sum(mine) + sum(base) < budget:
-        mine.append(seconds(ours, device))
-        base.append(seconds(theirs, device))
+    start = time.perf_counter()
+    while len(mine) < 5 or time.perf_counter() - start < budget:
+        mine.append(seconds(ours, device, calls[0]))
+        base.append(seconds(theirs, device, calls[1]))
     ratios = [a / b for a, b in zip(mine, base, strict=True)]
     return {
         "rounds": len(mine),
@@ -91,16 +166,17 @@ def against_baseline(
 
 def _peak(name: str, shape: Shape, device: str, threads: int) -> float | None:
     torch.set_num_threads(threads)
-    small = (2, 2, shape[2], shape[3])
-    work(name, small, device, True)()  # libraries and kernels are loaded
+    work(name, shape._replace(steps=2, batch=2, shortest=None), device, True)()  # loads libraries
     step = work(name, shape, device, True)
     if device == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
         step()
         return (_resident("VmHWM") - before) / 2**10
@@ -114,7 +190,12 @@ def _resident(field: str) -> int:
 
 
 def peak_mib(name: str, shape: Shape, device: str) -> float | None:
-    """MiB that a training step adds to the peak memory of a process of its own."""
+    """MiB that a training step adds to the peak memory.
+
+    On a CPU in a process of its own; on a GPU torch counts its allocations itself.
+    """
+    if device == "cuda":
+        return _peak(name, shape, device, torch.get_num_threads())
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (name, shape, device, torch.get_num_threads()))
 
@@ -124,8 +205,8 @@ def names(device: str, compiled: bool = False) -> list[str]:
     found = []
     for kind, build in CLASSES.items():
         for backend in BACKENDS:
-            built = build(2, 3, max_steps=2, backend=backend).to(device)
             try:
+                built = build(2, 3, max_steps=2, backend=backend).to(device)
                 built(torch.zeros(2, 2, 2, device=device))
             except ValueError:
                 continue
@@ -139,8 +220,11 @@ def names(device: str, compiled: bool = False) -> list[str]:
 
 def table(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each shape and layer."""
-    print("| shape | layer | training step, ms | ratio | eval, ms | ratio | memory, MiB | ratio |")
-    print("|---" * 8 + "|")
+    graphs = args.device == "cuda"
+    titles = ["training step, ms", "eval, ms", *(["step in a graph, ms"] if graphs else [])]
+    titles = [part for title in titles for part in (title, "ratio")]
+    print(f"| shape | layer | {' | '.join(titles)} | memory, MiB | ratio |")
+    print("|---" * (4 + len(titles)) + "|")
     rows = []
     for shape_name in args.shapes:
         shape = SHAPES[shape_name]
@@ -149,24 +233,32 @@ def table(args: argparse.Namespace) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"shape": shape_name, "layer": name}
             for kind, train in (("step", True), ("eval", False)):
                 row[kind] = against_baseline(name, shape, args.device, train, args.budget)
+            if graphs and "reference" not in name:  # 784 steps of it are 80,000 launches
+                row["graph"] = graphs_in_turns(name, shape, args.device, True, args.budget)
             memory = None if args.no_memory else peak_mib(name, shape, args.device)
             row["memory_mib"], row["baseline_memory_mib"] = memory, base_memory
             rows.append(row)
+            kinds = ["step", "eval", "graph"] if graphs else ["step", "eval"]
             if not index:
-                step, infer = (row[kind]["baseline_ms"] for kind in ("step", "eval"))
-                times = f"{step:.1f} | 1 | {infer:.1f} | 1"
+                times = " | ".join(
+                    f"{_number(row.get(k, {}).get('baseline_ms'), 2)} | 1" for k in kinds
+                )
                 print(f"| {shape_name} | {BASELINE} | {times} | {_number(base_memory)} | 1 |")
             ratio = memory / base_memory if memory and base_memory else None
+            times = " | ".join(
+                f"{_number(row[k].get('ms'), 2)} | {_spread(row[k])}" if k in row else "- | -"
+                for k in kinds
+            )
             print(
-                f"| {shape_name} | {name} | {row['step']['ms']:.1f} | {_spread(row['step'])} |"
-                f" {row['eval']['ms']:.1f} | {_spread(row['eval'])} | {_number(memory)} |"
-                f" {_number(ratio, 2)} |",
+                f"| {shape_name} | {name} | {times} | {_number(memory)} | {_number(ratio, 2)} |",
                 flush=True,
             )
     return rows
 
 
 def _spread(timing: dict[str, Any]) -> str:
+    if "error" in timing:
+        return str(timing["error"])
     return f"**{timing['ratio']:.2f}** ({timing['ratio_low']:.2f}-{timing['ratio_high']:.2f})"
 
 
@@ -175,9 +267,9 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 SIZES: dict[str, list[Shape]] = {  # one size at a time, the others at rows
-    "T": [(t, 128, 28, 128) for t in (28, 112, 448, 1024, 4096)],
-    "B": [(28, b, 28, 128) for b in (16, 64, 128, 512, 2048)],
-    "H": [(28, 128, 28, h) for h in (32, 64, 128, 256, 512, 1024)],
+    "T": [Shape(t, 128, 28, 128) for t in (28, 112, 448, 1024, 4096)],
+    "B": [Shape(28, b, 28, 128) for b in (16, 64, 128, 512, 2048)],
+    "H": [Shape(28, 128, 28, h) for h in (32, 64, 128, 256, 512, 1024)],
 }
 
 
