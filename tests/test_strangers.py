@@ -21,7 +21,7 @@ from PIL import Image
 from synthetic_runs import write_run
 
 from elstm import train
-from elstm.commands import evaluate, predict, report
+from elstm.commands import evaluate, export, predict, report
 from elstm.config.check import load_run_config
 from elstm.config.compose import Composer
 from elstm.errors import UserError
@@ -103,6 +103,25 @@ def refused_by_all(run: Path, image: Path, capsys: pytest.CaptureFixture[str], s
 def test_the_run_itself_works(run: Path, image: Path) -> None:
     assert predict.main([str(run), str(image)]) == 0
     assert evaluate.main([str(run)]) == 0
+    assert train.main([f"trainer.resume={run}"]) == 0
+
+
+@pytest.mark.parametrize(("value", "loads"), [("stop", True), ("skip", False)])
+def test_a_run_with_a_setting_that_was_removed(
+    run: Path, image: Path, capsys: pytest.CaptureFixture[str], value: str, loads: bool
+) -> None:
+    """At its default it loads; at another value every command refuses it."""
+    path = run / ".hydra" / "config.yaml"
+    path.write_text(path.read_text().replace("trainer:\n", f"trainer:\n  on_nonfinite: {value}\n"))
+    if not loads:
+        refused_by_all(run, image, capsys, "trainer.on_nonfinite=skip: this setting was removed")
+        for command in (evaluate.main, export.main):
+            assert command([str(run)]) == 1
+            assert "supports it is d8d01eb" in capsys.readouterr().err
+        return
+    assert predict.main([str(run), str(image)]) == 0
+    assert evaluate.main([str(run)]) == 0
+    assert export.main([str(run)]) == 0
     assert train.main([f"trainer.resume={run}"]) == 0
 
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from elstm.config import removed
 from elstm.config.schema import (
     DATA_ROOT,
     MISSING,
@@ -38,13 +39,18 @@ _TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "tex
 _MAX_INT = 2**31 - 1
 
 
-def config_from(flat: Mapping[str, Any]) -> Config:
-    """The typed config of a flat mapping; keys that are not there keep their defaults.
+def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
+    """Builds the typed config of a flat mapping; keys that are missing keep their defaults.
+
+    Args:
+        stored: the mapping is the config of a run folder, which may have removed settings.
 
     Raises:
         UserError: an unknown key, a wrong value, or an interpolation that names no key.
     """
     rest = resolve(flat)
+    if stored:
+        rest = _without_removed(rest)
     groups: dict[str, Any] = {}
     for group in SCHEMAS:
         groups[group] = _take(_schema(group, rest.get(f"{group}.name", MISSING)), group, rest)
@@ -55,6 +61,18 @@ def config_from(flat: Mapping[str, Any]) -> Config:
         raise unknown_key(key, keys_of(config))
     validate(config)
     return config
+
+
+def _without_removed(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops removed settings that have their defaults; raises UserError at another value."""
+    for key, value in flat.items():
+        if key in removed.REMOVED and not removed.is_default(key, value):
+            raise UserError(
+                f"{key}={show(value)}: this setting was removed, so this version of elstm cannot "
+                "load the run; the last commit that supports it is "
+                f"{removed.REMOVED[key][1]}: check out that commit"
+            )
+    return {key: value for key, value in flat.items() if key not in removed.REMOVED}
 
 
 def _schema(group: str, name: Any) -> type[Any]:
@@ -255,6 +273,13 @@ def keys_of(config: Config) -> list[str]:
 def unknown_key(key: str, known: Iterable[str]) -> UserError:
     """The line for a key that is not there: the nearest one, and its neighbours."""
     known = [k for k in known if not k.endswith(".name")]  # chosen with GROUP=OPTION
+    gone = removed.find(key, known)
+    if gone is not None:
+        what = "this setting" if gone == key else f"there is no such key; {gone}"
+        return UserError(
+            f"{show_key(key)}: {what} was removed; the last commit that has it is "
+            f"{removed.REMOVED[gone][1]}"
+        )
     group, _, leaf = key.rpartition(".")
     near = [k for k in known if k.rpartition(".")[2] == leaf]  # hidden_size: model.hidden_size
     top = sorted({k.partition(".")[0] for k in known})
@@ -322,7 +347,7 @@ def load_run_config(run_dir: str | Path) -> Config:
             "give one like outputs/DATA/MODEL/RUN"
         )
     try:
-        return config_from(read_config(run_dir / ".hydra" / "config.yaml"))
+        return config_from(read_config(run_dir / ".hydra" / "config.yaml"), stored=True)
     except Damaged as error:
         raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
     except UserError as error:

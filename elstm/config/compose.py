@@ -31,10 +31,12 @@ from elstm.config.check import (
     no_such,
     show,
     show_key,
+    unknown_key,
 )
 from elstm.config.help import GROUPS, find_config_dir
 from elstm.config.hydra_nodes import register
 from elstm.config.messages import explain
+from elstm.config.removed import REMOVED
 from elstm.config.schema import MISSING, SCHEMAS, Config
 from elstm.errors import UserError
 
@@ -132,6 +134,8 @@ class Composer:
             raise UserError(f"'{show(word)}': names no key; write KEY=VALUE")
         if len(key.encode()) > 200:  # Hydra looks for a file of that name
             raise UserError(f"{show_key(key)}: there is no such key")
+        if key in REMOVED:  # Hydra's message for +KEY=VALUE would not say so
+            raise unknown_key(key, ())
         if override.is_delete():
             raise UserError(f"{show(word)}: nothing can be taken out of the config; set KEY=VALUE")
         if override.package is not None:

@@ -128,6 +128,18 @@ def test_the_same_command_again_skips_what_is_done(training, capsys):
     assert all(not call.resume for call in training.calls)
 
 
+def test_a_done_run_of_before_a_setting_was_removed_counts(training):
+    """Where the setting had its default; at another value it is another run."""
+    assert main(SWEEP) == 0
+    for folder, value in zip(run_dirs(), ("stop", "stop", "skip", "stop"), strict=True):
+        path = folder / ".hydra" / "config.yaml"
+        text = path.read_text()
+        path.write_text(text.replace("trainer:\n", f"trainer:\n  on_nonfinite: {value}\n"))
+    training.calls.clear()
+    assert main(SWEEP) == 0
+    assert len(training.calls) == 1
+
+
 def test_a_done_run_counts_though_a_later_one_like_it_failed(training):
     assert main(["seed=1"]) == 0
     training.answer = lambda c: RuntimeError("broken")
