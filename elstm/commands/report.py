@@ -1,4 +1,4 @@
-"""`elstm-report`: run folders in; report.md, report.html, results.csv and figures out."""
+"""`elstm-report`: makes a report, or with --pack an archive, from the runs in folders."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elstm.cli import command
+from elstm.errors import UserError
 
 PROG = "elstm-report"
+FIGURES = (
+    "validation-accuracy", "training-loss", "test-accuracy", "time-to-baseline", "normalisation",
+    "time-steps",
+)  # fmt: skip
 DESCRIPTION = """\
 Compares runs: reads run folders (or folders that hold them, at any depth), groups the runs by
 whatever differs besides the seed, and writes report.md, report.html, results.csv (a row per run),
-summary.csv (a row per group) and figures as PNG and SVG."""
+summary.csv (a row per group) and figures as PNG and SVG.
+
+With --pack it writes instead an archive of the runs in each folder, into that folder or -o: the
+config in archive.yaml, one row per run in runs.csv, and tables of their curves. A report reads
+archives as it reads run folders, and a path below an archive names the runs that lay there."""
 
 EXAMPLES = """\
 examples:
   elstm-report outputs/fashion_mnist
   elstm-report outputs --baseline lstm --baseline bn_lstm --thresholds 85,88,90
   elstm-report outputs/digits --baseline lr=0.003 -o comparison
+  elstm-report --pack outputs/study
+  elstm-report outputs/study/digits/lstm outputs/other
 """
 
 
@@ -30,11 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     # Imported late: --help and wrong options answer at once.
+    from elstm.reporting.pack import pack_study
     from elstm.reporting.write import write_report
 
+    output = arguments.output
+    if arguments.pack:
+        if output is not None and len(arguments.folders) > 1:
+            raise UserError("--pack writes one archive to -o: give one folder")
+        for folder in arguments.folders:
+            print(pack_study(folder, output))
+        return 0
     page = write_report(
         arguments.folders,
-        arguments.output,
+        Path("outputs/report") if output is None else output,
+        figures=arguments.figures,
         title=arguments.title,
         baselines=arguments.baseline,
         thresholds=arguments.thresholds,
@@ -52,15 +72,24 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR", help="where to look for runs"
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="RUN_OR_SWEEP_DIR",
+        help="where to look for runs and archives",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        default=Path("outputs/report"),
         metavar="DIR",
-        help="where to write; files of an earlier report there are replaced (outputs/report)",
+        help="where to write; files of an earlier report there are replaced (outputs/report; with "
+        "--pack, the folder itself)",
+    )
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        help="write an archive of the runs in the folder; the run folders stay",
     )
     parser.add_argument(
         "--baseline",
@@ -82,8 +111,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="a setting that shall not divide groups, such as trainer.device",
     )
+    parser.add_argument(
+        "--figures",
+        type=_figures,
+        metavar="NAME,NAME,...",
+        help=f"which figures to draw: {', '.join(FIGURES)}, all (the default) or none",
+    )
     parser.add_argument("--title", default="Comparison of runs", help="the report's title")
     return parser
+
+
+def _figures(text: str) -> list[str]:
+    names = {"all": list(FIGURES), "none": []}.get(text, text.split(","))
+    for name in names:
+        if name not in FIGURES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FIGURES)}, all, none")
+    return names
 
 
 def _percentages(text: str) -> list[float]:

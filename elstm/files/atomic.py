@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -55,6 +55,47 @@ def write_atomic(
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replaces several files below `folder`: a failure or a signal leaves all that were there.
+
+    Every content is on the disk before the first file is replaced. A signal that arrives while they
+    are replaced is raised after the last one. Only a kill in that moment leaves some of each.
+
+    Args:
+        folder: it is made if it does not exist, as are the folders in the names.
+        files: the contents by their names, relative to `folder`, with / between the parts.
+
+    Raises:
+        UserError: the disk is full, or a folder cannot be made or written.
+    """
+    temporaries: dict[Path, Path] = {}
+    try:
+        with writing(folder, "; what was there before is unharmed"):
+            for name, content in files.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                with suppress(FileNotFoundError):
+                    temporary.unlink()
+                temporaries[temporary] = path
+                with temporary.open("xb") as file:
+                    file.write(content)
+        interrupt: KeyboardInterrupt | None = None
+        with writing(folder):
+            for temporary, path in temporaries.items():
+                while temporary.exists():
+                    try:
+                        temporary.replace(path)
+                    except KeyboardInterrupt as signal:
+                        interrupt = signal
+        if interrupt is not None:
+            raise interrupt
+    finally:
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _keep(path: Path, keep: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +19,6 @@ Config = dict[str, Value]  # a nested config, flat: "model.hidden_size" -> 128
 
 MAX_CONFIG_BYTES = 100_000  # a real one has about 2,000
 MAX_STATUS_BYTES = 1_000_000
-MAX_METRICS_BYTES = 64_000_000  # 500,000 rows
 MAX_NODES = 5_000  # of a config: aliases let a small YAML file unfold into a huge tree
 MAX_DEPTH = 20
 
@@ -67,17 +67,20 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """A Hydra config.yaml, flat. Interpolations stay as they are written."""
+    """Reads a Hydra config.yaml and makes it flat. Interpolations stay as they are written."""
+    return flatten(read_tree(path), path.name)
+
+
+def read_tree(path: Path) -> dict[Any, Any]:
+    """Reads a small YAML file of plain values. Aliases may let it unfold: `flatten` counts."""
     text = read_text(path, MAX_CONFIG_BYTES)
     try:
         tree = yaml.load(text, Loader=_loader(text))
-        if isinstance(tree, dict):
-            return _flatten(tree, path.name)
-    except Damaged:
-        raise
     except Exception as error:  # the loaders raise AttributeError, OverflowError and others too
         raise Damaged(f"{path.name} is not plain YAML ({one_line(error, 80)})") from None
-    raise Damaged(f"{path.name} holds no settings")
+    if not isinstance(tree, dict):
+        raise Damaged(f"{path.name} holds no settings")
+    return tree
 
 
 def _loader(text: str) -> Any:
@@ -93,7 +96,13 @@ def _loader(text: str) -> Any:
     return yaml.SafeLoader
 
 
-def _flatten(tree: dict[Any, Any], name: str) -> Config:
+def flatten(tree: dict[Any, Any], file: str) -> Config:
+    """Returns a nested config with dotted keys, at most `MAX_NODES` of them.
+
+    Args:
+        tree: the nested config.
+        file: the name of the file, for the error message.
+    """
     flat: Config = {}
     nodes = 0
 
@@ -101,10 +110,11 @@ def _flatten(tree: dict[Any, Any], name: str) -> Config:
         nonlocal nodes
         nodes += 1
         if nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise Damaged(f"{name} has more than {MAX_NODES:,} entries or {MAX_DEPTH} levels")
+            raise Damaged(f"{file} has more than {MAX_NODES:,} entries or {MAX_DEPTH} levels")
         if isinstance(value, dict) and value:
             for part, item in value.items():
-                visit(item, f"{key}.{part}" if key else str(part), depth + 1)
+                name = part if isinstance(part, str) else str(_scalar(part))
+                visit(item, f"{key}.{name}" if key else name, depth + 1)
         elif isinstance(value, list) and value:
             for index, item in enumerate(value):
                 visit(item, f"{key}.{index}", depth + 1)
@@ -164,33 +174,27 @@ def text(status: dict[str, Any], key: str, limit: int = 200) -> str:
     return "" if value is None else one_line(value, limit)
 
 
-def read_metrics(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The named columns of metrics.csv, each (rows,); empty cells and absent columns are NaN.
-
-    A last line without its end is being written at this moment: it is left out.
-    """
-    with open_regular(path, MAX_METRICS_BYTES) as file:
-        try:
-            header = file.readline().rstrip("\r\n").split(",")
-            if "epoch" not in header or len(set(header)) != len(header):
-                raise Damaged(f"{path.name}: its first line does not name the columns")
-            found = [(name, header.index(name)) for name in columns if name in header]
-            table: dict[str, list[float]] = {name: [] for name, _ in found}
-            for line_number, line in enumerate(file, start=2):
-                if not line.endswith("\n"):
-                    break
-                cells = line.rstrip("\r\n").split(",")
-                if len(cells) != len(header):
-                    raise Damaged(f"{path.name}, line {line_number}: not {len(header)} cells")
-                for name, index in found:
-                    cell = cells[index]
-                    table[name].append(float(cell) if cell else np.nan)
-        except UnicodeDecodeError:
-            raise Damaged(f"{path.name} is not UTF-8 text") from None
-        except ValueError:
-            raise Damaged(f"{path.name}, line {line_number}: {name} is not a number") from None
+def parse_metrics(lines: Sequence[str], columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Returns the named columns of metrics.csv, each (rows,); empty and absent cells are NaN."""
+    name = "metrics.csv"
+    header = lines[0].split(",") if lines else []
+    if "epoch" not in header or len(set(header)) != len(header):
+        raise Damaged(f"{name}: its first line does not name the columns")
+    found = [(column, header.index(column)) for column in columns if column in header]
+    table: dict[str, list[float]] = {column: [] for column, _ in found}
+    for line_number, line in enumerate(lines[1:], start=2):
+        cells = line.split(",")
+        if len(cells) != len(header):
+            raise Damaged(f"{name}, line {line_number}: not {len(header)} cells")
+        for column, index in found:
+            cell = cells[index]
+            try:
+                table[column].append(float(cell) if cell else np.nan)
+            except ValueError:
+                where = f"{name}, line {line_number}"
+                raise Damaged(f"{where}: {column} is not a number") from None
     rows = len(table["epoch"])
-    return {name: _column(table.get(name, [np.nan] * rows)) for name in columns}
+    return {column: _column(table.get(column, [np.nan] * rows)) for column in columns}
 
 
 def _column(cells: list[float]) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What a run writes into its folder."""
+"""What a run writes into its folder, and archives of finished studies."""

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from elstm.reporting.groups import Group
 from elstm.reporting.inside import OVER_TIME, Inside, read_inside
+from elstm.reporting.runs import Run
 from elstm.reporting.style import STYLE, Look, legend_below, legend_columns
 
 MAX_COLUMNS = 4
@@ -25,13 +26,18 @@ YLABELS = {
 }
 
 
+def representative(group: Group) -> Run | None:
+    """The run whose inside the figures show for its group."""
+    return next((run for run in group.furthest if len(run.validation)), None)
+
+
 def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Inside]]:
     """Each group with its representative's inside, where that has recorded it."""
     found = []
     for group in groups:
-        run = next((run for run in group.furthest if len(run.validation)), None)
+        run = representative(group)
         if run is not None:
-            inside = read_inside(run.folder)
+            inside = read_inside(run.stored)
             if inside.norms or inside.over_time:
                 found.append((group, inside))
     return found

@@ -144,7 +144,7 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look) -> None
     )  # fmt: skip
     if not whole.all():
         # Joined to the last point that all seeds have.
-        rest = np.convolve(~whole, [1, 1, 1], mode="same") > 0
+        rest = np.convolve(~whole, [1, 1, 1])[1:-1] > 0  # "same" would make 3 points of 2
         axes.plot(np.where(rest, x, np.nan), y, color=style.colour, ls=style.line, lw=0.7)
     shown = whole & np.isfinite(half)
     if shown.any():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from elstm.files.bounded import Damaged, one_line, read_text
+from elstm.files.bounded import one_line
+from elstm.records.stored import StoredRun, table_rows
 
-MAX_BYTES = 16_000_000
 MAX_NORMS = 200  # of one run
 OVER_TIME = ("gradient", "cell_mean", "cell_std")
 
@@ -33,15 +31,15 @@ class Inside:
     over_time: dict[str, np.ndarray]  # (T,), by the names in OVER_TIME
 
 
-def read_inside(run_dir: Path) -> Inside:
-    """The two files of a run folder; what is damaged or not there is left out."""
+def read_inside(run: StoredRun) -> Inside:
+    """Reads the two tables of a run; what is damaged or not there is left out."""
     courses: dict[str, list[list[float]]] = {}
-    for row in _rows(run_dir / "norms.csv"):
+    for row in table_rows(run, "norms.csv"):
         name = one_line(row.get("norm") or "", 40)
         if name in courses or len(courses) < MAX_NORMS:
             fields = ("epoch", "gamma_mean", "gamma_std", "spread")
             courses.setdefault(name, []).append([_number(row.get(field)) for field in fields])
-    table = _rows(run_dir / "over_time.csv")
+    table = table_rows(run, "over_time.csv")
     over_time = {
         name: np.array([_number(row.get(name)) for row in table])
         for name in OVER_TIME
@@ -51,15 +49,6 @@ def read_inside(run_dir: Path) -> Inside:
         {name: NormCourse(*np.array(rows).T) for name, rows in courses.items()},
         {name: values for name, values in over_time.items() if np.isfinite(values).any()},
     )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The whole lines; a last one without its end is being written at this moment."""
-    try:
-        text = read_text(path, MAX_BYTES)
-        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-    except (Damaged, csv.Error):
-        return []
 
 
 def _number(cell: str | None) -> float:

@@ -1,11 +1,9 @@
-"""Run folders: finding them, and reading each into a `Run`."""
+"""Reads each run of a report, from its folder or an archive, into a `Run`."""
 
 from __future__ import annotations
 
-import csv
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,23 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from elstm.errors import UserError
-from elstm.files.bounded import (
-    Config,
-    Damaged,
-    number,
-    one_line,
-    read_config,
-    read_metrics,
-    read_status,
-    read_text,
-    text,
-)
+from elstm.files.bounded import Config, Damaged, number, one_line, parse_metrics, text
+from elstm.records.find import find_runs
+from elstm.records.stored import StoredRun
 
 STATES = ("done", "running", "interrupted", "pruned", "failed")
 STALLED_SECONDS = 3600.0  # a running run writes status.json at least once per epoch
-MAX_FOLDERS = 200_000
-MAX_SWEEP_BYTES = 10_000_000
 
 MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
 
@@ -60,7 +47,7 @@ class Run:
     """What the report knows of one run. Accuracies are fractions; None: not measured (yet)."""
 
     path: str
-    folder: Path
+    stored: StoredRun
     config: Config
     model: str
     data: str
@@ -85,78 +72,22 @@ class Run:
     updated: str
 
 
-def find_runs(roots: Sequence[Path]) -> Iterator[tuple[str, Path]]:
-    """(name to show, folder) of every run folder at or below the roots, each once.
-
-    Of a sweep's folder, those that its sweep.csv names: they lie elsewhere under outputs/. Links
-    to folders are not followed below the roots: a stranger's link may lead anywhere.
-
-    Raises:
-        UserError: a root is not a folder, or holds more than 200,000 folders.
-    """
-    seen: set[Path] = set()
-    for root in roots:
-        if not root.is_dir():
-            raise UserError(f"{root} is not a folder: give run folders or folders that hold them")
-        top = root.resolve()
-        for path in (*_folders_below(top), *_folders_of_sweep(top)):
-            if path not in seen:
-                seen.add(path)
-                shown = path.relative_to(top.parent) if path.is_relative_to(top.parent) else path
-                yield one_line(shown.as_posix(), 300), path
-
-
-def _folders_below(top: Path) -> Iterator[Path]:
-    for number_of_folders, (folder, inner, files) in enumerate(os.walk(top)):
-        if number_of_folders > MAX_FOLDERS:
-            raise UserError(f"{top} holds more than {MAX_FOLDERS:,} folders: give inner ones")
-        inner.sort()
-        if ".hydra" in inner or "status.json" in files or "metrics.csv" in files:
-            inner.clear()
-            yield Path(folder)
-
-
-def _folders_of_sweep(top: Path) -> Iterator[Path]:
-    """The run folders in top/sweep.csv, which are relative to a folder that holds `top` as well.
-
-    A name that leads out of that folder is passed over.
-    """
-    try:
-        rows = list(csv.DictReader(read_text(top / "sweep.csv", MAX_SWEEP_BYTES).splitlines()))
-    except (Damaged, csv.Error):
-        return
-    for row in rows:
-        name = row.get("run_dir") or ""
-        for base in list(top.parents)[:3]:
-            folder = (base / name).resolve()
-            if name and folder.is_relative_to(base) and (folder / ".hydra").is_dir():
-                yield folder
-                break
-
-
-def load_run(name: str, folder: Path, now: float | None = None) -> Run:
-    """Reads one run folder; the contract is `metrics.csv` and `status.json` of elstm-train.
+def load_run(stored: StoredRun, now: float | None = None) -> Run:
+    """Reads one run; the contract is `metrics.csv` and `status.json` of elstm-train.
 
     Raises:
         Damaged: a file is missing or cannot be read, with the reason.
     """
-    if (folder / ".hydra").is_symlink():
-        raise Damaged(".hydra is a link: only plain folders are read")
-    config = read_config(folder / ".hydra" / "config.yaml")
+    config = stored.config()
     model, data, seed = (config.get(key) for key in ("model.name", "data.name", "seed"))
     if not isinstance(model, str) or not isinstance(data, str) or type(seed) is not int:
         raise Damaged("config.yaml names no model, data or seed")
-    try:
-        status = read_status(folder / "status.json")
-    except Damaged as error:
-        if str(error) == "no status.json":
-            raise Damaged("no status.json: not started yet, or killed at once") from None
-        raise
+    status = stored.status()
     state = status.get("state")
     if state not in STATES:
         raise Damaged(f"status.json: state is none of {', '.join(STATES)}")
     try:
-        metrics = read_metrics(folder / "metrics.csv", COLUMNS)
+        metrics = parse_metrics(stored.lines("metrics.csv"), COLUMNS)
     except Damaged as error:
         if str(error) != "no metrics.csv" or state == "done":
             raise
@@ -166,8 +97,8 @@ def load_run(name: str, folder: Path, now: float | None = None) -> Run:
     best = float(validation.value.max()) if len(validation) else None
     parameters = number(status, "parameters")
     return Run(
-        path=name,
-        folder=folder,
+        path=stored.name,
+        stored=stored,
         config=config,
         model=one_line(model, 40),
         data=one_line(data, 40),
@@ -196,14 +127,14 @@ def load_run(name: str, folder: Path, now: float | None = None) -> Run:
 
 
 def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
-    """All runs at or below the roots, and (name, reason) of the folders that cannot be read."""
+    """All runs at or below the roots, and (name, reason) of what cannot be read."""
     runs: list[Run] = []
-    damaged: list[tuple[str, str]] = []
-    for name, folder in find_runs(roots):
+    found, damaged = find_runs(roots)
+    for stored in found:
         try:
-            runs.append(load_run(name, folder))
+            runs.append(load_run(stored))
         except Damaged as error:
-            damaged.append((name, one_line(error)))
+            damaged.append((stored.name, one_line(error)))
     return runs, damaged
 
 

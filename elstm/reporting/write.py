@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from elstm.cli import plural
 from elstm.errors import UserError
+from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
 from elstm.reporting.document import Block, Picture, to_html, to_markdown
 from elstm.reporting.findings import drawn_groups
@@ -30,8 +29,18 @@ def write_report(
     baselines: Sequence[str] = (),
     thresholds: Sequence[float] | None = None,
     ignored: Sequence[str] = (),
+    figures: Sequence[str] | None = None,
 ) -> str:
-    """Reads the runs in the folders and writes the report; returns what to tell the user.
+    """Reads the runs in the folders and writes the report; returns the message for the user.
+
+    Args:
+        folders: run folders, archives and folders that hold them.
+        output: the folder of the report.
+        title: its heading.
+        baselines: the groups to compare with.
+        thresholds: accuracies as fractions.
+        ignored: settings that do not divide groups.
+        figures: the names of those that are drawn; None: all.
 
     Raises:
         UserError: no runs, a baseline that is none, an output that cannot be written.
@@ -44,8 +53,6 @@ def write_report(
         raise UserError(f"no run folders in {where}: elstm-train makes them under outputs/")
     sections = make_sections(runs, ignored)
     specs = choose_baselines(sections, baselines)
-    with _writing(output):
-        (output / "figures").mkdir(parents=True, exist_ok=True)
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
     drawn = [drawn_groups(analysis) for analysis in analyses]
@@ -56,11 +63,11 @@ def write_report(
     names: set[str] = set()
     for analysis, groups, look in zip(analyses, drawn, looks, strict=True):
         name = _file_name(analysis.section.title, names)
-        pictures = _pictures(analysis, groups, look, name, files)
+        pictures = _pictures(analysis, groups, look, name, files, figures)
         blocks += section_blocks(analysis, pictures)
     blocks += [*pages.run_lists(analyses, runs, damaged), *pages.method(), *pages.made_with(runs)]
     files |= _texts(title, blocks, analyses)
-    _write(output, files)
+    write_together(output, files)
     return _message(output, len(runs), analyses, damaged)
 
 
@@ -70,6 +77,7 @@ def _pictures(
     look: dict[str, style.Look],
     name: str,
     files: dict[str, bytes],
+    chosen: Sequence[str] | None,
 ) -> Pictures:
     """Draws the figures of a section into `files`."""
     baseline = analysis.section.baseline.label
@@ -77,7 +85,8 @@ def _pictures(
     read = dynamics.read_groups(groups)
     seeds = "Mean over seeds with a 95 % t band; thin lines: not all seeds have come so far."
 
-    def picture(kind: str, figure: Figure | None, caption: str) -> Picture | None:
+    def picture(kind: str, draw: Callable[[], Figure | None], caption: str) -> Picture | None:
+        figure = draw() if chosen is None or kind in chosen else None
         if figure is None:
             return None
         path = f"figures/{name}-{kind}"
@@ -87,7 +96,7 @@ def _pictures(
     return Pictures(
         validation=picture(
             "validation-accuracy",
-            figures.curves_figure(
+            lambda: figures.curves_figure(
                 groups,
                 look,
                 lambda run: run.validation,
@@ -99,7 +108,7 @@ def _pictures(
         ),
         loss=picture(
             "training-loss",
-            figures.curves_figure(
+            lambda: figures.curves_figure(
                 groups,
                 look,
                 lambda run: run.loss,
@@ -111,25 +120,25 @@ def _pictures(
         ),
         accuracy=picture(
             "test-accuracy",
-            figures.accuracy_figure(analysis, groups, look),
+            lambda: figures.accuracy_figure(analysis, groups, look),
             "final test accuracy: mean with its 95 % interval, and below it each seed.",
         ),
         reach=picture(
             "time-to-baseline",
-            figures.reach_figure(analysis, groups, look),
+            lambda: figures.reach_figure(analysis, groups, look),
             f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
             "with its 95 % interval. Hatched bars are lower bounds: not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",
-            dynamics.statistics_figure(read, look, title),
+            lambda: dynamics.statistics_figure(read, look, title),
             "above, γ of each normalisation over training, mean ± standard deviation over the "
             "units; below, the root of its population variance, mean over time steps and units. "
             "One run of each group.",
         ),
         time_steps=picture(
             "time-steps",
-            dynamics.time_steps_figure(read, look, title),
+            lambda: dynamics.time_steps_figure(read, look, title),
             "over the time steps of the sequence, at the last evaluation. One run of each group.",
         ),
     )
@@ -153,23 +162,6 @@ def _file_name(title: str, taken: set[str]) -> str:
         name = f"{stem}-{count}"
     taken.add(name.lower())
     return name
-
-
-@contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; choose another -o") from None
-
-
-def _write(output: Path, files: dict[str, bytes]) -> None:
-    """Each file whole or not at all: a report may be read while it is made anew."""
-    with _writing(output):
-        for name, content in files.items():
-            temporary = output / f"{name}.tmp-{os.getpid()}"
-            temporary.write_bytes(content)
-            temporary.replace(output / name)
 
 
 def _message(

@@ -268,7 +268,7 @@ def test_errors_are_one_line(tmp_path, outputs, capsys):
     assert "status.json is not JSON" in fails(capsys, outputs / "damaged")
     assert "no such group" in fails(capsys, outputs, "--baseline", "gpt")
     (tmp_path / "file").touch()
-    assert "choose another -o" in fails(capsys, outputs, "-o", tmp_path / "file")
+    assert "cannot write" in fails(capsys, outputs, "-o", tmp_path / "file")
 
 
 @pytest.mark.parametrize("value", ["0.85", "85;90", "101", "nan", ""])

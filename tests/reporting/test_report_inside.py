@@ -3,10 +3,15 @@ import pytest
 from synthetic_runs import write_inside, write_run
 
 from elstm.commands.report import main
+from elstm.records.stored import RunFolder
 from elstm.reporting.inside import read_inside
 
 NORMS = {"norm_ih_l0": [(1.0, 0.0, 0.4), (0.9, 0.1, 0.5)], "norm_c_l0": [(1.0, 0.0, 1.0)]}
 OVER_TIME = {"gradient": [1e-3, 1e-2, 0.1], "cell_mean": [0.0, 0.1, 0.2]}
+
+
+def inside_of(folder):
+    return read_inside(RunFolder("run", folder))
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def run(tmp_path):
 
 
 def test_what_a_run_recorded(run):
-    inside = read_inside(run)
+    inside = inside_of(run)
     assert list(inside.norms) == ["norm_ih_l0", "norm_c_l0"]
     course = inside.norms["norm_ih_l0"]
     assert course.epoch.tolist() == [1, 2]
@@ -28,7 +33,7 @@ def test_what_a_run_recorded(run):
 def test_a_line_that_is_being_written_is_left_out(run):
     path = run / "over_time.csv"
     path.write_text(path.read_text()[:-2])
-    assert read_inside(run).over_time["gradient"].tolist() == OVER_TIME["gradient"][:2]
+    assert inside_of(run).over_time["gradient"].tolist() == OVER_TIME["gradient"][:2]
 
 
 @pytest.mark.parametrize(
@@ -37,14 +42,14 @@ def test_a_line_that_is_being_written_is_left_out(run):
 def test_damaged_files_hold_nothing(run, content):
     (run / "over_time.csv").write_text(content)
     (run / "norms.csv").write_bytes(b"\xff\xfe")
-    inside = read_inside(run)
+    inside = inside_of(run)
     assert (inside.norms, inside.over_time) == ({}, {})
 
 
 def test_links_are_not_read(run, tmp_path):
     (run / "norms.csv").rename(tmp_path / "elsewhere")
     (run / "norms.csv").symlink_to(tmp_path / "elsewhere")
-    assert read_inside(run).norms == {}
+    assert inside_of(run).norms == {}
 
 
 def test_the_report_shows_them(tmp_path):
@@ -73,7 +78,7 @@ def test_the_tracker_writes_what_is_read(tmp_path):
     tracker.log_norms(model, {"epoch": 1.0, "step": 7})
     tracker.write_over_time({name: np.array(values) for name, values in OVER_TIME.items()})
     tracker.close()
-    inside = read_inside(tmp_path)
+    inside = inside_of(tmp_path)
     assert list(inside.norms) == ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"]
     assert inside.norms["norm_c_l0"].gamma_mean.tolist() == [0.5]
     assert inside.over_time["gradient"].tolist() == OVER_TIME["gradient"]

@@ -6,9 +6,11 @@ import pytest
 from synthetic_runs import write_run
 
 from elstm.errors import UserError
-from elstm.files.bounded import Damaged, read_config, read_metrics
+from elstm.files.bounded import Damaged, parse_metrics, read_config
+from elstm.records.find import find_runs
+from elstm.records.stored import RunFolder
 from elstm.reporting.groups import choose_baselines, make_sections
-from elstm.reporting.runs import COLUMNS, find_runs, load_run, load_runs
+from elstm.reporting.runs import COLUMNS, load_run, load_runs
 
 
 @pytest.fixture
@@ -18,11 +20,11 @@ def folder(tmp_path):
 
 def metrics(folder, text):
     (folder / "metrics.csv").write_text(text)
-    return load_run("run", folder)
+    return load_run(RunFolder("run", folder))
 
 
 def test_reads_what_a_run_wrote(folder):
-    run = load_run("outputs/run", folder)
+    run = load_run(RunFolder("outputs/run", folder))
     status = json.loads((folder / "status.json").read_text())
     assert (run.path, run.model, run.data, run.seed) == (
         "outputs/run", "elstm_bn", "fashion_mnist", 3,
@@ -50,7 +52,7 @@ def test_training_loss_is_the_mean_over_each_epoch(folder):
 
 def test_an_epoch_that_is_going_on_has_no_loss_yet(tmp_path):
     folder = write_run(tmp_path / "run", state="running", epochs=5, until=2.5)
-    run = load_run("run", folder)
+    run = load_run(RunFolder("run", folder))
     assert run.loss.epoch.tolist() == [1, 2]
     assert (run.state, run.test_accuracy) == ("running", None)
 
@@ -71,10 +73,10 @@ def test_a_resumed_epoch_counts_once_and_nan_is_nothing(folder):
 def test_a_run_without_metrics_is_read_until_it_is_done(folder):
     (folder / "metrics.csv").unlink()
     with pytest.raises(Damaged, match=r"no metrics\.csv"):
-        load_run("run", folder)
+        load_run(RunFolder("run", folder))
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
-    assert len(load_run("run", folder).validation) == 0
+    assert len(load_run(RunFolder("run", folder)).validation) == 0
 
 
 def test_a_run_that_has_not_written_for_long_is_marked(tmp_path):
@@ -82,8 +84,8 @@ def test_a_run_that_has_not_written_for_long_is_marked(tmp_path):
         tmp_path, state="running", status={"updated": "2025-01-02T04:00:00Z"}, epochs=1
     )
     at = 1735790400.0
-    assert not load_run("run", folder, now=at + 600).stalled
-    assert load_run("run", folder, now=at + 7200).stalled
+    assert not load_run(RunFolder("run", folder), now=at + 600).stalled
+    assert load_run(RunFolder("run", folder), now=at + 7200).stalled
 
 
 DEEP = "[" * 90_000
@@ -106,7 +108,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
         (".hydra/config.yaml", "x" * 100_001, "larger than 100,000 bytes"),
         (".hydra/config.yaml", b"\xff\xfe", "not UTF-8"),
         (".hydra/config.yaml", "a: !!timestamp 99999-99-99", "not plain YAML"),
-        (".hydra/config.yaml", f"? 0x{'f' * 90_000}\n: 1", "not plain YAML"),
+        (".hydra/config.yaml", f"? 0x{'f' * 90_000}\n: 1", "names no model, data or seed"),
         ("status.json", None, "not started yet, or killed at once"),
         ("status.json", "{", "not JSON"),
         ("status.json", DEEP, "not JSON"),
@@ -143,18 +145,18 @@ def test_links_and_pipes_are_not_read(folder, file, tmp_path):
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
     with pytest.raises(Damaged, match="is a link"):
-        load_run("run", folder)
+        load_run(RunFolder("run", folder))
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(Damaged, match="not a plain file"):  # and does not wait for a writer
-        load_run("run", folder)
+        load_run(RunFolder("run", folder))
 
 
 def test_a_linked_config_folder_is_not_read(folder, tmp_path):
     (folder / ".hydra").rename(tmp_path / "elsewhere")
     (folder / ".hydra").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Damaged, match="is a link"):
-        load_run("run", folder)
+        load_run(RunFolder("run", folder))
 
 
 def test_configs_run_no_code(folder, tmp_path):
@@ -166,9 +168,9 @@ def test_configs_run_no_code(folder, tmp_path):
     ):
         (folder / ".hydra/config.yaml").write_text(f"{text}\n{evil}\n")
         with pytest.raises(Damaged, match="not plain YAML"):
-            load_run("run", folder)
+            load_run(RunFolder("run", folder))
     (folder / ".hydra/config.yaml").write_text(f"{text}\nx: {{_target_: os.mkdir, path: {target}}}")
-    load_run("run", folder)
+    load_run(RunFolder("run", folder))
     assert not target.exists()
 
 
@@ -181,10 +183,8 @@ def test_a_config_is_flat_with_hydras_numbers(tmp_path):
     }  # fmt: skip
 
 
-def test_columns_that_are_absent_are_nan(tmp_path):
-    path = tmp_path / "metrics.csv"
-    path.write_text("step,epoch,other\n1,0.5,x\n")
-    table = read_metrics(path, COLUMNS)
+def test_columns_that_are_absent_are_nan():
+    table = parse_metrics(["step,epoch,other", "1,0.5,x"], COLUMNS)
     assert table["epoch"].tolist() == [0.5]
     assert np.isnan(table["train_loss"]).all()
 
@@ -194,8 +194,8 @@ def test_runs_are_found_at_any_depth_once_and_not_through_links(tmp_path):
     write_run(tmp_path / "outputs/fashion_mnist/lstm/a/checkpoints/inner", epochs=1)
     write_run(tmp_path / "b", epochs=1)
     (tmp_path / "outputs/link").symlink_to(tmp_path / "b")
-    found = find_runs([tmp_path / "outputs", a, a / ".." / "a"])
-    assert [name for name, _ in found] == ["outputs/fashion_mnist/lstm/a"]
+    found, _ = find_runs([tmp_path / "outputs", a, a / ".." / "a"])
+    assert [run.name for run in found] == ["outputs/fashion_mnist/lstm/a"]
 
 
 def test_a_sweeps_folder_names_its_runs(tmp_path):
@@ -207,9 +207,9 @@ def test_a_sweeps_folder_names_its_runs(tmp_path):
     sweep.mkdir(parents=True)
     names = ["outputs/digits/lstm/b", "outputs/gone", "../outside", str(tmp_path / "outside"), ""]
     (sweep / "sweep.csv").write_text("seed,run_dir\n" + "".join(f"0,{n}\n" for n in names))
-    assert [path for _, path in find_runs([sweep])] == [top / "outputs/digits/lstm/b"]
+    assert [run.folder for run in find_runs([sweep])[0]] == [top / "outputs/digits/lstm/b"]
     (sweep / "sweep.csv").write_text("\0")
-    assert list(find_runs([sweep])) == []
+    assert find_runs([sweep]) == ([], [])
 
 
 def test_a_root_that_is_no_folder_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
+from elstm.records.stored import RunFolder
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import (
     area_under_curve,
@@ -94,8 +95,8 @@ def curve(*values, first=1, seconds=10.0):
 def run(seed, *values, state="done", seconds=10.0):
     c = curve(*values, seconds=seconds)
     return Run(
-        path="", folder=Path(), config={}, model="m", data="d", seed=seed, state=state,
-        stalled=False, error="",
+        path="", stored=RunFolder("", Path()), config={}, model="m", data="d", seed=seed,
+        state=state, stalled=False, error="",
         epoch=float(len(values)), max_epochs=None, validation=c, loss=curve(),
         val_accuracy=None, val_accuracy_batch_stats=None,
         best_val_accuracy=max(values, default=None), test_accuracy=None,

@@ -1,0 +1,333 @@
+"""Archives: the runs of a finished study as a few tables that a code host can show.
+
+An archive is a folder with these files. `elstm-report --pack STUDY_DIR` writes one, and
+elstm-report reads archives and run folders alike.
+
+    archive.yaml      the format's number and the full config of the first run
+    runs.csv          one row per run: its number, the folder it had, the settings that differ
+                      between the runs, and from `state` on the fields of status.json
+    curves.csv        metrics.csv of all runs, each line behind the run's number
+    norms.csv, over_time.csv, test_correct.csv
+                      the same for the other tables of a run folder, of the runs that have been
+                      packed with them
+
+An empty cell of a setting means that the run does not have it. A text in a cell that would read as
+another value stands in quotation marks. Settings are plain data: those that this version has no
+option for are kept, and nothing in an archive is ever executed or composed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elstm.files.bounded import (
+    Config,
+    Damaged,
+    Value,
+    flatten,
+    open_regular,
+    read_text,
+    read_tree,
+)
+from elstm.records.stored import TABLES, StoredRun, table_rows
+
+ARCHIVE = "archive.yaml"
+RUNS = "runs.csv"
+FORMAT = 1
+# The table of an archive that holds a table of its run folders.
+ARCHIVED = {name: "curves.csv" if name == "metrics.csv" else name for name in TABLES}
+# The columns of runs.csv before and after the settings. The status begins at `state`.
+FIRST = ("run", "folder")
+STATE = "state"
+# Settings that have a column even where they do not differ, and fields of a status that have none.
+ALWAYS = ("model.name", "data.name", "seed")
+IN_CONFIG = ("model", "data", "seed", "pid")
+
+MAX_RUNS = 20_000
+MAX_ENTRIES = 5_000_000  # settings of all runs
+MAX_RUNS_BYTES = 32_000_000
+MAX_TABLE_BYTES = 128_000_000
+
+_HEADER = """\
+# The runs of a finished study: runs.csv and the tables beside it hold them. `config` is the full
+# config of the first run; runs.csv has the settings in which the others differ.
+"""
+_INT = re.compile(r"-?\d{1,25}", re.ASCII)
+_FLOAT = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?|-?\.inf", re.ASCII)
+_WORDS: dict[str, Value] = {"null": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True, eq=False)
+class ArchivedRun:
+    """One row of an archive, which reads as the run folder did."""
+
+    name: str  # the run's folder, relative to the archive's
+    folder: Path  # where the run folder was, relative to where the archive is now
+    archive: Archive
+    number: str
+    settings: Config  # the columns of the table; those without a value are not in it
+    fields: Config  # of its status, flat
+
+    def config(self) -> Config:
+        return {**self.archive.shared, **self.settings}
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = {}
+        for key, value in self.fields.items():
+            group, _, name = key.partition(".")
+            if name:
+                status.setdefault(group, {})[name] = value
+            else:
+                status[key] = value
+        return status
+
+    def lines(self, table: str) -> list[str]:
+        header, by_run = self.archive.table(ARCHIVED[table])
+        return [header, *by_run.get(self.number, ())]
+
+
+class Archive:
+    """An archive in a folder; its curves and other tables are read when a run is first asked.
+
+    Raises:
+        Damaged: archive.yaml or runs.csv is missing or not as `pack` writes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        tree = read_tree(folder / ARCHIVE)
+        if type(tree.get("format")) is not int or not isinstance(tree.get("config"), dict):
+            raise Damaged(f"{ARCHIVE} names no format and config")
+        if tree["format"] != FORMAT:
+            raise Damaged(f"{ARCHIVE} has format {tree['format']}, this version reads {FORMAT}")
+        self.shared = flatten(tree["config"], ARCHIVE)  # what all runs have
+        self._tables: dict[str, tuple[str, dict[str, list[str]]]] = {}
+        self.runs = self._read_runs()
+        self._numbers = {run.number for run in self.runs}
+
+    def _read_runs(self) -> list[ArchivedRun]:
+        text = read_text(self.folder / RUNS, MAX_RUNS_BYTES)
+        try:
+            header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        except (csv.Error, ValueError) as error:
+            raise Damaged(f"{RUNS} is not a table ({error})") from None
+        if tuple(header[:2]) != FIRST or STATE not in header:
+            raise Damaged(f"{RUNS}: its first line does not name run, folder and state")
+        at = len(header) - 1 - header[::-1].index(STATE)
+        keys, fields = header[2:at], header[at:]
+        if len(set(keys)) != len(keys) or len(set(fields)) != len(fields):
+            raise Damaged(f"{RUNS} names a column twice")
+        size = len(rows) * (len(self.shared) + len(header))
+        if len(rows) > MAX_RUNS or size > MAX_ENTRIES:
+            raise Damaged(f"{RUNS} has {len(rows):,} runs, too many to be read")
+        for key in keys:
+            self.shared.pop(key, None)
+        runs = []
+        for line, row in enumerate(rows, start=2):
+            if len(row) != len(header):
+                raise Damaged(f"{RUNS}, row {line}: not {len(header)} cells")
+            number, folder = row[0], row[1]
+            if not _is_inner(folder):
+                raise Damaged(f"{RUNS}, row {line}: the folder is not one below the archive's")
+            runs.append(
+                ArchivedRun(
+                    name=folder,
+                    folder=self.folder / folder,
+                    archive=self,
+                    number=number,
+                    settings=_values(keys, row[2:at], line),
+                    fields=_values(fields, row[at:], line),
+                )
+            )
+        for what in ({run.number for run in runs}, {run.folder for run in runs}):
+            if len(what) != len(runs):
+                raise Damaged(f"{RUNS} holds a run twice")
+        return runs
+
+    def table(self, name: str) -> tuple[str, dict[str, list[str]]]:
+        """Returns a table's header and by the run's number its lines, both without that number."""
+        if name not in self._tables:
+            self._tables[name] = self._read_table(name)
+        return self._tables[name]
+
+    def _read_table(self, name: str) -> tuple[str, dict[str, list[str]]]:
+        by_run: dict[str, list[str]] = {}
+        with open_regular(self.folder / name, MAX_TABLE_BYTES) as file:
+            try:
+                first, _, header = file.readline().rstrip("\n").partition(",")
+                if first != FIRST[0] or not header:
+                    raise Damaged(f"{name}: its first line does not name the columns")
+                for line in file:
+                    number, _, rest = line.partition(",")
+                    if not rest.endswith("\n") or number not in self._numbers:
+                        raise Damaged(f"{name} is cut off or has a run that {RUNS} has not")
+                    by_run.setdefault(number, []).append(rest[:-1])
+            except UnicodeDecodeError:
+                raise Damaged(f"{name} is not UTF-8 text") from None
+        return header, by_run
+
+
+def finished_runs(folder: Path) -> list[ArchivedRun]:
+    """Returns the finished runs of the archive in `folder`; none where there is no archive.
+
+    `settings_tree(run.config())` is the config of each, and `run.folder` the folder it had.
+
+    Raises:
+        Damaged: there is an archive that cannot be read.
+    """
+    if not (folder / ARCHIVE).exists():
+        return []
+    return [run for run in Archive(folder).runs if run.fields.get(STATE) == "done"]
+
+
+def settings_tree(config: Config) -> dict[str, Any]:
+    """Returns a flat config as the nested one that it was read from."""
+    tree: dict[str, Any] = {}
+    for key, value in config.items():
+        *groups, name = key.split(".")
+        place = tree
+        for group in groups:
+            inner = place.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise Damaged(f"the setting {key} is also a value of its own")
+            place = inner
+        place[name] = {} if value == "{}" else [] if value == "[]" else value
+    return {key: _with_lists(value) for key, value in tree.items()}
+
+
+def _with_lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _with_lists(item) for key, item in value.items()}
+    is_list = inner and list(inner) == [str(index) for index in range(len(inner))]
+    return list(inner.values()) if is_list else inner
+
+
+def pack(
+    runs: Sequence[StoredRun], folders: Sequence[str], inside: Collection[str]
+) -> dict[str, bytes]:
+    """Returns the files of an archive.
+
+    Args:
+        runs: at least one, in the order in which a report finds them.
+        folders: of each run, its folder relative to the archive's, with / between the parts.
+        inside: the folders of the runs whose norms and values over time are kept.
+
+    Raises:
+        Damaged: a run cannot be read, or holds something that an archive cannot hold.
+    """
+    configs = [run.config() for run in runs]
+    statuses = [_flat_status(run.status()) for run in runs]
+    varied = {key for config in configs for key in config.keys() ^ configs[0].keys()}
+    varied |= {
+        key
+        for config in configs
+        for key, value in config.items()
+        # Not by == alone: 1, 1.0 and true are equal there.
+        if value is not (first := configs[0].get(key)) and encode(value) != encode(first)
+    }
+    keys = [*ALWAYS, *sorted(varied - set(ALWAYS))]
+    fields = [STATE, *dict.fromkeys(k for status in statuses for k in status if k != STATE)]
+    table = [[*FIRST, *keys, *fields]]
+    for number, (folder, config, status) in enumerate(
+        zip(folders, configs, statuses, strict=True), start=1
+    ):
+        cells = [encode(config[key]) if key in config else "" for key in keys]
+        cells += [encode(status[key]) if key in status else "" for key in fields]
+        table.append([str(number), folder, *cells])
+    tree = {"format": FORMAT, "config": settings_tree(configs[0])}
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+    files = {ARCHIVE: (_HEADER + text).encode(), RUNS: _csv(table)}
+    for name, archived in ARCHIVED.items():
+        chosen = name in ("metrics.csv", "test_correct.csv")
+        rows = [
+            (str(number), table_rows(run, name) if chosen or folder in inside else [])
+            for number, (run, folder) in enumerate(zip(runs, folders, strict=True), start=1)
+        ]
+        if name == "metrics.csv" or any(of_run for _, of_run in rows):
+            files[archived] = _table(rows)
+    return files
+
+
+def _flat_status(status: dict[str, Any]) -> dict[str, Value]:
+    """Returns the fields that have a column; those of an inner object have a dotted name."""
+    fields: dict[str, Value] = {}
+    for key, value in status.items():
+        inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
+        fields.update(inner or ({} if key in IN_CONFIG else {key: value}))
+    return {k: v for k, v in fields.items() if v is None or isinstance(v, str | int | float)}
+
+
+def _table(rows: Iterable[tuple[str, list[dict[str, str]]]]) -> bytes:
+    rows = list(rows)
+    columns = list(dict.fromkeys(key for _, of_run in rows for row in of_run for key in row))
+    cells = [
+        [number, *(row.get(c, "") for c in columns)] for number, of_run in rows for row in of_run
+    ]
+    return _csv([[FIRST[0], *(columns or ["epoch"])], *cells])
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def encode(value: Value) -> str:
+    """Returns a value as the text of a cell, from which `decode` makes the same value."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        return str(value).replace("inf", ".inf")  # as YAML writes it
+    # What a spreadsheet would take for a formula stands in quotation marks as well.
+    plain = (
+        value and value.isprintable() and value[0] not in "\"'=+-@＝＋－＠ " and value[-1] != " "
+    )
+    if plain and value not in _WORDS and not _INT.fullmatch(value) and not _FLOAT.fullmatch(value):
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def decode(cell: str) -> Value:
+    """Returns the value of a cell that is not empty.
+
+    Raises:
+        ValueError: the cell begins a text in quotation marks and does not end it.
+    """
+    if cell in _WORDS:
+        return _WORDS[cell]
+    if _INT.fullmatch(cell):
+        return int(cell)
+    if _FLOAT.fullmatch(cell):
+        return float(cell.replace(".inf", "inf"))
+    if cell.startswith('"'):
+        text = json.loads(cell)
+        if not isinstance(text, str):
+            raise ValueError(cell)
+        return text
+    return cell
+
+
+def _values(keys: Sequence[str], cells: Sequence[str], line: int) -> Config:
+    try:
+        return {key: decode(cell) for key, cell in zip(keys, cells, strict=True) if cell}
+    except ValueError:
+        raise Damaged(f"{RUNS}, row {line}: a text without its end") from None
+
+
+def _is_inner(folder: str) -> bool:
+    """Whether a folder's name leads to one below, on every system."""
+    parts = folder.split("/")
+    return len(folder) <= 1000 and not any(
+        part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable()
+        for part in parts
+    )

@@ -1,0 +1,98 @@
+"""Finds the runs below folders: run folders, and the runs in the archives of finished studies."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from elstm.errors import UserError
+from elstm.files.bounded import Damaged, one_line, read_text
+from elstm.records.archive import ARCHIVE, RUNS, Archive
+from elstm.records.stored import RunFolder, StoredRun
+
+MAX_FOLDERS = 200_000
+MAX_SWEEP_BYTES = 10_000_000
+LEVELS = 3  # a run lies at DATA/MODEL/RUN below its study
+
+
+def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, str]]]:
+    """Finds every run at or below the roots once, and (name, reason) of archives that are damaged.
+
+    A root may be the place of a run or of a group of runs that an archive above it holds. If a run
+    is in an archive and its folder is still there, the folder is taken. Of a sweep's folder, the
+    runs are those that its sweep.csv names as well: they lie elsewhere under outputs/. Links to
+    folders are not followed below the roots, because a stranger's link may lead anywhere.
+
+    Raises:
+        UserError: a root is neither a folder nor in an archive, or holds more than 200,000 folders.
+    """
+    found: dict[Path, StoredRun] = {}
+    damaged: dict[str, str] = {}
+    for root in roots:
+        top = root.resolve()
+        archives = [folder for folder in [*top.parents][:LEVELS] if (folder / RUNS).is_file()]
+        archives = [folder for folder in archives if (folder / ARCHIVE).is_file()]
+        if not root.is_dir() and not archives:
+            raise UserError(f"{root} is not a folder: give run folders or folders that hold them")
+        folders: list[Path] = []
+        for folder, is_run in _folders_below(top):
+            (folders if is_run else archives).append(folder)
+        of_root: dict[Path, StoredRun] = {}
+        for folder in archives:
+            try:
+                runs = Archive(folder).runs
+            except Damaged as error:
+                damaged[_shown(folder, top)] = one_line(error)
+                continue
+            for archived in runs:
+                if archived.folder.is_relative_to(top):
+                    name = _shown(archived.folder, top)
+                    of_root[archived.folder] = replace(archived, name=name)
+        of_root |= {folder: RunFolder(_shown(folder, top), folder) for folder in folders}
+        of_root = {path: of_root[path] for path in sorted(of_root, key=lambda path: path.parts)}
+        for folder in _folders_of_sweep(top):
+            of_root.setdefault(folder, RunFolder(_shown(folder, top), folder))
+        if not root.is_dir() and not of_root:
+            raise UserError(f"{root} is neither a folder nor in the archive above it")
+        for path, run in of_root.items():
+            found.setdefault(path, run)
+    return list(found.values()), list(damaged.items())
+
+
+def _shown(path: Path, top: Path) -> str:
+    shown = path.relative_to(top.parent) if path.is_relative_to(top.parent) else path
+    return one_line(shown.as_posix(), 300)
+
+
+def _folders_below(top: Path) -> Iterator[tuple[Path, bool]]:
+    """Yields each run folder with True, and each folder of an archive with False."""
+    for number_of_folders, (folder, inner, files) in enumerate(os.walk(top)):
+        if number_of_folders > MAX_FOLDERS:
+            raise UserError(f"{top} holds more than {MAX_FOLDERS:,} folders: give inner ones")
+        inner.sort()
+        if ".hydra" in inner or "status.json" in files or "metrics.csv" in files:
+            inner.clear()
+            yield Path(folder), True
+        elif ARCHIVE in files:
+            yield Path(folder), False
+
+
+def _folders_of_sweep(top: Path) -> Iterator[Path]:
+    """The run folders in top/sweep.csv, which are relative to a folder that holds `top` as well.
+
+    A name that leads out of that folder is passed over.
+    """
+    try:
+        rows = list(csv.DictReader(read_text(top / "sweep.csv", MAX_SWEEP_BYTES).splitlines()))
+    except (Damaged, csv.Error):
+        return
+    for row in rows:
+        name = row.get("run_dir") or ""
+        for base in list(top.parents)[:3]:
+            folder = (base / name).resolve()
+            if name and folder.is_relative_to(base) and (folder / ".hydra").is_dir():
+                yield folder
+                break

@@ -1,0 +1,93 @@
+"""Packs the runs of a finished study into an archive, for `elstm-report --pack`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elstm.cli import plural
+from elstm.errors import UserError
+from elstm.files.atomic import write_together
+from elstm.files.bounded import Damaged, parse_metrics
+from elstm.records.archive import ARCHIVED, Archive, pack
+from elstm.records.find import find_runs
+from elstm.records.stored import StoredRun
+from elstm.reporting.dynamics import representative
+from elstm.reporting.groups import make_sections
+from elstm.reporting.runs import COLUMNS, Run, load_run
+
+
+def pack_study(study: Path, output: Path | None = None) -> str:
+    """Writes the archive of all runs below a folder; returns the message for the user.
+
+    The tables over time steps and of the norms are packed for one run of each group, because the
+    figures show one. Runs that the folder's own archive already holds are packed again.
+
+    Args:
+        study: the folder that holds the runs.
+        output: where the archive is written; None: into `study`.
+
+    Raises:
+        UserError: there are no runs, a run is damaged, still training or elsewhere, or the archive
+            cannot be written.
+    """
+    top = study.resolve()
+    found, damaged = find_runs([study])
+    if damaged:
+        raise UserError(f"{damaged[0][0]}: {damaged[0][1]}")
+    if not found:
+        raise UserError(f"no run folders in {study}: elstm-train makes them under outputs/")
+    runs: list[Run] = []
+    for stored in found:
+        if not stored.folder.is_relative_to(top):
+            raise UserError(f"{stored.name} lies outside {study}: pack the folder that holds it")
+        try:
+            runs.append(load_run(stored))
+        except Damaged as error:
+            raise UserError(f"{stored.name}: {error}; resume or delete that run first") from None
+    for run in runs:
+        if run.state == "running" and not run.stalled:
+            raise UserError(f"{run.path} is still training: pack a study once its runs have ended")
+    folders = {run.stored.folder: run.stored.folder.relative_to(top).as_posix() for run in runs}
+    shown = [representative(group) for section in make_sections(runs) for group in section.groups]
+    inside = {folders[run.stored.folder] for run in shown if run is not None}
+    try:
+        files = pack(found, list(folders.values()), inside)
+    except Damaged as error:
+        raise UserError(f"{study} cannot be packed: {error}") from None
+    target = study if output is None else output
+    for name in ARCHIVED.values():  # of an earlier archive that had more
+        if name not in files and (target / name).exists():
+            files[name] = b"run,epoch\n"
+    with tempfile.TemporaryDirectory() as trial:
+        write_together(Path(trial), files)
+        _check(Archive(Path(trial)), found)
+    write_together(target, files)
+    size = sum(map(len, files.values()))
+    return (
+        f"{plural(len(runs), 'run')}, {size:,} bytes in {target}: {', '.join(files)}\n"
+        "The archive has been read back and holds all that a report needs. elstm-report reads it "
+        "in place of the run folders, which are still there."
+    )
+
+
+def _check(archive: Archive, runs: Sequence[StoredRun]) -> None:
+    """Reads the archive as it is on the disk and compares every run with what was packed."""
+    for packed, run in zip(archive.runs, runs, strict=True):
+        status, ours, theirs = run.status(), _metrics(run), _metrics(packed)
+        if (
+            packed.config() != run.config()
+            or any(status.get(key, value) != value for key, value in packed.status().items())
+            or not all(np.array_equal(ours[c], theirs[c], equal_nan=True) for c in COLUMNS)
+        ):
+            raise UserError(f"{run.name} holds something that an archive cannot: keep its folder")
+
+
+def _metrics(run: StoredRun) -> dict[str, np.ndarray]:
+    try:
+        return parse_metrics(run.lines("metrics.csv"), COLUMNS)
+    except Damaged:  # a run that failed before its first point
+        return {name: np.empty(0) for name in COLUMNS}
