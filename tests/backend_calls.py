@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elstm.nn.recurrence import NormInputs
+from elstm.nn.recurrence import Call, NormInputs
 
 
 def served(
@@ -31,6 +31,7 @@ def served(
     refuses: Callable[..., str | None] | None = None,
 ) -> dict[str, Tensor]:
     """Output, state, gradients and statistics of a call on the same numbers in every dtype."""
+    batch_steps = steps if batch_steps is None else batch_steps
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -41,7 +42,7 @@ def served(
         mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
         gamma = draw(features)
         beta = draw(features) if has_beta else None
-        return NormInputs(gamma, beta, mean, var, 0.1)
+        return NormInputs(gamma, beta, mean, var, 0.1, batch_steps)
 
     leaves: dict[str, Any] = {
         "x": draw(steps, batch, inputs),
@@ -56,12 +57,11 @@ def served(
         "hh": norm(4 * hidden, False) if norm_hh else None,
         "c": norm(hidden, True) if cell_norm != "none" else None,
     }
-    batch_steps = steps if batch_steps is None else batch_steps
     x, *others = leaves.values()
-    call = (x, sizes, batch_steps, *others, *norms.values(), None, cell_norm, recompute)
+    call = Call(x, sizes, *others, *norms.values(), None, cell_norm, recompute)
     if refuses is not None:
-        assert refuses(*call) is None
-    output, h_n, c_n, statistics = function(*call)
+        assert refuses(call) is None
+    output, h_n, c_n, statistics = function(call)
     found = {"output": output, "h_n": h_n, "c_n": c_n}
     loss = sum((part * draw(*part.shape).detach()).sum() for part in found.values())
     loss.backward()

@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
 from elstm.nn.norm import StepBatchNorm
-from elstm.nn.recurrence import Recurrence, recurrence
-from elstm.nn.sequences import alive_counts, pack_like, reverse_alive, unpack
-from elstm.nn.sync import Group, Shares, several_processes, share_counts
+from elstm.nn.recurrence import Call, Recurrence, recurrence
+from elstm.nn.sequences import active_counts, pack_like, reverse_alive, unpack
+from elstm.nn.sync import BatchCounts, Group, exchange_counts, several_processes
 
 State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
@@ -225,11 +225,11 @@ class RecurrentBase(nn.Module):
     ) -> tuple[Tensor, State]:
         """With the statistics of all processes' sequences; ends with the longest of them."""
         steps, size = x.shape[:2]
-        shares = share_counts(sizes or [size] * steps, self.process_group, x.device)
-        missing = len(shares.counts) - steps
+        counts = exchange_counts(sizes or [size] * steps, self.process_group, x.device)
+        missing = len(counts.counts) - steps
         if missing:
-            x, sizes = F.pad(x, (0, 0, 0, 0, 0, missing)), shares.counts
-        output, end = self._recur_batch(x, sizes, state, direction, recurrence, shares)
+            x, sizes = F.pad(x, (0, 0, 0, 0, 0, missing)), counts.counts
+        output, end = self._recur_batch(x, sizes, state, direction, recurrence, counts)
         return output[:steps], end
 
     def _recur_batch(
@@ -239,46 +239,41 @@ class RecurrentBase(nn.Module):
         state: State,
         direction: Direction,
         recurrence: Recurrence | None,
-        shares: Shares | None = None,
+        counts: BatchCounts | None = None,
     ) -> tuple[Tensor, State]:
-        """One batch, whose statistics are its own or, with `shares`, those of all processes."""
+        """Runs one batch with its own statistics or, with `counts`, those of all processes."""
         steps, size = x.shape[:2]
         norms = direction.norms
         training = self.training and not self._batch_statistics
         in_batch = (training or self._batch_statistics) and any(n is not None for n in norms)
-        counts = (sizes or [size] * steps) if shares is None else shares.totals
-        if in_batch and counts[0] < 2:
+        active = (sizes or [size] * steps) if counts is None else counts.totals
+        if in_batch and active[0] < 2:
             raise ValueError(
                 "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
                 " use larger batches, drop_last=True in the DataLoader, or call .eval()"
             )
         # A step at which one sequence is left takes the population's statistics.
-        batch_steps = sum(n > 1 for n in counts) if in_batch else 0
-        call = (
-            x,
-            sizes,
-            batch_steps,
-            *state,
-            direction.weight_ih,
-            direction.weight_hh,
-            direction.bias,
-            *(norm and norm.inputs(steps, batch_steps, shares) for norm in norms),
-            direction.cell_norm,
-            self.recompute,
-        )
+        batch_steps = sum(n > 1 for n in active) if in_batch else 0
+        ih, hh, c, c2 = [
+            None if norm is None else norm.inputs(steps, batch_steps, counts) for norm in norms
+        ]
+        h_0, c_0 = state
+        weights = direction.weight_ih, direction.weight_hh, direction.bias
+        variant = direction.cell_norm, self.recompute
+        call = Call(x, sizes, h_0, c_0, *weights, ih, hh, c, c2, *variant)
         if recurrence is None:
-            self.last_backend, recurrence = choose(self.backend, *call)
-        output, h_n, c_n, statistics = recurrence(*call)
-        alive = None
+            self.last_backend, recurrence = choose(self.backend, call)
+        output, h_n, c_n, statistics = recurrence(call)
+        numbers = None
         for norm, batch_stats in zip(norms, statistics, strict=True):
             if norm is None or batch_stats is None or not batch_steps:
                 continue
-            if alive is None:
-                alive = alive_counts(counts[:batch_steps], x.device)
+            if numbers is None:
+                numbers = active_counts(active[:batch_steps], x.device)
             if norm.pool is not None:
-                norm.pool.add(batch_stats, alive)
+                norm.pool.add(batch_stats, numbers)
             elif training:
-                norm.track(batch_stats, alive)
+                norm.track(batch_stats, numbers)
         return output, (h_n, c_n)
 
 

@@ -35,11 +35,11 @@ def over_time(
     """
     taps: list[list[State]] = []
 
-    def tapped(x: Tensor, *call: Any) -> Any:
+    def tapped(call: Any) -> Any:
         taps.append([])
-        if not x.requires_grad:  # or there would be no graph where the parameters are frozen
-            x = x.detach().requires_grad_()
-        return layer._reference(x, *call, states=taps[-1])
+        if not call.x.requires_grad:  # or there would be no graph where the parameters are frozen
+            call = call._replace(x=call.x.detach().requires_grad_())
+        return layer._reference(call, states=taps[-1])
 
     with batch_statistics(layer), torch.enable_grad():
         value = loss(*layer._run(x, None, tapped))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +15,49 @@ from elstm.nn.recurrence import at_least_float32
 from elstm.nn.sequences import check_input, keep_ended, zero_ended
 
 
+class GRUCall(NamedTuple):
+    """All that the recurrence of a GRU takes: one layer in one direction.
+
+    Attributes:
+        x: (T, B, I). Row b is active at step t where b < batch_sizes[t]; other rows are ignored.
+        batch_sizes: T numbers that do not increase, the first of them B; None: B at every step.
+        h_0: (B, H).
+        weight_ih, weight_hh: (3H, I) and (3H, H), gate order r, z, n.
+        bias_ih, bias_hh: (3H,) each, or None.
+    """
+
+    x: Tensor
+    batch_sizes: list[int] | None
+    h_0: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
+
 def gru_recurrence(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    h_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    *,
-    states: list[tuple[Tensor, ...]] | None = None,
+    call: GRUCall, *, states: list[tuple[Tensor, ...]] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One layer in one direction; the equations are GRU's.
+    """Runs one layer in one direction; the equations are those of GRU.
 
     Args:
-        x: (T, B, I), batch_sizes and states: as elstm.nn.recurrence.recurrence has them.
-        h_0: (B, H).
-        weight_ih, weight_hh, bias_ih, bias_hh: (3H, I), (3H, H), (3H,); gate order r, z, n.
+        call: what to run.
+        states: a list that is given every (h_t,), of the rows active at t, for diagnostics.
 
     Returns:
-        output (T, B, H), zero where a row is not alive; h_n (B, H).
+        output (T, B, H), zero where a row is not active; h_n (B, H).
     """
+    x, batch_sizes, h_0, weight_ih, weight_hh, bias_ih, bias_hh = call
     batch = x.shape[1]
     projected = F.linear(x, weight_ih, bias_ih)  # W_x x_t + b_x for all t at once
     dtype, state_dtype = projected.dtype, at_least_float32(projected.dtype)
     h_all = h_0.to(state_dtype)
     outputs = []
     for t, wx in enumerate(projected.unbind(0)):
-        alive = batch if batch_sizes is None else batch_sizes[t]
-        h = h_all[:alive]
+        active = batch if batch_sizes is None else batch_sizes[t]
+        h = h_all[:active]
         wh = F.linear(h.to(weight_hh.dtype), weight_hh, bias_hh)
-        x_r, x_z, x_n = wx[:alive].to(state_dtype).chunk(3, dim=1)
+        x_r, x_z, x_n = wx[:active].to(state_dtype).chunk(3, dim=1)
         h_r, h_z, h_n = wh.to(state_dtype).chunk(3, dim=1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         n = (x_n + r * h_n).tanh()
@@ -133,7 +145,7 @@ class GRU(RecurrentBase, nn.GRU):
     def _state_sizes(self) -> dict[str, int]:
         return {"h_0": self.hidden_size}
 
-    def _direction(self, suffix: str) -> tuple[Tensor | None, ...]:
+    def _direction(self, suffix: str) -> tuple[Any, ...]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return tuple(getattr(self, f"{name}_{suffix}", None) for name in names)
 
@@ -142,12 +154,12 @@ class GRU(RecurrentBase, nn.GRU):
         x: Tensor,
         sizes: list[int] | None,
         state: State,
-        direction: tuple[Tensor | None, ...],
+        direction: tuple[Any, ...],
         recurrence: Any = None,
     ) -> tuple[Tensor, State]:
         if recurrence is None:
             self.last_backend, recurrence = "reference", gru_recurrence
-        output, h_n = recurrence(x, sizes, *state, *direction)
+        output, h_n = recurrence(GRUCall(x, sizes, *state, *direction))
         return output, (h_n,)
 
     def _run(  # type: ignore[override]  # the state is h_n alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,24 +35,39 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.to(dtype), self.normalized_shape, a, b, self.eps)
 
 
-def layer_norm_recurrence(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: LayerNorm,
-    norm_hh: LayerNorm,
-    norm_c: LayerNorm,
-    *,
-    states: list[tuple[Tensor, ...]] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer in one direction; the equations are LayerNormLSTM's.
+class LayerNormCall(NamedTuple):
+    """All that the recurrence with layer normalisation takes: one layer in one direction.
 
-    Arguments and results are those of elstm.nn.recurrence.recurrence, less the batch's statistics.
+    Attributes:
+        x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias: as in elstm.nn.recurrence.Call.
+        norm_ih, norm_hh, norm_c: the LayerNorm of W_x x_t, of W_h h_{t-1} and of c_t.
     """
+
+    x: Tensor
+    batch_sizes: list[int] | None
+    h_0: Tensor
+    c_0: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    norm_ih: LayerNorm
+    norm_hh: LayerNorm
+    norm_c: LayerNorm
+
+
+def layer_norm_recurrence(
+    call: LayerNormCall, *, states: list[tuple[Tensor, ...]] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs one layer in one direction; the equations are those of LayerNormLSTM.
+
+    Args:
+        call: what to run.
+        states: a list that is given every (h_t, c_t), of the rows active at t, for diagnostics.
+
+    Returns:
+        output (T, B, H), zero where a row is not active; h_n and c_n (B, H).
+    """
+    x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias, norm_ih, norm_hh, norm_c = call
     batch = x.shape[1]
     projected = F.linear(x, weight_ih)
     dtype, state_dtype = projected.dtype, at_least_float32(projected.dtype)
@@ -62,9 +77,9 @@ def layer_norm_recurrence(
     h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
     outputs = []
     for t, wx in enumerate(normalised.unbind(0)):
-        alive = batch if batch_sizes is None else batch_sizes[t]
-        h, c = h_all[:alive], c_all[:alive]
-        z = norm_hh(F.linear(h.to(weight_hh.dtype), weight_hh)) + wx[:alive]  # (20)
+        active = batch if batch_sizes is None else batch_sizes[t]
+        h, c = h_all[:active], c_all[:active]
+        z = norm_hh(F.linear(h.to(weight_hh.dtype), weight_hh)) + wx[:active]  # (20)
         i, f, g, o = z.chunk(4, dim=1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # (21)
         h = o.sigmoid() * norm_c(c).tanh()  # (22)
@@ -184,7 +199,8 @@ class LayerNormLSTM(OwnWeights):
     ) -> tuple[Tensor, State]:
         if recurrence is None:
             self.last_backend, recurrence = "reference", layer_norm_recurrence
-        output, h_n, c_n = recurrence(x, sizes, *state, *direction)
+        h_0, c_0 = state
+        output, h_n, c_n = recurrence(LayerNormCall(x, sizes, h_0, c_0, *direction))
         return output, (h_n, c_n)
 
     def forward(

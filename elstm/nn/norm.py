@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
-from elstm.nn.sync import Group, Shares, gather, several_processes
+from elstm.nn.sync import BatchCounts, Group, gather, several_processes
 
 
 class StepBatchNorm(nn.Module):
@@ -80,7 +80,7 @@ class StepBatchNorm(nn.Module):
         self.running_var[rows] = 1
         self.num_batches_tracked[rows] = 0
 
-    def inputs(self, steps: int, batch_steps: int, shares: Shares | None = None) -> NormInputs:
+    def inputs(self, steps: int, batch_steps: int, counts: BatchCounts | None = None) -> NormInputs:
         """What a recurrence over T = `steps` reads, population statistics where it needs them."""
         mean = var = None
         if batch_steps < steps:
@@ -92,7 +92,7 @@ class StepBatchNorm(nn.Module):
                 last = torch.where(tracked > 0, tracked, self.max_steps) - 1
                 row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
                 mean, var = self.running_mean[row], self.running_var[row]
-        return NormInputs(self.weight, self.bias, mean, var, self.eps, shares)
+        return NormInputs(self.weight, self.bias, mean, var, self.eps, batch_steps, counts)
 
     @torch.no_grad()
     def track(self, batch: Statistics, counts: Tensor) -> None:

@@ -35,9 +35,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from elstm.nn.sync import Shares
+from elstm.nn.sequences import keep_ended, zero_ended
+from elstm.nn.sync import BatchCounts
 
-# Which norms of the cell each reading has: norm_c, and norm_c2 for a second one.
+# The norms of the cell in each variant of its update: norm_c, and norm_c2 for a second one.
 CELL_NORMS: dict[str, tuple[str, ...]] = {
     "none": (),
     "output": ("norm_c",),
@@ -50,14 +51,67 @@ CELL_NORMS: dict[str, tuple[str, ...]] = {
 
 
 class NormInputs(NamedTuple):
-    """One normalisation as a recurrence sees it."""
+    """One normalisation as a recurrence takes it.
 
-    weight: Tensor  # γ, (F,)
-    bias: Tensor | None  # β, (F,); the cell's norms alone have one
-    mean: Tensor | None  # (T, F) population statistics, read where t >= batch_steps
+    Attributes:
+        weight: γ, (F,).
+        bias: β, (F,), or None. Only the norms of the cell have one.
+        mean, var: population statistics (T, F), which steps t >= batch_steps read; may be None
+            where there is no such step.
+        eps: added to the variance.
+        batch_steps: steps t < batch_steps use the statistics of the batch: 0 in eval mode, T in
+            training, fewer where a packed batch ends with a single sequence.
+        counts: how the batch is spread over several processes; None for one process.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    mean: Tensor | None
     var: Tensor | None
     eps: float
-    shares: Shares | None = None  # where the batch lies spread over several processes
+    batch_steps: int
+    counts: BatchCounts | None = None
+
+
+class Call(NamedTuple):
+    """All that a recurrence takes: one layer in one direction, T steps of B sequences.
+
+    Attributes:
+        x: (T, B, I). Row b is active at step t where b < batch_sizes[t]; other rows are ignored.
+        batch_sizes: T numbers that do not increase, the first of them B; None: B at every step.
+        h_0, c_0: initial state, (B, H) each.
+        weight_ih, weight_hh: (4H, I) and (4H, H), gate order i, f, g, o.
+        bias: (4H,), or None.
+        norm_ih, norm_hh: norms of the two projections in equation (1), F = 4H; None: no norm.
+        norm_c, norm_c2: BN and BN2 of the cell, F = H; None where `cell_norm` has none.
+        cell_norm: a key of CELL_NORMS.
+        recompute: keep little more than the states for the backward pass, and compute the rest
+            again there.
+    """
+
+    x: Tensor
+    batch_sizes: list[int] | None
+    h_0: Tensor
+    c_0: Tensor
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias: Tensor | None
+    norm_ih: NormInputs | None
+    norm_hh: NormInputs | None
+    norm_c: NormInputs | None
+    norm_c2: NormInputs | None
+    cell_norm: str
+    recompute: bool = False
+
+    @property
+    def norms(self) -> tuple[NormInputs | None, ...]:
+        """norm_ih, norm_hh, norm_c and norm_c2."""
+        return self.norm_ih, self.norm_hh, self.norm_c, self.norm_c2
+
+    @property
+    def batch_steps(self) -> int:
+        """The steps at which any norm uses the statistics of the batch."""
+        return max((norm.batch_steps for norm in self.norms if norm is not None), default=0)
 
 
 class Statistics(NamedTuple):
@@ -67,58 +121,73 @@ class Statistics(NamedTuple):
     var: Tensor  # (batch_steps, F), biased
 
 
-Recurrence = Callable[..., tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]]
+class Results(NamedTuple):
+    """What a recurrence returns.
+
+    Attributes:
+        output: (T, B, H), zero where a row is not active.
+        h_n, c_n: (B, H), each row's state after its last step.
+        statistics: those of norm_ih, norm_hh, norm_c and norm_c2; None where there is no norm.
+    """
+
+    output: Tensor
+    h_n: Tensor
+    c_n: Tensor
+    statistics: tuple[Statistics | None, ...]
+
+
+Recurrence = Callable[[Call], Results]
 
 
 class _Norm:
     """Equation (4), step after step; keeps the statistics of the batch."""
 
-    def __init__(self, inputs: NormInputs | None, batch_steps: int) -> None:
+    def __init__(self, inputs: NormInputs | None) -> None:
         self.inputs = inputs
-        self.batch_steps = batch_steps
         self.means: list[Tensor] = []
         self.vars: list[Tensor] = []
-        self.known: Any = None  # mean and variance of every step, by `look_ahead`
+        self.merged_moments: Any = None  # mean and variance of every step, by `merge_all_steps`
 
-    def look_ahead(self, x: Tensor) -> None:
-        """x (T, B, F) of all steps: merges their statistics with the other processes' at once.
+    def merge_all_steps(self, x: Tensor) -> None:
+        """Merges the statistics of x (T, B, F) with those of the other processes.
 
-        One exchange for all steps, where __call__ has one for each. Nothing to do without others.
+        It takes one exchange for all steps, where __call__ has one for each. It does nothing for a
+        batch of a single process.
         """
-        if self.inputs is None or self.inputs.shares is None:
+        if self.inputs is None or self.inputs.counts is None:
             return
-        shares = self.inputs.shares
+        others = self.inputs.counts
         x = x.to(at_least_float32(x.dtype))
-        counts = torch.tensor(shares.counts, device=x.device).view(-1, 1, 1)
-        alive = torch.arange(x.shape[1], device=x.device).view(1, -1, 1) < counts
+        counts = torch.tensor(others.counts, device=x.device).view(-1, 1, 1)
+        active = torch.arange(x.shape[1], device=x.device).view(1, -1, 1) < counts
         some = counts[:, 0].clamp(min=1)
-        mean = (x * alive).sum(1) / some
-        var = ((x - mean.unsqueeze(1)) * alive).square().sum(1) / some
-        merged = shares.merge(mean, var)
-        self.known = tuple(part.unbind(0) for part in merged)
+        mean = (x * active).sum(1) / some
+        var = ((x - mean.unsqueeze(1)) * active).square().sum(1) / some
+        merged = others.merge(mean, var)
+        self.merged_moments = tuple(part.unbind(0) for part in merged)
 
     def _moments(self, x: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, x - mean and variance of the batch at step t."""
-        if self.known is not None:
-            mean, var = (part[t] for part in self.known)
+        if self.merged_moments is not None:
+            mean, var = (part[t] for part in self.merged_moments)
             return mean, x - mean, var
         # Sums, because torch.var_mean over the batch axis is several times slower on a CPU.
         count = max(x.shape[0], 1)
         mean = x.sum(0) / count
         centred = x - mean
         var = centred.square().sum(0) / count
-        shares = self.inputs and self.inputs.shares
-        if shares is not None:
-            mean, var = shares.merge(mean, var, t)
+        others = self.inputs and self.inputs.counts
+        if others is not None:
+            mean, var = others.merge(mean, var, t)
             centred = x - mean
         return mean, centred, var
 
     def __call__(self, x: Tensor, t: int) -> Tensor:  # (n, F) -> (n, F)
         if self.inputs is None:
             return x
-        weight, bias, means, variances, eps, _ = self.inputs
+        weight, bias, means, variances, eps, batch_steps, _ = self.inputs
         x = x.to(at_least_float32(x.dtype))
-        if t < self.batch_steps:
+        if t < batch_steps:
             mean, centred, var = self._moments(x, t)
             self.means.append(mean.detach())
             self.vars.append(var.detach())
@@ -142,58 +211,27 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def recurrence(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: NormInputs | None,
-    norm_hh: NormInputs | None,
-    norm_c: NormInputs | None,
-    norm_c2: NormInputs | None,
-    cell_norm: str,
-    recompute: bool = False,
-    *,
-    states: list[tuple[Tensor, ...]] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
-    """One layer in one direction.
+def recurrence(call: Call, *, states: list[tuple[Tensor, ...]] | None = None) -> Results:
+    """Runs one layer in one direction.
 
     Args:
-        x: (T, B, I). Row b is alive at step t where b < batch_sizes[t]; other rows are ignored.
-        batch_sizes: T numbers that do not increase, the first of them B; None: B at every step.
-        batch_steps: steps t < batch_steps use the statistics of the batch, later ones the
-            population's: 0 in eval mode, T in training.
-        h_0, c_0: (B, H).
-        weight_ih, weight_hh, bias: (4H, I), (4H, H), (4H,); gate order i, f, g, o.
-        norm_ih, norm_hh: norms of the two projections in (1); None: the projection itself.
-        norm_c, norm_c2: BN and BN2 of the cell, as `cell_norm` has them.
-        cell_norm: a key of CELL_NORMS.
-        recompute: for the backward pass keep little more than the states, and compute the rest
-            again then. Here: the state after every sqrt(T)-th step, and what sqrt(T) steps keep.
-        states: a list that is given every (h_t, c_t), of the rows alive at t, for looking inside;
+        call: what to run. With `recompute`, the state after every sqrt(T)-th step is kept, and
+            what sqrt(T) steps keep.
+        states: a list that is given every (h_t, c_t), of the rows active at t, for diagnostics;
             nothing is recomputed then.
 
     Returns:
-        output (T, B, H), zero where a row is not alive; h_n and c_n (B, H), each row's state after
-        its last step; the Statistics of norm_ih, norm_hh, norm_c and norm_c2, None where absent.
-        The state is float32 at least inside; what is returned has the dtype of the projections.
+        Results with the dtype of the projections; the state is float32 at least inside.
     """
-    weights = weight_ih, weight_hh, bias
-    norms = norm_ih, norm_hh, norm_c, norm_c2
-    state_dtype = at_least_float32(torch.promote_types(h_0.dtype, c_0.dtype))
-    h, c = h_0.to(state_dtype), c_0.to(state_dtype)
-    constants = (batch_sizes, batch_steps, weights, norms, cell_norm)
-    if not recompute or states is not None or not torch.is_grad_enabled():
-        output, h, c, statistics = _steps(0, x, h, c, *constants, states)
-        return output, h.to(output.dtype), c.to(output.dtype), statistics
-    outputs, found, length = [], [], max(1, math.isqrt(x.shape[0]))
-    for first, part in zip(range(0, x.shape[0], length), x.split(length), strict=True):
+    state_dtype = at_least_float32(torch.promote_types(call.h_0.dtype, call.c_0.dtype))
+    h, c = call.h_0.to(state_dtype), call.c_0.to(state_dtype)
+    if not call.recompute or states is not None or not torch.is_grad_enabled():
+        output, h, c, statistics = _steps(call, 0, call.x, h, c, states)
+        return Results(output, h.to(output.dtype), c.to(output.dtype), statistics)
+    outputs, found, length = [], [], max(1, math.isqrt(call.x.shape[0]))
+    for first, part in zip(range(0, call.x.shape[0], length), call.x.split(length), strict=True):
         output, h, c, statistics = checkpoint(
-            _steps, first, part, h, c, *constants, use_reentrant=False, preserve_rng_state=False
+            _steps, call, first, part, h, c, use_reentrant=False, preserve_rng_state=False
         )
         outputs.append(output)
         found.append(statistics)
@@ -202,36 +240,32 @@ def recurrence(
         parts[0] and Statistics(*(torch.cat(values) for values in zip(*parts, strict=True)))
         for parts in zip(*found, strict=True)
     )
-    return output, h.to(output.dtype), c.to(output.dtype), joined
+    return Results(output, h.to(output.dtype), c.to(output.dtype), joined)
 
 
 def _steps(
+    call: Call,
     first: int,
     x: Tensor,
     h_all: Tensor,
     c_all: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    weights: tuple[Tensor, Tensor, Tensor | None],
-    inputs: tuple[NormInputs | None, ...],
-    cell_norm: str,
     states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
-    """The steps of `x`, of which the first is step `first`; the state is float32 at least."""
-    weight_ih, weight_hh, bias = weights
-    bn_ih, bn_hh, bn_c, bn_c2 = norms = [_Norm(norm, batch_steps) for norm in inputs]
+    """Runs the steps of `x`, which are those of call.x from `first` on, in float32 at least."""
+    weight_hh, cell_norm = call.weight_hh, call.cell_norm
+    bn_ih, bn_hh, bn_c, bn_c2 = norms = [_Norm(norm) for norm in call.norms]
     batch = x.shape[1]
-    projected = F.linear(x, weight_ih)  # W_x x_t for all t at once
-    bn_ih.look_ahead(projected)
+    projected = F.linear(x, call.weight_ih)  # W_x x_t for all t at once
+    bn_ih.merge_all_steps(projected)
     outputs = []
     # unbind, not x[t]: the gradient of each x[t] is a zero tensor of x's full size, T times.
     for t, wx in enumerate(projected.unbind(0), first):
-        alive = batch if batch_sizes is None else batch_sizes[t]
-        wx, h, c = wx[:alive], h_all[:alive], c_all[:alive]
+        active = batch if call.batch_sizes is None else call.batch_sizes[t]
+        wx, h, c = wx[:active], h_all[:active], c_all[:active]
         wh = F.linear(h.to(weight_hh.dtype), weight_hh)
         z = (bn_hh(wh, t) + bn_ih(wx, t)).to(h.dtype)  # (1)
-        if bias is not None:
-            z = z + bias
+        if call.bias is not None:
+            z = z + call.bias
         i, f, g, o = z.chunk(4, dim=1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()  # (2)
 
@@ -252,13 +286,9 @@ def _steps(
         else:
             h = o * c.tanh()
 
-        if alive == batch:
-            h_all, c_all, output = h, c, h
-        else:  # sequences that have ended keep their last state and put out zeros
-            h_all, c_all = torch.cat((h, h_all[alive:])), torch.cat((c, c_all[alive:]))
-            output = F.pad(h, (0, 0, 0, batch - alive))
-        outputs.append(output)
         if states is not None:
             states.append((h, c))
+        h_all, c_all = keep_ended(h, h_all), keep_ended(c, c_all)
+        outputs.append(zero_ended(h, batch))
     statistics = tuple(norm.statistics() for norm in norms)
     return torch.stack(outputs).to(projected.dtype), h_all, c_all, statistics

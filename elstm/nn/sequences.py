@@ -90,7 +90,7 @@ def sequence_lengths(sizes: list[int]) -> Tensor:
     return (alive.unsqueeze(1) > torch.arange(sizes[0])).sum(0)
 
 
-def alive_counts(counts: list[int], device: torch.device) -> Tensor:
+def active_counts(counts: list[int], device: torch.device) -> Tensor:
     """(T,) the number of active sequences at each step, int32, on the device.
 
     Equal counts are filled in by the device itself. So an unpacked batch needs no copy from the

@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 Group = Any  # torch.distributed.ProcessGroup, which a torch without distributed has not; None: all
 
 
-class Shares(NamedTuple):
-    """How the sequences of each step lie spread over R processes."""
+class BatchCounts(NamedTuple):
+    """The number of sequences that each of R processes has at each step."""
 
     counts: list[int]  # (T,) of this process
     totals: list[int]  # (T,) of all; they do not increase
@@ -43,11 +43,11 @@ class Shares(NamedTuple):
 
 class _Merge(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, var: Tensor, weights: Tensor, shares: Shares) -> Any:
-        means, variances = gather(torch.stack((mean, var)), shares.group).unbind(1)  # (R, ..., F)
+    def forward(ctx: Any, mean: Tensor, var: Tensor, weights: Tensor, counts: BatchCounts) -> Any:
+        means, variances = gather(torch.stack((mean, var)), counts.group).unbind(1)  # (R, ..., F)
         whole = (weights * means).sum(0)
-        ctx.shares = shares
-        ctx.save_for_backward(mean - whole, weights[shares.rank])
+        ctx.counts = counts
+        ctx.save_for_backward(mean - whole, weights[counts.rank])
         return whole, (weights * (variances + (means - whole).square())).sum(0)
 
     @staticmethod
@@ -55,7 +55,7 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Any:
         delta, weight = ctx.saved_tensors
         summed = torch.stack((d_mean, d_var))
-        dist.all_reduce(summed, group=ctx.shares.group)
+        dist.all_reduce(summed, group=ctx.counts.group)
         d_mean, d_var = summed
         return weight * (d_mean + 2 * delta * d_var), weight * d_var, None, None
 
@@ -71,15 +71,15 @@ def several_processes(group: Group) -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def share_counts(counts: list[int], group: Group, device: torch.device) -> Shares:
+def exchange_counts(counts: list[int], group: Group, device: torch.device) -> BatchCounts:
     """Tells all processes how many sequences each has at each step.
 
-    Of processes with fewer steps than others, the missing ones count as steps without sequences.
-    Waits for the device.
+    The steps that a process has fewer than others count as steps without sequences. This call
+    synchronises with the device.
     """
     steps = int(gather(torch.tensor(len(counts), device=device), group).max())
     counts = counts + [0] * (steps - len(counts))
     each = gather(torch.tensor(counts, device=device), group)  # (R, T)
     totals = each.sum(0)
     weights = (each.double() / totals.clamp(min=1)).unsqueeze(2)
-    return Shares(counts, totals.tolist(), weights, dist.get_rank(group), group)
+    return BatchCounts(counts, totals.tolist(), weights, dist.get_rank(group), group)

@@ -5,7 +5,7 @@ import torch
 from numpy_lstm import assert_close, lstm, packed, population_row, randomize, sequences, to_numpy
 
 from elstm.nn import CELL_NORMS, ELSTMBN
-from elstm.nn.recurrence import NormInputs, Statistics, recurrence
+from elstm.nn.recurrence import Call, NormInputs, Statistics, recurrence
 
 NORMS = ("norm_ih", "norm_hh", "norm_c", "norm_c2")
 T, B, F, H = 5, 4, 3, 3
@@ -37,11 +37,11 @@ def arguments(layer, x, h_0, c_0, batch_sizes, batch_steps):
             rows = [population_row(to_numpy(layer), name, t) for t in range(x.shape[0])]
             population = (state[f"{name}.running_mean"][rows], state[f"{name}.running_var"][rows])
         weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
-        return NormInputs(weight, bias, *population, layer.get_submodule(name).eps)
+        return NormInputs(weight, bias, *population, layer.get_submodule(name).eps, batch_steps)
 
     weights = state["weight_ih_l0"], state["weight_hh_l0"], state.get("bias_l0")
     norms = [norm(name) for name in NORMS]
-    return (x, batch_sizes, batch_steps, h_0, c_0, *weights, *norms, layer.cell_norm)
+    return Call(x, batch_sizes, h_0, c_0, *weights, *norms, layer.cell_norm)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -51,7 +51,7 @@ def test_follows_the_equations(cell_norm, mode):
     layer = make(cell_norm)
     x, h_0, c_0 = sequences(T, B, F), sequences(B, H, seed=1), sequences(B, H, seed=2)
     output, h_n, c_n, statistics = recurrence(
-        *arguments(layer, x, h_0, c_0, batch_sizes, batch_steps)
+        arguments(layer, x, h_0, c_0, batch_sizes, batch_steps)
     )
     expected = lstm(
         layer,
@@ -87,7 +87,7 @@ def test_steps_from_batch_steps_on_read_the_population(steps):
     """batch_steps may lie anywhere: the contract of a backend, wider than what a layer asks."""
     layer = make("update")
     x, h_0, c_0 = sequences(T, B, F), sequences(B, H, seed=1), sequences(B, H, seed=2)
-    output, h_n, c_n, statistics = recurrence(*arguments(layer, x, h_0, c_0, None, steps))
+    output, h_n, c_n, statistics = recurrence(arguments(layer, x, h_0, c_0, None, steps))
     h, c = h_0[None].numpy(), c_0[None].numpy()
     parts = []
     if steps:
@@ -115,7 +115,7 @@ def test_padding_is_ignored(batch_steps):
     results = []
     for padding in (0.0, 1e3):
         filled = x.masked_fill(dead[:, :, None], padding).requires_grad_()
-        output, h_n, c_n, _ = recurrence(*arguments(layer, filled, *state, SIZES, batch_steps))
+        output, h_n, c_n, _ = recurrence(arguments(layer, filled, *state, SIZES, batch_steps))
         ((output * sequences(T, B, H, seed=3)).sum() + h_n.square().sum() + c_n.sum()).backward()
         assert not output[dead].any()
         assert not filled.grad[dead].any()
@@ -135,7 +135,7 @@ def test_gradients(cell_norm, mode):
     layer = make(cell_norm)
     x, h_0, c_0 = sequences(T, B, F), sequences(B, H, seed=1), sequences(B, H, seed=2)
     names, parameters = zip(*layer.named_parameters(), strict=True)
-    norms = arguments(layer, x, h_0, c_0, batch_sizes, batch_steps)[8:12]
+    norms = arguments(layer, x, h_0, c_0, batch_sizes, batch_steps).norms
 
     def run(x, h_0, c_0, *values):
         new = dict(zip(names, values, strict=True))
@@ -144,8 +144,7 @@ def test_gradients(cell_norm, mode):
             norm and norm._replace(weight=new[f"{name}_l0.weight"], bias=new.get(f"{name}_l0.bias"))
             for name, norm in zip(NORMS, norms, strict=True)
         ]
-        call = (x, batch_sizes, batch_steps, h_0, c_0, *weights, *moved, cell_norm)
-        return recurrence(*call)[:3]
+        return recurrence(Call(x, batch_sizes, h_0, c_0, *weights, *moved, cell_norm))[:3]
 
     inputs = [tensor.detach().requires_grad_() for tensor in (x, h_0, c_0, *parameters)]
     # Along one random direction of each input; the tests of the layers check every entry.
@@ -162,9 +161,9 @@ def test_recomputed_in_chunks_of_steps(cell_norm, mode):
         for recompute in (False, True):
             state = sequences(B, H, seed=1), sequences(B, H, seed=2)
             inputs = [t.to(dtype).requires_grad_() for t in (sequences(T, B, F), *state)]
-            call = (*arguments(layer, *inputs, *MODES[mode]), recompute)
+            call = arguments(layer, *inputs, *MODES[mode])._replace(recompute=recompute)
             with torch.autocast("cpu", enabled=dtype == torch.float32):
-                *parts, statistics = recurrence(*call)
+                *parts, statistics = recurrence(call)
             sum((part.double() * sequences(*part.shape)).sum() for part in parts).backward()
             leaves = [*inputs, *layer.parameters()]
             values = [value for pair in statistics if pair is not None for value in pair]
@@ -180,9 +179,9 @@ def test_half_precision_computes_in_float32():
     """bf16 goes in and comes out; the statistics and the cell between are float32."""
     layer = make("update")
     inputs = sequences(T, B, F), sequences(B, H, seed=1), sequences(B, H, seed=2)
-    exact = recurrence(*arguments(layer, *inputs, None, T))[0]
+    exact = recurrence(arguments(layer, *inputs, None, T))[0]
     low = [tensor.bfloat16() for tensor in inputs]
-    output, h_n, c_n, statistics = recurrence(*arguments(layer.bfloat16(), *low, None, T))
+    output, h_n, c_n, statistics = recurrence(arguments(layer.bfloat16(), *low, None, T))
     assert {output.dtype, h_n.dtype, c_n.dtype} == {torch.bfloat16}
     for norm in statistics[:3]:
         assert norm.mean.dtype == norm.var.dtype == torch.float32

@@ -1,8 +1,8 @@
 """The registry of recurrences: one function, several implementations, chosen here and nowhere else.
 
-A backend is a module of this package with two functions of the same arguments as
-`elstm.nn.recurrence.recurrence`: `recurrence`, and `refuses`, which returns why it cannot serve a
-call, or None where it can. It is imported when it is first asked.
+A backend is a module of this package with two functions of a Call: `recurrence`, which does what
+`elstm.nn.recurrence.recurrence` does, and `refuses`, which returns why it cannot serve the call, or
+None where it can. It is imported when it is first asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from elstm.nn import recurrence as reference
-from elstm.nn.recurrence import NormInputs, Recurrence
+from elstm.nn.recurrence import Call, Recurrence
 
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
@@ -55,19 +55,19 @@ def _load(module_name: str) -> bool:
     return True
 
 
-def choose(name: str, *call: Any) -> tuple[str, Recurrence]:
-    """The backend for a call of `recurrence`, with its name.
+def choose(name: str, call: Call) -> tuple[str, Recurrence]:
+    """Returns the name and the recurrence of the backend for a call.
 
     Raises:
         ValueError: a backend asked for by name cannot serve the call; the message says why.
     """
-    spread = any(isinstance(part, NormInputs) and part.shares is not None for part in call)
+    spread = any(norm is not None and norm.counts is not None for norm in call.norms)
     for candidate, module_name in _MODULES.items():
-        if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call[0].device)):
+        if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call.x.device)):
             continue
         _load(module_name)
         module = _LOADED[module_name]
-        reason = _SPREAD if spread else module.refuses(*call)
+        reason = _SPREAD if spread else module.refuses(call)
         if reason is None:
             return candidate, module.recurrence
         if name == candidate:

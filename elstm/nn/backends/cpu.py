@@ -21,29 +21,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from elstm.nn.backends import constant_result, cpu_library
-from elstm.nn.backends.cpu_library import BITS, Constants, Learned, Results
-from elstm.nn.recurrence import NormInputs, Statistics
+from elstm.nn.backends.cpu_library import BITS, Computed, Constants, Learned
+from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
 _CELLS = {"none": 0, "output": 1, "update": 2}
 
 
-def refuses(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: NormInputs | None,
-    norm_hh: NormInputs | None,
-    norm_c: NormInputs | None,
-    norm_c2: NormInputs | None,
-    cell_norm: str,
-    recompute: bool = False,
-) -> str | None:
-    """Why this backend cannot serve the call, in one line; None where it can."""
+def refuses(call: Call) -> str | None:
+    """Returns why this backend cannot serve the call, in one line; None where it can."""
+    x, cell_norm = call.x, call.cell_norm
     if cell_norm not in _CELLS:
         return f"cell_norm {cell_norm!r} (it has {', '.join(_CELLS)})"
     if x.device.type != "cpu":
@@ -54,7 +40,8 @@ def refuses(
         return "autocast is on"
     if x.dtype not in BITS:
         return f"dtype {x.dtype} (it has float32 and float64)"
-    for tensor in (h_0, c_0, weight_ih, weight_hh, bias, *_tensors(norm_ih, norm_hh, norm_c)):
+    given = (call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias, *_tensors(*call.norms))
+    for tensor in given:
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
             return f"tensors of {x.dtype} on {x.device} and of {tensor.dtype} on {tensor.device}"
     if not x.shape[0] or not x.shape[1]:
@@ -71,39 +58,24 @@ def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
     return [t for norm in norms if norm is not None for t in norm[:4]]
 
 
-def recurrence(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: NormInputs | None,
-    norm_hh: NormInputs | None,
-    norm_c: NormInputs | None,
-    norm_c2: NormInputs | None,
-    cell_norm: str,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
-    """As elstm.nn.recurrence.recurrence, for a call that `refuses` lets through."""
-    norms = (norm_ih, norm_hh, norm_c)
+def recurrence(call: Call) -> Results:
+    """Does what elstm.nn.recurrence.recurrence does, for a call that `refuses` lets through."""
+    norms = call.norms[:3]
     population = [
         t for norm in norms for t in ((None,) * 2 if norm is None else (norm.mean, norm.var))
     ]
     constants = Constants(
-        None if batch_sizes is None else tuple(batch_sizes),
-        batch_steps,
-        _CELLS[cell_norm],
+        None if call.batch_sizes is None else tuple(call.batch_sizes),
+        tuple(0 if norm is None else norm.batch_steps for norm in norms),
+        _CELLS[call.cell_norm],
         tuple(0.0 if norm is None else norm.eps for norm in norms),
         tuple(None if t is None else t.contiguous() for t in population),
-        recompute,
+        call.recompute,
     )
     learned = (
-        *(x, h_0, c_0, weight_ih, weight_hh, bias),
+        *(call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias),
         *(None if norm is None else norm.weight for norm in norms),
-        None if norm_c is None else norm_c.bias,
+        None if call.norm_c is None else call.norm_c.bias,
     )
     # ctx.needs_input_grad does not look at whether gradients are enabled.
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
@@ -117,7 +89,7 @@ def recurrence(
     output, h_n, c_n, *found = given[:9]
     pairs = zip(norms, found[::2], found[1::2], strict=True)
     statistics = [None if norm is None else Statistics(mean, var) for norm, mean, var in pairs]
-    return output, h_n, c_n, (*statistics, None)
+    return Results(output, h_n, c_n, (*statistics, None))
 
 
 class _Recurrence(torch.autograd.Function):
@@ -148,10 +120,10 @@ def _contiguous(learned: tuple[Tensor | None, ...]) -> Learned:
     return Learned(*(None if t is None else t.contiguous() for t in learned))  # type: ignore[arg-type]
 
 
-def _results(saved: Sequence[Tensor]) -> Results:
+def _results(saved: Sequence[Tensor]) -> Computed:
     """Of the output, six statistics and three kept tensors; backward does not need h_n and c_n."""
     nothing = saved[0].new_empty(0)
-    return Results(saved[0], nothing, nothing, tuple(saved[1:7]), tuple(saved[7:]))
+    return Computed(saved[0], nothing, nothing, tuple(saved[1:7]), tuple(saved[7:]))
 
 
 # The same as a custom op, for torch.compile, which cannot look into C.
@@ -164,7 +136,7 @@ _POPULATION = ", ".join(
     f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var")
 )
 _CONSTANTS = (
-    f"{_POPULATION}, int[]? batch_sizes, int batch_steps, int cell, float[] eps, bool recompute"
+    f"{_POPULATION}, int[]? batch_sizes, int[] batch_steps, int cell, float[] eps, bool recompute"
 )
 # Where the tensors with gradients end in a call, then all tensors, then all constants.
 _LEARNED_END = len(Learned._fields)
@@ -184,7 +156,7 @@ def _schema_order(constants: Constants) -> tuple[Any, ...]:
 def _from_schema(arguments: tuple[Any, ...]) -> tuple[Constants, Learned]:
     sizes, batch_steps, cell, eps, recompute = arguments[_TENSORS_END:_CALL_END]
     constants = Constants(
-        sizes, batch_steps, cell, tuple(eps), arguments[_LEARNED_END:_TENSORS_END], recompute
+        sizes, tuple(batch_steps), cell, tuple(eps), arguments[_LEARNED_END:_TENSORS_END], recompute
     )
     return constants, _contiguous(arguments[:_LEARNED_END])
 

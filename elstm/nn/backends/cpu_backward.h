@@ -26,12 +26,11 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
                           const real *zh, const real *zx, const real *c_prev, real *d_zh, real *d_zx, real *d_y,
                           real *gate_f) {
     const struct call *q = w->q;
-    const long n = alive(q, t), B = q->rows, H = q->units, at = s * LANES, count = lanes_of(q, s);
-    const int batch = t < q->batch_steps;
+    const long n = active(q, t), B = q->rows, H = q->units, at = s * LANES, count = lanes_of(q, s);
     const real *raw = q->saved_c + (s * q->steps + t) * B * LANES;
     real *d_h = w->d_h + s * B * LANES, *d_c = w->d_c + s * B * LANES;
     vec *sums = projection_sums(w, s);
-    const struct affine c_norm = load_affine(&q->norm_c, q->batch_steps, t, H, at, count);
+    const struct affine c_norm = load_affine(&q->norm_c, t, H, at, count);
     const vec c_scale = c_norm.gamma * c_norm.rstd;
     struct gates p;
     load_gates(&p, q, t, s);
@@ -67,7 +66,7 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
         *(vec *)(dz + 2 * LANES) = i * 4 * (e_g + 1) * (r_g * r_g);
         *(vec *)(dz + 3 * LANES) = (a_o - 1) * (dh_o * o) * (e_y * r_y);
     }
-    const real per_row = batch ? 1 / (real)n : 0; /* the population's statistics are constants */
+    const real per_row = t < q->norm_c.batch_steps ? 1 / (real)n : 0; /* population statistics are constants */
     const vec mean_dy = sum_dy * per_row, mean_dy_c = sum_dy_c * per_row;
     sums[12] += sum_dy_c;
     sums[13] += sum_dy;
@@ -102,7 +101,8 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     if (joint) return;
 
     /* Through the norms of the projections, likewise: dz_h = gamma rstd (dz - mean(dz) - z_hat mean(dz z_hat)). */
-    const real per_row_h = q->norm_h.gamma ? per_row : 0, per_row_x = q->norm_x.gamma ? per_row : 0;
+    const real per_row_h = q->norm_h.gamma && t < q->norm_h.batch_steps ? 1 / (real)n : 0;
+    const real per_row_x = q->norm_x.gamma && t < q->norm_x.batch_steps ? 1 / (real)n : 0;
     vec scale_h[4], scale_x[4], mean_h[4], mean_x[4], slope_h[4], slope_x[4];
     UNROLL for (int k = 0; k < 4; k++) {
         scale_h[k] = p.h[k].gamma * p.h[k].rstd;
@@ -188,7 +188,7 @@ static void multiply_back(const struct backward *w, const real *d_z, long n, con
     }
 }
 
-/* d_w (K, GATES) += a^T dz over `rows` rows (of several steps); dz is zero at rows that are not alive. */
+/* d_w (K, GATES) += a^T dz over `rows` rows (of several steps); dz is zero at rows that are not active. */
 static void multiply_weights(const real *a, long columns, const real *d_z, long rows, real *d_w) {
     const struct product product = {.a = a, .a_row = 1, .a_k = columns, .b = d_z, .segments = 1, .length = rows,
                                     .c = d_w, .c_row = GATES, .c_vector = LANES, .accumulate = 1,
@@ -257,11 +257,11 @@ static void copy_out(const struct call *q, const real *from, long s, real *to) {
         store(to + r * q->units + s * LANES, *(const vec *)(from + r * LANES), lanes_of(q, s));
 }
 
-/* d_h of the thread's units = dzh_t W_h, for the rows alive at t. */
+/* d_h of the thread's units = dzh_t W_h, for the rows active at t. */
 static void hidden_gradient(const struct backward *w, long t, const real *d_zh, long first, long last) {
     const struct call *q = w->q;
     for (long s = first; s < last; s += 4)
-        multiply_back(w, d_zh, alive(q, t), w->w_h_back + s * LANES * 4 * q->units, min_long(4, last - s), first, last,
+        multiply_back(w, d_zh, active(q, t), w->w_h_back + s * LANES * 4 * q->units, min_long(4, last - s), first, last,
                       w->d_h + s * q->rows * LANES, LANES, q->rows * LANES);
 }
 
@@ -269,7 +269,7 @@ static void hidden_gradient(const struct backward *w, long t, const real *d_zh, 
 static void step_backward(const struct backward *w, long t, long s, long first, long last, real *scratch, real *d_zh,
                           real *d_zx) {
     const struct call *q = w->q;
-    const long B = q->rows, I = q->inputs, H = q->units, n = alive(q, t), at = (s * q->steps + t) * B;
+    const long B = q->rows, I = q->inputs, H = q->units, n = active(q, t), at = (s * q->steps + t) * B;
     const int joint = is_joint(q);
     real *zh_scratch = scratch, *zx_scratch = zh_scratch + B * GATES;
     real *d_y = zx_scratch + B * GATES, *gate_f = d_y + B * LANES, *c_scratch = gate_f + B * LANES;
@@ -286,7 +286,7 @@ static void step_backward(const struct backward *w, long t, long s, long first, 
     else if (q->cell != CELL_UPDATE)
         c_prev = raw_prev;
     else {
-        const struct affine y = load_affine(&q->norm_c, q->batch_steps, t - 1, H, s * LANES, lanes_of(q, s));
+        const struct affine y = load_affine(&q->norm_c, t - 1, H, s * LANES, lanes_of(q, s));
         for (long r = 0; r < n * LANES; r += LANES)
             *(vec *)(c_scratch + r) = (*(const vec *)(raw_prev + r) - y.mean) * (y.rstd * y.gamma) + y.beta;
     }

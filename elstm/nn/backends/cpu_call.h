@@ -28,11 +28,12 @@ struct norm {
     real *batch_mean, *batch_var;        /* (batch_steps, F): written forward, read backward */
     real *d_gamma, *d_beta;              /* (F,) */
     double eps;
+    int64_t batch_steps;                 /* steps < batch_steps use the statistics of the batch */
 };
 
 struct call {
     int64_t steps, rows, inputs, units;  /* T, B, I, H */
-    int64_t batch_steps, cell, threads;
+    int64_t batch_steps, cell, threads;  /* batch_steps: the most of any norm */
     const int64_t *batch_sizes;          /* (T,) or null: all rows at every step */
     const real *x, *h_0, *c_0;           /* (T, B, I), (B, H), (B, H) */
     const real *w_x, *w_h, *bias;        /* (4H, I), (4H, H), (4H,) or null */
@@ -50,7 +51,7 @@ struct call {
 static inline long min_long(long a, long b) { return a < b ? a : b; }
 static inline long slices_of(const struct call *q) { return (q->units + LANES - 1) / LANES; }
 static inline long lanes_of(const struct call *q, long s) { return min_long(LANES, q->units - s * LANES); }
-static inline long alive(const struct call *q, long t) { return q->batch_sizes ? q->batch_sizes[t] : q->rows; }
+static inline long active(const struct call *q, long t) { return q->batch_sizes ? q->batch_sizes[t] : q->rows; }
 /* No normalisation of either projection: z = W_x x + W_h h is one sum, kept in saved_zh. */
 static inline int is_joint(const struct call *q) { return !q->norm_x.gamma && !q->norm_h.gamma; }
 
@@ -79,11 +80,10 @@ struct affine {
     vec mean, rstd, gamma, beta;
 };
 
-INLINE struct affine load_affine(const struct norm *norm, long batch_steps, long t, long features, long at,
-                                 long count) {
+INLINE struct affine load_affine(const struct norm *norm, long t, long features, long at, long count) {
     struct affine y = {(vec){0}, splat(1), splat(1), (vec){0}};
     if (!norm->gamma) return y;
-    const int batch = t < batch_steps;
+    const int batch = t < norm->batch_steps;
     y.mean = load((batch ? norm->batch_mean : norm->mean) + t * features + at, count, 0);
     const vec var = load((batch ? norm->batch_var : norm->var) + t * features + at, count, 1);
     y.rstd = 1 / square_root(var + (real)norm->eps);

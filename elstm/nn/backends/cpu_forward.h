@@ -71,8 +71,8 @@ struct gates {
 INLINE void load_gates(struct gates *p, const struct call *q, long t, long s) {
     const long H = q->units, at = s * LANES, count = lanes_of(q, s);
     UNROLL for (int k = 0; k < 4; k++) {
-        p->h[k] = load_affine(&q->norm_h, q->batch_steps, t, 4 * H, k * H + at, count);
-        p->x[k] = load_affine(&q->norm_x, q->batch_steps, t, 4 * H, k * H + at, count);
+        p->h[k] = load_affine(&q->norm_h, t, 4 * H, k * H + at, count);
+        p->x[k] = load_affine(&q->norm_x, t, 4 * H, k * H + at, count);
         p->scale_h[k] = p->h[k].gamma * p->h[k].rstd * EXPONENT[k];
         p->scale_x[k] = p->x[k].gamma * p->x[k].rstd * EXPONENT[k];
         const vec bias = q->bias ? load(q->bias + k * H + at, count, 0) : (vec){0};
@@ -111,8 +111,8 @@ INLINE void cell_forward(const enum cell cell, const int joint, const struct cal
             *(vec *)(one_over_o + r * LANES) = o;
     }
     if (cell == CELL_NONE) return;
-    if (t < q->batch_steps) batch_statistics(raw, 1, n, &q->norm_c, t, H, at, count);
-    const struct affine c_norm = load_affine(&q->norm_c, q->batch_steps, t, H, at, count);
+    if (t < q->norm_c.batch_steps) batch_statistics(raw, 1, n, &q->norm_c, t, H, at, count);
+    const struct affine c_norm = load_affine(&q->norm_c, t, H, at, count);
     const vec scale = c_norm.gamma * c_norm.rstd;
     for (long r = 0; r < n; r++) {
         const vec c = *(vec *)(raw + r * LANES);
@@ -194,7 +194,7 @@ static void forward_thread(void *data, int thread, struct team *team) {
         for (long r = row_0; r < row_1; r++)
             *(vec *)(w->carried + (s * B + r) * LANES) = load(q->c_0 + r * H + s * LANES, lanes_of(q, s), 0);
     for (long t = 0; t < T; t++) {
-        const long end = min_long(row_1, alive(q, t)), n = end > row_0 ? end - row_0 : 0;
+        const long end = min_long(row_1, active(q, t)), n = end > row_0 ? end - row_0 : 0;
         const real *h_prev = (t ? q->output + (t - 1) * B * H : q->h_0) + row_0 * H;
         for (long s = first; s < last; s++) {
             const long at = (s * T + t) * B + row_0, from = s * LANES, count = lanes_of(q, s);
@@ -205,10 +205,10 @@ static void forward_thread(void *data, int thread, struct team *team) {
                 const long rows = w->chunk == 1 ? n : min_long(w->chunk, T - t) * B;
                 project(q->x + (t * B + row_0) * I, I, 0, I, w->w_x + s * I * GATES, rows, zx, 0, 0, 0);
             }
-            if (t < q->batch_steps && q->norm_x.gamma)
+            if (q->norm_x.gamma && t < q->norm_x.batch_steps)
                 batch_statistics(zx, 4, n, &q->norm_x, t, H, from, count);
             project_hidden(q, h_prev, n, s, first, last, w->w_h + s * H * GATES, zh, joint);
-            if (t < q->batch_steps && q->norm_h.gamma)
+            if (q->norm_h.gamma && t < q->norm_h.batch_steps)
                 batch_statistics(zh, 4, n, &q->norm_h, t, H, from, count);
             cell_forward_by_kind(q, t, s, n, zh, zx, w->carried + (s * B + row_0) * LANES,
                                  q->saved_c ? q->saved_c + at * LANES : raw_scratch, one_over_o, h_t);
@@ -218,7 +218,7 @@ static void forward_thread(void *data, int thread, struct team *team) {
     }
     long t = T - 1;
     for (long r = row_0; r < row_1; r++) { /* the state after each row's last step */
-        while (alive(q, t) <= r) t--;
+        while (active(q, t) <= r) t--;
         for (long s = first; s < last; s++) {
             const long at = r * H + s * LANES, count = lanes_of(q, s);
             store(q->h_n + at, load(q->output + t * B * H + at, count, 0), count);

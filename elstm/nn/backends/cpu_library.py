@@ -25,9 +25,9 @@ class Constants(NamedTuple):
     """What a call has beside tensors with gradients."""
 
     batch_sizes: tuple[int, ...] | None
-    batch_steps: int
+    batch_steps: tuple[int, ...]  # of norm_ih, norm_hh and norm_c, as below
     cell: int  # enum cell of cpu_call.h
-    eps: tuple[float, ...]  # of norm_ih, norm_hh, norm_c, as below
+    eps: tuple[float, ...]
     population: tuple[Tensor | None, ...]  # mean and var, (T, F), of each
     recompute: bool  # keep the raw cell alone for backward
 
@@ -51,8 +51,8 @@ class Learned(NamedTuple):
         return self.gamma_ih, self.gamma_hh, self.gamma_c
 
 
-class Results(NamedTuple):
-    """What forward gives; a tensor that does not apply is empty."""
+class Computed(NamedTuple):
+    """What forward computes; a tensor that does not apply is empty."""
 
     output: Tensor
     h_n: Tensor
@@ -70,7 +70,11 @@ class _Norm(ctypes.Structure):
         *("gamma", "beta", "mean", "var"),
         *("batch_mean", "batch_var", "d_gamma", "d_beta"),
     )
-    _fields_ = [*((name, ctypes.c_void_p) for name in _pointers), ("eps", ctypes.c_double)]
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _pointers),
+        ("eps", ctypes.c_double),
+        ("batch_steps", ctypes.c_int64),
+    ]
 
 
 class _Call(ctypes.Structure):
@@ -138,7 +142,7 @@ def openmp() -> tuple[int | None, ...]:
 
 def empty_results(
     constants: Constants, learned: Learned, keep: bool, empty: Empty = Tensor.new_empty
-) -> Results:
+) -> Computed:
     """Results not yet filled; what backward needs only if `keep`."""
     x, units = learned.x, learned.weight_hh.shape[1]
     steps, rows, inputs = x.shape
@@ -148,13 +152,15 @@ def empty_results(
     gates, nothing = (slices, steps, rows, 4 * lanes), (0,)
     keep_zh = keep and not constants.recompute
     keep_zx = keep_zh and not plain and inputs > RECOMPUTED_INPUTS
-    return Results(
+    return Computed(
         empty(x, steps, rows, units),
         empty(x, rows, units),
         empty(x, rows, units),
         tuple(
-            empty(x, *(nothing if gamma is None else (constants.batch_steps, gamma.shape[0])))
-            for gamma in learned.gammas
+            empty(
+                x, *(nothing if gamma is None else (constants.batch_steps[index], gamma.shape[0]))
+            )
+            for index, gamma in enumerate(learned.gammas)
             for _ in range(2)
         ),
         (
@@ -177,7 +183,7 @@ def empty_gradients(
     ]
 
 
-def forward(constants: Constants, learned: Learned, keep: bool) -> Results:
+def forward(constants: Constants, learned: Learned, keep: bool) -> Computed:
     results = empty_results(constants, learned, keep, cpu_memory.empty)
     _run("elstm_forward", BITS[learned.x.dtype], _call(constants, learned, results))
     return results
@@ -186,7 +192,7 @@ def forward(constants: Constants, learned: Learned, keep: bool) -> Results:
 def backward(
     constants: Constants,
     learned: Learned,
-    results: Results,
+    results: Computed,
     upstream: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
@@ -215,11 +221,17 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr() or None
 
 
-def _call(constants: Constants, learned: Learned, results: Results) -> _Call:
+def _call(constants: Constants, learned: Learned, results: Computed) -> _Call:
     """All but the gradients."""
     units = learned.weight_hh.shape[1]
     call = _Call(
-        *(*learned.x.shape, units, constants.batch_steps, constants.cell, torch.get_num_threads())
+        *(
+            *learned.x.shape,
+            units,
+            max(constants.batch_steps),
+            constants.cell,
+            torch.get_num_threads(),
+        )
     )
     for name, tensor in zip(_Call._given[1:], learned, strict=False):
         setattr(call, name, _pointer(tensor))
@@ -229,6 +241,7 @@ def _call(constants: Constants, learned: Learned, results: Results) -> _Call:
     for index, name in enumerate(_Call._norms):
         norm = getattr(call, name)
         norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
+        norm.batch_steps = constants.batch_steps[index]
         population = constants.population[2 * index : 2 * index + 2]
         norm.mean, norm.var = (_pointer(t) for t in population)
         of_batch = results.statistics[2 * index : 2 * index + 2]

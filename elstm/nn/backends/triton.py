@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from elstm.nn.backends.triton_blocks import Blocks, choose_blocks
-from elstm.nn.recurrence import NormInputs, Statistics
+from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
 _SLICES = 8  # of the steps, in which W_x x_t is computed a third time
 _CELL_NORMS = ("none", "output", "update")
@@ -59,26 +59,14 @@ def available() -> bool:
     return (int(major), int(minor)) >= (3, 6)
 
 
-def refuses(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: NormInputs | None,
-    norm_hh: NormInputs | None,
-    norm_c: NormInputs | None,
-    norm_c2: NormInputs | None,
-    cell_norm: str,
-    recompute: bool = False,
-) -> str | None:
-    """Why this backend cannot serve a call of `recurrence`, or None."""
+def refuses(call: Call) -> str | None:
+    """Returns why this backend cannot serve a call of `recurrence`, or None."""
+    x, cell_norm = call.x, call.cell_norm
     if cell_norm not in _CELL_NORMS:
         return f"cell_norm must be one of {', '.join(_CELL_NORMS)}; got {cell_norm!r}"
-    for tensor in (x, h_0, c_0, weight_ih, weight_hh):
+    if len({norm.batch_steps for norm in call.norms if norm is not None}) > 1:
+        return "some of its norms are frozen, others are not"
+    for tensor in (x, call.h_0, call.c_0, call.weight_ih, call.weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
     if not available():
@@ -88,10 +76,10 @@ def refuses(
             return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
     elif x.device.type != "cpu" or not _kernels().INTERPRETED:
         return f"needs CUDA tensors, got {x.device.type}"
-    batch, hidden = h_0.shape
+    batch, hidden = call.h_0.shape
     if not x.numel():
         return "the batch is empty"
-    if _blocks(batch, hidden, batch_steps > 0, x.device) is None:
+    if _blocks(batch, hidden, call.batch_steps > 0, x.device) is None:
         return f"{batch} sequences of {hidden} hidden units do not fit its programs"
     return None
 
@@ -114,42 +102,29 @@ class _Plan(NamedTuple):
 
 
 @torch.compiler.disable
-def recurrence(
-    x: Tensor,
-    batch_sizes: list[int] | None,
-    batch_steps: int,
-    h_0: Tensor,
-    c_0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor | None,
-    norm_ih: NormInputs | None,
-    norm_hh: NormInputs | None,
-    norm_c: NormInputs | None,
-    norm_c2: NormInputs | None,
-    cell_norm: str,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Statistics | None, ...]]:
+def recurrence(call: Call) -> Results:
     """elstm.nn.recurrence.recurrence; differentiating its gradient raises RuntimeError."""
+    x, batch_sizes, batch_steps = call.x, call.batch_sizes, call.batch_steps
     device = x.device
     dtype = x.dtype  # of the projections
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    norms = (norm_ih, norm_hh, norm_c)
+    norms = call.norms[:3]
     alive = None
     if batch_sizes is not None:
         alive = torch.tensor(batch_sizes, dtype=torch.int32).to(device)
     pairs = tuple(norm and _statistics(norm, x.shape[0], batch_steps) for norm in norms)
     eps = tuple(float(norm.eps) if norm else 0.0 for norm in norms)
-    plan = _Plan(alive, batch_steps, cell_norm, pairs, eps)
+    plan = _Plan(alive, batch_steps, call.cell_norm, pairs, eps)
     gammas = [norm and norm.weight for norm in norms]
-    tensors = (x, h_0, c_0, weight_ih, weight_hh, bias, *gammas, norm_c and norm_c.bias)
+    weights = (call.weight_ih, call.weight_hh, call.bias)
+    tensors = (x, call.h_0, call.c_0, *weights, *gammas, call.norm_c and call.norm_c.bias)
     with torch.autocast(device.type, enabled=False):
         output, h_n, c_n = _Recurrence.apply(
             plan, *(None if tensor is None else tensor.float() for tensor in tensors)
         )
     statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
-    return output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None)
+    return Results(output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None))
 
 
 def _statistics(norm: NormInputs, steps: int, batch_steps: int) -> tuple[Tensor, Tensor]:
