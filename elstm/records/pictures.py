@@ -1,9 +1,12 @@
-"""The pictures that a run makes, as PNG bytes. matplotlib is imported when one is made."""
+"""Draws the pictures that a run makes, as PNG bytes.
+
+matplotlib takes half a second to import, so it is imported when the first picture is drawn.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +15,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> bytes:
+def _under_own_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
+    """Makes a function that draws a figure return its PNG, whatever matplotlib's settings are."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any) -> bytes:
+        from elstm.records.drawing import own_settings, png
+
+        with own_settings():
+            return png(draw(*args))
+
+    return drawn
+
+
+@_under_own_settings
+def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
     """|dL/dh_t| over t on a logarithmic scale.
 
     Args:
@@ -33,12 +50,13 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> bytes:
     axes.set_xlim(1, max(len(norms), 2))
     axes.set_xlabel("time step t")
     axes.set_ylabel("|∂L/∂h$_t$|")
-    axes.set_title(f"{title}, epoch {epoch:g}", fontsize=9)
+    axes.set_title(f"{title}, epoch {epoch:g}", fontsize=9, parse_math=False)
     axes.grid(True, which="major", alpha=0.3)
-    return _png(figure)
+    return figure
 
 
-def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) -> bytes:
+@_under_own_settings
+def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
     """The confusion matrix: colours by the share of the true class, numbers of images written in.
 
     Args:
@@ -57,27 +75,24 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(classes), class_names)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a $ in a name is a $
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.set_ticks(
         [p**0.5 for p in (0, 0.01, 0.05, 0.2, 0.5, 1)], labels=["0", "1", "5", "20", "50", "100"]
     )
     bar.set_label("share of the true class, %")
-    return _png(figure)
+    return figure
 
 
 def _figure(width: float, height: float, **options: Any) -> Figure:
-    """In inches. Without pyplot, which keeps every figure and may look for a screen."""
-    from matplotlib.figure import Figure
+    """Makes a figure of a size in inches.
+
+    pyplot is not used, because it keeps every figure and may need a screen.
+    """
+    from elstm.records.drawing import Figure
 
     return Figure(figsize=(width, height), dpi=110, **options)
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    return buffer.getvalue()

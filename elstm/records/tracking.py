@@ -46,7 +46,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -58,6 +58,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import summary as summaries
 
+from elstm.cli import summary
 from elstm.config.schema import Config
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
@@ -204,10 +205,21 @@ class Tracker:
             writer.writerow([t, *(f"{value:.6g}" for value in values)])
         files.write_atomic(self.over_time_path, text.getvalue().encode(), sync=False)
 
-    def log_picture(self, tag: str, png: bytes, step: int) -> None:
-        if self._events is not None:
-            image = Summary.Image(colorspace=4, encoded_image_string=png)
-            self._events.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    def log_picture(self, tag: str, draw: Callable[[], bytes], step: int) -> None:
+        """Draws a picture; one that cannot be drawn costs a warning and never the epoch.
+
+        Args:
+            draw: gives its PNG.
+        """
+        if self._events is None:
+            return
+        try:
+            png = draw()
+        except Exception as error:  # of matplotlib, its fonts and its cache: anything
+            log.warning("the picture %s is left out: %s", tag, summary(error))
+            return
+        image = Summary.Image(colorspace=4, encoded_image_string=png)
+        self._events.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
     def log_end(self, step: int) -> None:
         """Marks the run as finished in the HPARAMS tab."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from elstm.records.drawing import own_settings
 from elstm.reporting.groups import Group
 from elstm.reporting.inside import OVER_TIME, Inside, read_inside
 from elstm.reporting.runs import Run
@@ -55,7 +55,7 @@ def statistics_figure(
         return None
     shown = [item for item in read if any(norm in item[1].norms for norm in norms)]
     labels = [group.label for group, _ in shown]
-    with rc_context(STYLE):
+    with own_settings(STYLE):
         rows = -(-len(labels) // legend_columns(labels))
         figure = Figure(figsize=(7.2, 4.1 + 0.2 * rows), layout="constrained")
         grid = figure.subplots(2, len(norms), squeeze=False, sharex=True)
@@ -89,7 +89,7 @@ def time_steps_figure(
         return None
     shown = [item for item in read if item[1].over_time]
     labels = [group.label for group, _ in shown]
-    with rc_context(STYLE):
+    with own_settings(STYLE):
         rows = -(-len(labels) // legend_columns(labels))
         figure = Figure(figsize=(7.2, 2.9 + 0.2 * rows), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

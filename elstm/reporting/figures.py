@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from elstm.records.drawing import own_settings
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
@@ -43,7 +43,7 @@ def curves_figure(
     scale = 100.0 if percent else 1.0
     latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
     per_unit, unit = time_unit(latest)
-    with rc_context(STYLE):
+    with own_settings(STYLE):
         figure, (left, right) = _axes(len(bands), [_legend(group) for group, _ in bands])
         for group, b in bands:
             style = look[group.label]
@@ -79,7 +79,7 @@ def accuracy_figure(
     rows = [group for group in groups if by_label[group.label].test_accuracy is not None]
     if not rows:
         return None
-    with rc_context(STYLE):
+    with own_settings(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for y, group in enumerate(rows):
@@ -109,7 +109,7 @@ def reach_figure(
         return None
     slowest = max((r.seconds.mean for _, r in rows if r.seconds is not None), default=0.0)
     per_unit, unit = time_unit(slowest)
-    with rc_context(STYLE):
+    with own_settings(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for y, (group, reach) in enumerate(rows):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from elstm.records.drawing import FigureCanvasAgg, own_settings
 
 # Okabe and Ito's colours, with grey for the yellow, which is too pale on paper; lines and markers
 # differ too, so that no two groups look alike in black and white either.
@@ -80,9 +79,7 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as (PNG, SVG)."""
     png, svg = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure)
-    with rc_context(STYLE), warnings.catch_warnings():
-        # A label may be in a script that the font lacks: boxes are drawn then.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with own_settings(STYLE):
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return png.getvalue(), svg.getvalue()

@@ -404,8 +404,11 @@ class _Run:
             self.tracker.write_over_time(inside)
             if pictures:
                 title = f"{self.config.model.name} on {self.data.name}"
-                picture = figures.gradient_figure(inside["gradient"], epoch, title)
-                self.tracker.log_picture("gradient/hidden", picture, state.step)
+                self.tracker.log_picture(
+                    "gradient/hidden",
+                    lambda: figures.gradient_figure(inside["gradient"], epoch, title),
+                    state.step,
+                )
         self.clock.look()
         self.tracker.log(self.position(), values)
         if state.batch == self.batches:

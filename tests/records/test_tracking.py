@@ -76,7 +76,7 @@ def test_histograms_and_pictures(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     model = SequenceClassifier(ELSTMBN(3, 4, max_steps=5, gamma_c=0.5), 2)
     tracker.log_norms(model, POSITION)
-    tracker.log_picture("gradient/hidden", b"\x89PNG...", 3)
+    tracker.log_picture("gradient/hidden", lambda: b"\x89PNG...", 3)
     tracker.close()
     reader = read_events(tmp_path)
     norms = [f"norm_{name}_l0" for name in ("c", "hh", "ih")]
@@ -90,6 +90,20 @@ def test_histograms_and_pictures(tmp_path: Path) -> None:
     assert variance.histogram_value.num == 5 * 16
     (image,) = reader.Images("gradient/hidden")
     assert image.encoded_image_string == b"\x89PNG..."
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = started(tmp_path)
+    tracker.log_picture("gradient/hidden", lambda: bytes(1 // 0), 3)
+    tracker.log({**POSITION, "step": 4}, {"val_accuracy": 0.75})
+    tracker.close()
+    (line,) = caplog.messages
+    assert line.startswith("the picture gradient/hidden is left out: ZeroDivisionError")
+    reader = read_events(tmp_path)
+    assert reader.Tags()["images"] == []
+    assert [event.step for event in reader.Scalars("val/accuracy")] == [4]
 
 
 def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:

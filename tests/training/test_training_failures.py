@@ -10,6 +10,7 @@ import torch
 from training_runs import assert_same_runs, at, last, rows, small_config
 
 from elstm.errors import UserError
+from elstm.records import pictures as figures
 from elstm.records.status import read_status
 from elstm.training import checkpoint
 from elstm.training import run as training
@@ -100,3 +101,14 @@ def test_a_disk_that_fills_leaves_what_was_there(
             run(config, folder)
     assert run(config, folder, resume=True).state == "done"
     assert_same_runs(whole, folder)
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_epoch(
+    folders: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = next(folders)
+    monkeypatch.setattr(figures, "gradient_figure", lambda *_: 1 / 0)
+    assert run(small_config(max_epochs=2), folder).state == "done"
+    left_out = [m for m in caplog.messages if "is left out: ZeroDivisionError" in m]
+    assert len(left_out) == 2
+    assert last(folder)["state"]["epoch"] == 2
