@@ -1,8 +1,10 @@
-"""Compiles a C source of this package with the user's compiler, once, and loads it.
+"""Compiles a C source of this package with the user's compiler, once, verifies it and loads it.
 
-The result is kept in a private folder ($XDG_CACHE_HOME/elstm or ~/.cache/elstm), under a name that
+The library is kept in a private folder ($XDG_CACHE_HOME/elstm or ~/.cache/elstm), under a name that
 follows from the sources, the flags, the compiler and the CPU: a home shared between machines holds
-one file for each kind of machine, and a new version of this package never meets an old file.
+one file for each kind of machine, and a new version of this package never meets an old file. The
+file beside it (.sha256) holds the library's checksum, because loading a file that a full disk or a
+power failure cut short would kill the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SOURCES = Path(__file__).parent
@@ -31,50 +35,105 @@ _FLAGS = (
     "-fPIC",
     "-shared",
 )
-_TIMEOUT = 300  # seconds; it takes a few
+# CC may hold flags of the user's. These come after them and undo what would make results wrong
+# (-ffast-math, which also changes how the process that loads the library rounds) or make the
+# library end the process that loads it (sanitizers). A compiler that does not know one is asked
+# again without them; the check of the finished library stands in any case.
+_COUNTER_FLAGS = (
+    "-fno-fast-math",
+    "-fno-unsafe-math-optimizations",
+    "-fno-associative-math",
+    "-fno-reciprocal-math",
+    "-fno-finite-math-only",
+    "-fsigned-zeros",
+    "-fno-sanitize=all",
+    "-fno-lto",
+)
+_TIMEOUT = 300  # seconds; compiling takes a few
+
+# Returns why the library in a file must not be loaded; None where it is sound.
+Check = Callable[[Path], str | None]
 
 
 class BuildError(Exception):
-    """Why there is no library: one line."""
+    """Says why there is no library, in one line."""
 
 
-def load(source: str, defines: tuple[str, ...] = (), target: str | None = None) -> ctypes.CDLL:
-    """The library built from `source`, a file of this folder.
+def load(
+    source: str,
+    defines: tuple[str, ...] = (),
+    target: str | None = None,
+    check: Check = lambda path: None,
+) -> ctypes.CDLL:
+    """Returns the library built from `source`, a file of this folder.
 
-    `target` replaces the flags for this CPU.
+    Args:
+        defines: further flags, -DNAME=VALUE.
+        target: replaces the flags for this CPU.
+        check: called once, with the file of a library that was just built.
 
     Raises:
-        BuildError: no compiler, or it failed, or its result cannot be loaded.
+        BuildError: there is no compiler or it failed, the result cannot be loaded, or `check`
+            found it wrong. No other error leaves this function.
     """
-    compiler = _compiler()
-    flags = (*_FLAGS, *(_native() if target is None else target.split()), *defines)
-    name = f"{Path(source).stem}-{_key(compiler, flags)}.so"
-    folder = _private_folder()
-    path = folder / name
-    if _is_ours(path):
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            pass  # damaged: build it again
-    _compile(compiler, flags, _SOURCES / source, path)
     try:
-        return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"the compiled library does not load: {error}") from None
+        if not hasattr(os, "getuid"):
+            raise BuildError("the C backend needs Linux, macOS or another POSIX system")
+        compiler = _compiler()
+        flags = (*(_native() if target is None else target.split()), *defines)
+        name = f"{Path(source).stem}-{_key(compiler, flags)}.so"
+        problem: BuildError | None = None
+        for place in (_cache_folder, _temporary_folder):
+            try:
+                with place() as folder:
+                    return _load_from(folder / name, compiler, flags, _SOURCES / source, check)
+            except OSError as error:  # no home, full, read-only, mounted noexec: try the next
+                problem = BuildError(f"the compiled library cannot be kept or loaded: {error}")
+        raise problem or BuildError("there is no folder for the compiled library")
+    except BuildError:
+        raise
+    except Exception as error:
+        raise BuildError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _load_from(
+    path: Path, compiler: list[str], flags: tuple[str, ...], source: Path, check: Check
+) -> ctypes.CDLL:
+    """Loads `path` if it is there and whole, else builds it there."""
+    if _is_whole(path):
+        with suppress(OSError):  # built for something else all the same: build it again
+            return ctypes.CDLL(str(path))
+    temporary = _compile(compiler, flags, source, path.parent)
+    try:
+        reason = check(temporary)
+        if reason is not None:
+            raise BuildError(
+                f"what {' '.join(compiler)} built cannot be used ({reason}); if the variable CC "
+                "holds flags, remove them"
+            )
+        library = ctypes.CDLL(str(temporary))
+        _keep(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ctypes.CDLL(str(path)) if _is_whole(path) else library
 
 
 def _compiler() -> list[str]:
-    asked = shlex.split(os.environ.get("CC", ""))
-    for command in [asked] if asked else [["cc"], ["gcc"], ["clang"]]:
+    given = os.environ.get("CC", "")
+    try:
+        requested = shlex.split(given)
+    except ValueError as error:
+        raise BuildError(f"the variable CC holds {given!r}: {error}") from None
+    for command in [requested] if requested else [["cc"], ["gcc"], ["clang"]]:
         program = shutil.which(command[0])
         if program is not None:
             return [program, *command[1:]]
-    tried = " ".join(asked) if asked else "cc, gcc and clang"
+    tried = " ".join(requested) if requested else "cc, gcc and clang"
     raise BuildError(f"no C compiler was found (tried {tried}; the variable CC may name one)")
 
 
 def _native() -> tuple[str, ...]:
-    """Flags for all that this CPU can do."""
+    """Returns the flags for all that this CPU can do."""
     return ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 
 
@@ -84,13 +143,14 @@ def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     program = Path(compiler[0]).resolve()
     status = program.stat()
-    parts = (*compiler, str(program), str(status.st_size), str(status.st_mtime_ns), *flags, *_cpu())
-    digest.update("\0".join(parts).encode())
+    facts = (str(program), str(status.st_size), str(status.st_mtime_ns))
+    parts = (*compiler, *facts, *_FLAGS, *_COUNTER_FLAGS, *flags, *_cpu())
+    digest.update("\0".join(parts).encode(errors="surrogateescape"))
     return digest.hexdigest()[:24]
 
 
 def _cpu() -> list[str]:
-    """What tells kinds of CPU apart: the instructions they know, where the system lists them."""
+    """Returns what tells kinds of CPU apart: the instructions that the system lists for them."""
     parts = [sys.platform, platform.machine(), platform.processor(), *platform.libc_ver()]
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -101,21 +161,29 @@ def _cpu() -> list[str]:
     return parts + sorted(kept)
 
 
-def _private_folder() -> Path:
-    """A folder of ours that no one else can write to; a temporary one where there is none."""
+@contextmanager
+def _cache_folder() -> Iterator[Path]:
+    """Gives the folder of this user's that no one else can write to; OSError without one."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "elstm"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _is_ours(folder) and os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.mkdtemp(prefix="elstm-"))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(folder):
+        raise OSError(f"{folder} can be written by others, or is a link")
+    yield folder
 
 
-def _is_ours(path: Path) -> bool:
-    """There, no link, owned by this user, and writable by no one else: safe to load code from."""
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Gives a folder that is removed afterwards; a loaded library needs its file no more."""
+    with tempfile.TemporaryDirectory(prefix="elstm-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _is_private(path: Path) -> bool:
+    """Whether code may be loaded from it: no link, this user's, and writable by no one else."""
     try:
         status = path.lstat()
     except OSError:
@@ -124,19 +192,63 @@ def _is_ours(path: Path) -> bool:
     return kind and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
-def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, path: Path) -> None:
-    """Builds beside `path` and renames, so that others see all of it or nothing."""
-    handle, temporary = tempfile.mkstemp(prefix=".build-", suffix=".so", dir=path.parent)
-    os.close(handle)
-    command = [*compiler, *flags, "-o", temporary, str(source), "-lpthread"]
+def _checksum_file(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the library is there and has the checksum that was written after it was checked."""
+    checksum = _checksum_file(path)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
-            raise BuildError(f"{compiler[0]} failed: {lines[0].strip()[:200]}")
-        Path(temporary).chmod(0o700)
-        Path(temporary).replace(path)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler[0]} could not be run: {error}") from None
+        private = _is_private(path) and _is_private(checksum)
+        return private and checksum.read_text(encoding="ascii") == _sha256(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, folder: Path) -> Path:
+    """Returns the finished library under a temporary name in `folder`."""
+    handle, name = tempfile.mkstemp(prefix=".build-", suffix=".so", dir=folder)
+    os.close(handle)
+    temporary = Path(name)
+    failure = ""
+    for counter in (_COUNTER_FLAGS, ()):
+        command = [*compiler, *_FLAGS, *counter, *flags, "-o", name, str(source), "-lpthread"]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace",
+                timeout=_TIMEOUT, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            temporary.unlink(missing_ok=True)
+            raise BuildError(f"{compiler[0]} could not be run: {error}") from None
+        if not done.returncode:
+            temporary.chmod(0o700)
+            return temporary
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
+        failure = failure or lines[0].strip()[:200]
+    temporary.unlink(missing_ok=True)
+    raise BuildError(f"{compiler[0]} failed: {failure}")
+
+
+def _keep(temporary: Path, path: Path) -> None:
+    """Puts the library at `path`: the library first, then its checksum, each whole on the disk."""
+    checksum = temporary.with_suffix(".sum")
+    try:
+        with checksum.open("x", encoding="ascii") as file:
+            file.write(_sha256(temporary))
+            file.flush()
+            os.fsync(file.fileno())
+        checksum.chmod(0o600)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        checksum.replace(_checksum_file(path))
+    except OSError:  # a full disk: this process has its library, the next one builds again
+        pass
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        checksum.unlink(missing_ok=True)

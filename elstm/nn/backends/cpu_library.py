@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from elstm.nn.backends import build, cpu_memory
+from elstm.nn.backends import build, cpu_check, cpu_memory
+from elstm.nn.backends.cpu_struct import CallStruct, Pool, prototypes
 
 log = logging.getLogger(__name__)
 
@@ -61,41 +62,6 @@ class Computed(NamedTuple):
     kept: tuple[Tensor, ...]  # for backward: W_h h, W_x x, the raw cell
 
 
-class _Pool(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("parallel", "thread", "threads")]
-
-
-class _Norm(ctypes.Structure):
-    _pointers = (
-        *("gamma", "beta", "mean", "var"),
-        *("batch_mean", "batch_var", "d_gamma", "d_beta"),
-    )
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _pointers),
-        ("eps", ctypes.c_double),
-        ("batch_steps", ctypes.c_int64),
-    ]
-
-
-class _Call(ctypes.Structure):
-    """struct call of cpu_call.h."""
-
-    _numbers = ("steps", "rows", "inputs", "units", "batch_steps", "cell", "threads")
-    _given = ("batch_sizes", "x", "h_0", "c_0", "w_x", "w_h", "bias")
-    _norms = ("norm_x", "norm_h", "norm_c")
-    _results = ("output", "h_n", "c_n", "saved_zh", "saved_zx", "saved_c")
-    _gradients = ("d_output", "d_h_n", "d_c_n", "d_x", "d_h_0", "d_c_0", "d_w_x", "d_w_h", "d_bias")
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _numbers),
-        *((name, ctypes.c_void_p) for name in _given),
-        *((name, _Norm) for name in _norms),
-        *((name, ctypes.c_void_p) for name in _results),
-        *((name, ctypes.c_void_p) for name in _gradients),
-        ("workspace", ctypes.c_void_p),
-        ("pool", _Pool),
-    ]
-
-
 @cache
 def library(bits: int, target: str | None = None) -> ctypes.CDLL:
     """The library for float (32) or double (64); `target` as build.load has it.
@@ -103,15 +69,10 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
     Raises:
         build.BuildError: why there is none.
     """
-    loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target)
-    for name in ("elstm_forward", "elstm_backward"):
-        getattr(loaded, name).argtypes = [ctypes.POINTER(_Call)]
-        getattr(loaded, name).restype = None
-    loaded.elstm_workspace.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64]
-    for name in ("elstm_workspace", "elstm_lanes", "elstm_call_size"):
-        getattr(loaded, name).restype = ctypes.c_int64
-    if loaded.elstm_call_size() != ctypes.sizeof(_Call):
-        raise build.BuildError("the compiled library and cpu_library.py disagree")
+    check = partial(cpu_check.in_own_process, bits=bits)
+    loaded = prototypes(build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, check))
+    if loaded.elstm_call_size() != ctypes.sizeof(CallStruct):
+        raise build.BuildError("the compiled library and cpu_struct.py disagree")
     return loaded
 
 
@@ -199,16 +160,16 @@ def backward(
     """Gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
     gradients = empty_gradients(learned, wanted, cpu_memory.empty)
     call = _call(constants, learned, results)
-    for name, tensor in zip(_Call._gradients, (*upstream, *gradients[:6]), strict=True):
+    for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
         setattr(call, name, _pointer(tensor))
-    for name, d_gamma in zip(_Call._norms, gradients[6:9], strict=True):
+    for name, d_gamma in zip(CallStruct.norms, gradients[6:9], strict=True):
         getattr(call, name).d_gamma = _pointer(d_gamma)
     call.norm_c.d_beta = _pointer(gradients[9])
     _run("elstm_backward", BITS[learned.x.dtype], call)
     return gradients
 
 
-def _run(name: str, bits: int, call: _Call) -> None:
+def _run(name: str, bits: int, call: CallStruct) -> None:
     loaded = library(bits)
     block = cpu_memory.take(loaded.elstm_workspace(call, name == "elstm_backward"))
     call.workspace = block.address
@@ -221,10 +182,10 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr() or None
 
 
-def _call(constants: Constants, learned: Learned, results: Computed) -> _Call:
+def _call(constants: Constants, learned: Learned, results: Computed) -> CallStruct:
     """All but the gradients."""
     units = learned.weight_hh.shape[1]
-    call = _Call(
+    call = CallStruct(
         *(
             *learned.x.shape,
             units,
@@ -233,12 +194,12 @@ def _call(constants: Constants, learned: Learned, results: Computed) -> _Call:
             torch.get_num_threads(),
         )
     )
-    for name, tensor in zip(_Call._given[1:], learned, strict=False):
+    for name, tensor in zip(CallStruct.given[1:], learned, strict=False):
         setattr(call, name, _pointer(tensor))
     if constants.batch_sizes is not None:
         call.sizes = (ctypes.c_int64 * len(constants.batch_sizes))(*constants.batch_sizes)
         call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
-    for index, name in enumerate(_Call._norms):
+    for index, name in enumerate(CallStruct.norms):
         norm = getattr(call, name)
         norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
         norm.batch_steps = constants.batch_steps[index]
@@ -248,7 +209,7 @@ def _call(constants: Constants, learned: Learned, results: Computed) -> _Call:
         norm.batch_mean, norm.batch_var = (_pointer(t) for t in of_batch)
     call.norm_c.beta = _pointer(learned.beta_c)
     kept = (results.output, results.h_n, results.c_n, *results.kept)
-    for name, tensor in zip(_Call._results, kept, strict=True):
+    for name, tensor in zip(CallStruct.results, kept, strict=True):
         setattr(call, name, _pointer(tensor))
-    call.pool = _Pool(*openmp())
+    call.pool = Pool(*openmp())
     return call
