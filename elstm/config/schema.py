@@ -6,18 +6,24 @@ checks types, ranges and choices again, wherever a config came from. Knows neith
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 
 
+# The mark of a setting that says where files lie, what is shown or how often something is saved.
+# Runs that differ in marked settings alone have the same result: `settings_without_effect`.
+NO_EFFECT = {"affects_result": False}
+
+
 def bounded(
     default: Any, *, ge: float | None = None, gt: float | None = None,
-    le: float | None = None, lt: float | None = None,
+    le: float | None = None, lt: float | None = None, affects_result: bool = True,
 ) -> Any:  # fmt: skip
     """A number within bounds (None passes where the field is Optional)."""
-    return field(default=default, metadata={"ge": ge, "gt": gt, "le": le, "lt": lt})
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(default=default, metadata={**bounds, "affects_result": affects_result})
 
 
 def choice(default: Any, *allowed: Any) -> Any:
@@ -101,7 +107,7 @@ DATA_ROOT = "${oc.env:ELSTM_DATA,data}"  # the one resolver that a config may ho
 @dataclass
 class DataConfig:
     name: str = MISSING
-    root: str = DATA_ROOT
+    root: str = field(default=DATA_ROOT, metadata=NO_EFFECT)
     pixels_per_step: int = bounded(28, ge=1)
     permute: bool = False
     permute_seed: int = bounded(0, ge=0)
@@ -195,15 +201,16 @@ class TrainerConfig:
     profile: bool = False
     clip_grad_norm: float | None = bounded(1.0, gt=0)
     early_stopping_epochs: int | None = bounded(None, ge=1)
-    log_every: int = bounded(50, ge=1)
-    checkpoint_every: int | None = bounded(None, ge=1)  # steps; None: after each epoch
-    threads: int | None = bounded(None, ge=1)
+    log_every: int = bounded(50, ge=1, affects_result=False)
+    # steps; None: after each epoch
+    checkpoint_every: int | None = bounded(None, ge=1, affects_result=False)
+    threads: int | None = bounded(None, ge=1, affects_result=False)
     sync_batch_stats: bool = False  # of several processes: statistics of their whole batch
     recompute_batches: int = bounded(1, ge=0)  # 0: evaluate with the moving averages
     recompute_batch_size: int | None = bounded(None, ge=2)  # None: 5,000, fewer if T or H is large
     overfit_batches: int | None = bounded(None, ge=1)
-    progress: bool = True
-    resume: str | None = None
+    progress: bool = field(default=True, metadata=NO_EFFECT)
+    resume: str | None = field(default=None, metadata=NO_EFFECT)
 
 
 # --- sweep: how elstm-train -m goes about its runs; no run depends on it
@@ -240,7 +247,7 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    sweep: SweepConfig = field(default_factory=SweepConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig, metadata=NO_EFFECT)
     seed: int = bounded(0, ge=0, le=2**32 - 1)  # what every generator takes
 
 
@@ -278,3 +285,19 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "plateau": PlateauConfig,
     },
 }
+
+
+def settings_without_effect() -> tuple[str, ...]:
+    """Lists the keys that do not change a result, and groups of which no key does.
+
+    Sweeps compare runs without them, reports group runs without them, and TensorBoard's HPARAMS
+    leave them out.
+    """
+    owners = {"": Config, "trainer.": TrainerConfig}
+    keys = {(prefix, each) for prefix, owner in owners.items() for each in fields(owner)}
+    for group, schemas in SCHEMAS.items():
+        keys |= {(f"{group}.", each) for schema in schemas.values() for each in fields(schema)}
+    marked = {
+        prefix + each.name for prefix, each in keys if not each.metadata.get("affects_result", True)
+    }
+    return tuple(sorted(marked))

@@ -44,7 +44,6 @@ import csv
 import io
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -59,7 +58,7 @@ from torch import nn
 from torch.utils.tensorboard import summary as summaries
 
 from elstm.cli import summary
-from elstm.config.schema import Config
+from elstm.config.schema import Config, settings_without_effect
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
@@ -314,18 +313,19 @@ class EventFile:
 def hparams(config: Config) -> dict[str, int | float | str]:
     """The config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128, ...}.
 
-    Without what is null, and what changes how a run is done or shown but hardly its result.
+    Settings that are null or do not change the result are left out.
     """
-    skip = re.compile(
-        r"data\.(root|eval_batch_size)|model\.(backend|recompute)|sweep\..*|trainer\."
-        r"(device|threads|compile|profile|progress|resume|log_every|checkpoint_every|recompute_.*)"
-    )
+    left_out = settings_without_effect()
     flat: dict[str, Any] = {"seed": config.seed}
     for group, options in asdict(config).items():
         if isinstance(options, dict):
             for name, value in options.items():
                 flat[group if name == "name" else f"{group}.{name}"] = value
-    kept = {k: v for k, v in flat.items() if v is not None and not skip.fullmatch(k)}
+    kept = {
+        k: v
+        for k, v in flat.items()
+        if v is not None and k not in left_out and k.partition(".")[0] not in left_out
+    }
     # The table would show a truth value as the number 0.0000.
     return {k: str(v).lower() if isinstance(v, bool) else v for k, v in kept.items()}
 

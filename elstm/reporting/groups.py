@@ -9,24 +9,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elstm.config.schema import MISSING, REMOVED, SCHEMAS, TrainerConfig
+from elstm.config.schema import (
+    MISSING,
+    REMOVED,
+    SCHEMAS,
+    TrainerConfig,
+    settings_without_effect,
+)
 from elstm.errors import UserError
 from elstm.files.bounded import Config, Value, one_line
 from elstm.reporting.runs import Run
 
-# Differences that do not make another experiment: where files lie, what is shown and how often,
-# how many threads there were (a report says where times are not like for like).
-IGNORED = (
-    "seed",
-    "data.root",
-    "trainer.progress",
-    "trainer.resume",
-    "trainer.threads",
-    "trainer.log_every",
-    "trainer.checkpoint_every",
-    "sweep",
-    "hydra",
-)
+# Differences that do not make another experiment. Threads change the times: a report mentions where
+# they differ.
+IGNORED = ("seed", "hydra", *settings_without_effect())
 # Of the settings under data., these belong to the model's training, the others to the task.
 TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
 # The order in which models are listed, plainest first; others follow by name.

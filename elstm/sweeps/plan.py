@@ -15,14 +15,12 @@ from omegaconf import DictConfig
 from elstm.config.check import load_run_config, show
 from elstm.config.compose import Composer, plain, without_no_option
 from elstm.config.hydra_nodes import run_name
-from elstm.config.schema import Config
+from elstm.config.schema import Config, settings_without_effect
 from elstm.errors import UserError
 from elstm.files.atomic import open_locked
 from elstm.records.status import read_status
 
 MAX_RUNS = 10_000
-# Runs that differ in nothing but these are one.
-IGNORED = ("data.root", "trainer.progress", "trainer.resume", "trainer.threads")
 
 
 @dataclass(eq=False)
@@ -103,10 +101,9 @@ def words_of(override: Override) -> list[str]:
 def identity(config: Config) -> str:
     """What makes two runs the same: all settings that bear on the result."""
     tree = asdict(config)
-    del tree["sweep"]
-    for key in IGNORED:
-        group, _, name = key.partition(".")
-        del tree[group][name]
+    for key in settings_without_effect():
+        group, _, name = key.rpartition(".")
+        del (tree[group] if group else tree)[name]
     return repr(sorted((group, repr(values)) for group, values in tree.items()))
 
 
