@@ -98,12 +98,12 @@ def _mode(words: Sequence[str]) -> str | None:
 def train(composer: Composer, words: Sequence[str]) -> int:
     """A single run in a folder of its own; returns the exit code."""
     from elstm.config.compose import CONFIG_NAME, typed
-    from elstm.sweeps.job import Outcome, execute, folder_made, main_process, processes
+    from elstm.sweeps.job import Outcome, execute, folder_made
+    from elstm.training.ranks import read_ranks
 
     cfg, config = composer.compose([*words, "hydra.mode=RUN"])
-    first, _ = main_process(), processes()  # both: the environment may hold what is no number
-    if not first:
-        return execute(config, Path()).code  # in the folder that the first process makes
+    if not read_ranks().main:
+        return execute(config, Path()).code  # in the folder that rank 0 makes
     _check_run_dir(cfg)
     outcomes: list[Outcome] = []
 
@@ -157,7 +157,9 @@ def resume(words: Sequence[str]) -> int:
     except UserError as error:
         raise UserError(f"trainer.resume: {error}") from error
     from elstm.sweeps.job import execute
+    from elstm.training.ranks import read_ranks
 
+    read_ranks()  # a wrong environment is an error before anything is touched
     return execute(config, run_dir, resume=True).code
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elstm.cli import Parser, command, say
+from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
     import argparse
@@ -50,6 +51,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.training.evaluation import evaluate_both
     from elstm.training.trained import check_same_data, load_trained
 
+    require_one_process(PROG)
     trained = load_trained(args.run_dir, args.checkpoint)
     config = trained.config
     trainer, source = config.trainer, config.data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from elstm.cli import Parser, command, say
 from elstm.errors import UserError
+from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
     import argparse
@@ -64,6 +65,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.files.atomic import write_atomic, writing
     from elstm.training.trained import check_same_data, load_trained
 
+    require_one_process(PROG)
     formats = FORMATS if args.format == "all" else (args.format,)
     if "onnx" in formats:
         _need_onnx()

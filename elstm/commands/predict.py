@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from elstm.cli import FAILED, Parser, command, say
 from elstm.errors import UserError
+from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
     import argparse
@@ -65,6 +66,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.files.atomic import writing
     from elstm.training.trained import load_trained  # and with it torch: --help answers at once
 
+    require_one_process(PROG)
     paths = list(_files(args.images))
     trained = load_trained(args.run_dir, args.checkpoint)
     rows, columns = trained.facts["image_size"]

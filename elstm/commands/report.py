@@ -8,6 +8,7 @@ from pathlib import Path
 
 from elstm.cli import command
 from elstm.errors import UserError
+from elstm.training.ranks import require_one_process
 
 PROG = "elstm-report"
 FIGURES = (
@@ -35,8 +36,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see elstm.cli)."""
-    arguments = _parser().parse_args(argv)
-    return command(PROG, lambda: _main(arguments))
+    return command(PROG, lambda: _main(_parser().parse_args(argv)))
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -44,6 +44,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from elstm.reporting.pack import pack_study
     from elstm.reporting.write import write_report
 
+    require_one_process(PROG)
     output = arguments.output
     if arguments.pack:
         if output is not None and len(arguments.folders) > 1:

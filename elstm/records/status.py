@@ -12,6 +12,7 @@
     parameters        number of trainable numbers
     device, device_name, processes, threads, precision
     backend           that the recurrence ran on
+    environment       variables that torch took from the environment (elstm.training.environment)
     versions          python, elstm, torch and the other libraries
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
     pid, started, updated   UTC, ISO 8601
@@ -43,7 +44,7 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",
-        "device", "device_name", "processes", "threads", "precision", "backend",
+        "device", "device_name", "processes", "threads", "precision", "backend", "environment",
         "versions", "git_commit", "git_dirty", "pid", "started", "updated",
     )
 )  # fmt: skip

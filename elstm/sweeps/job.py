@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files.atomic import refuse_links
 from elstm.records.status import status_path
+from elstm.training.ranks import Ranks, read_ranks
 
 PROG = "elstm-train"
 LOG = "train.log"
@@ -69,7 +69,7 @@ def execute(
 ) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
-    Of several processes all train in the first one's folder, whatever theirs is.
+    All ranks train in rank 0's run folder.
 
     Args:
         terminal: False: the run says nothing on the terminal, which others share.
@@ -82,8 +82,9 @@ def execute(
         try:
             from elstm.training.run import run  # torch: seconds
 
-            if processes() > 1:
-                run_dir = shared_folder(run_dir, config)
+            ranks = read_ranks()
+            if ranks.world_size > 1:
+                run_dir = _shared_folder(run_dir, config, ranks)
             on_evaluation = None if watch is None else watch(run_dir)
             result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
         except UserError as error:
@@ -108,38 +109,21 @@ def execute(
     return Outcome(0, math.nan if best is None else best)
 
 
-def main_process() -> bool:
-    """Of the processes that torchrun or accelerate started, the first: it alone writes."""
-    return _environment("RANK", 0) == 0
-
-
 def _who() -> str:
     """Of several processes, which one speaks."""
-    return f"process {os.environ.get('RANK', '0')}: " if processes() > 1 else ""
+    ranks = read_ranks()
+    return f"process {ranks.rank}: " if ranks.world_size > 1 else ""
 
 
-def processes() -> int:
-    return _environment("WORLD_SIZE", 1)
+def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
+    """The run folder of rank 0, in which all ranks train."""
+    from elstm.training.device import choose_device
+    from elstm.training.distributed import join_processes, shared_text
+    from elstm.training.environment import own_environment
 
-
-def _environment(name: str, default: int) -> int:
-    """A number that torchrun or accelerate has set."""
-    value = os.environ.get(name) or str(default)
-    if not value.isascii() or not value.isdecimal():
-        raise UserError(f"the environment has {name}={value}, which has to be a number: unset it")
-    return int(value)
-
-
-def shared_folder(run_dir: Path, config: Config) -> Path:
-    """The first process's run folder, told to all the others."""
-    from accelerate.utils import broadcast_object_list
-
-    from elstm.training.device import accelerator_for
-
-    with accelerator_for(config.trainer):
-        folder = broadcast_object_list([run_dir])[0]
-    assert isinstance(folder, Path)
-    return folder
+    with own_environment(ranks):
+        join_processes(ranks, choose_device(config.trainer.device, config.trainer.precision))
+    return Path(shared_text(str(run_dir), ranks))
 
 
 class _LogFile(logging.FileHandler):
@@ -162,7 +146,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
     terminal = logging.StreamHandler(sys.stdout)
     terminal.setFormatter(logging.Formatter("%(message)s"))
     handlers: list[logging.Handler] = [terminal] if on_terminal else []
-    if main_process():
+    if read_ranks().main:
         path = run_dir / LOG
         refuse_links(path)
         try:
@@ -190,7 +174,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
 
 def _append(run_dir: Path, text: str) -> None:
     """To the log alone: the terminal gets one line."""
-    if not main_process():
+    if not read_ranks().main:
         return
     # The folder may be gone, or the disk full, which the terminal's line says.
     with suppress(OSError), (run_dir / LOG).open("a", encoding="utf-8") as file:

@@ -21,12 +21,12 @@ from elstm.config.messages import explain
 from elstm.config.schema import SearchConfig, SweepConfig
 from elstm.errors import UserError
 from elstm.records.status import git_state
-from elstm.sweeps.job import processes
 from elstm.sweeps.launch import Launcher
 from elstm.sweeps.plan import Run, find_earlier, params, plan
 from elstm.sweeps.plugin import SweeperPlugin
 from elstm.sweeps.search import Search
 from elstm.sweeps.table import Result, label, read_result, table, write_csv
+from elstm.training.ranks import require_one_process
 
 
 def run_sweep(composer: Composer, words: Sequence[str]) -> int:
@@ -35,8 +35,7 @@ def run_sweep(composer: Composer, words: Sequence[str]) -> int:
     Raises:
         UserError: naming the word that is wrong; nothing has been trained then.
     """
-    if processes() > 1:
-        raise UserError("a sweep has one process for each run: start it without torchrun")
+    require_one_process("a sweep")
     words = [*words, "hydra.mode=MULTIRUN"]
     overrides = composer.parse(words, sweep=True)
     master = composer.load(words, RunMode.MULTIRUN)

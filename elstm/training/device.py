@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from elstm.cli import summary
 from elstm.config.schema import TrainerConfig
-from elstm.errors import OtherProcessError, UserError
+from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, writing
+from elstm.training.distributed import join_processes
+from elstm.training.environment import own_environment, report_environment
+from elstm.training.ranks import read_ranks
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
 
@@ -48,53 +47,28 @@ def choose_device(name: str, precision: str = "fp32") -> str:
 
 @contextmanager
 def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
-    """An Accelerator of this run's own.
+    """An Accelerator of this run's own, which takes nothing from the environment.
 
     Accelerate keeps its state per process and refuses a second device or precision. A sweep runs
     many jobs in one process, so the state is forgotten afterwards; the process group of a
     distributed job stays, since all jobs of a process share it.
     """
     device = choose_device(trainer.device, trainer.precision)
+    ranks = read_ranks()
+    if ranks.main:
+        report_environment(trainer)
     _forget()
     try:
-        accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision=MIXED_PRECISION[trainer.precision]
-        )
-        if accelerator.num_processes > 1:
-            atexit.register(_leave_process_group)
-        yield accelerator
+        with own_environment(ranks):
+            join_processes(ranks, device)
+            accelerator = Accelerator(
+                cpu=device == "cpu", mixed_precision=MIXED_PRECISION[trainer.precision]
+            )
+            if trainer.threads is not None:  # of several processes Accelerate sets its own number
+                torch.set_num_threads(trainer.threads)
+            yield accelerator
     finally:
         _forget()
-
-
-def _leave_process_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def first_failure(error: Exception) -> Exception:
-    """Of several processes, what made the first of them fail; the others fail for want of it.
-
-    They tell each other through the store of the job's process group.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return error
-    try:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        if store.add("elstm/failed", 1) == 1:
-            if "by peer" in str(error):  # gloo's words; no other process could say why
-                error = UserError(
-                    "the connection to another process was lost: it was killed, or its machine "
-                    "failed; go on with trainer.resume=RUN_DIR"
-                )
-            text = f"process {torch.distributed.get_rank()}: {summary(error)}"
-            store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")
-            return error
-        store.wait(["elstm/error"], timedelta(seconds=5))
-        first, _, details = store.get("elstm/error").decode().partition("\n")
-    except Exception:  # the store may be gone with its process
-        return error
-    return OtherProcessError(first, details)
 
 
 def _forget() -> None:
@@ -104,11 +78,13 @@ def _forget() -> None:
 
 @contextmanager
 def process_settings(trainer: TrainerConfig) -> Iterator[None]:
-    """Threads and determinism for one run, then as they were before."""
+    """Threads, matrix products in full float32 and determinism for one run; then as before."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
+    matmul = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # not TORCH_ALLOW_TF32_CUBLAS_OVERRIDE's
     if trainer.threads is not None:
         torch.set_num_threads(trainer.threads)
     if trainer.deterministic:
@@ -119,6 +95,7 @@ def process_settings(trainer: TrainerConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(matmul)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
 
@@ -127,10 +104,10 @@ def process_settings(trainer: TrainerConfig) -> Iterator[None]:
 def profiler(trainer: TrainerConfig, run_dir: Path) -> Iterator[Any]:
     """Its `step` is to be called after each training step; does nothing unless trainer.profile.
 
-    Steps 4 to 8 of this process are traced into RUN_DIR/profile.json.gz, for chrome://tracing or
+    Steps 4 to 8 of rank 0 are traced into RUN_DIR/profile.json.gz, for chrome://tracing or
     ui.perfetto.dev; the first three are warm-up.
     """
-    if not trainer.profile:
+    if not trainer.profile or not read_ranks().main:
         yield _NoProfiler()
         return
     from torch.profiler import ProfilerActivity, profile, schedule

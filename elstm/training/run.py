@@ -35,6 +35,8 @@ from elstm.records.status import Status, read_status
 from elstm.records.tracking import Tracker, hparams
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
+from elstm.training.distributed import first_failure
+from elstm.training.environment import taken_variables
 from elstm.training.nonfinite import clip_gradients
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.signals import Interrupted, Interrupts
@@ -102,7 +104,7 @@ def run(
             whole = _Run(config, run_dir, resume, accelerator, tracker, status, interrupts)
             whole.run(on_evaluation or (lambda epoch, accuracy: False))
         except Exception as error:
-            first = runtime.first_failure(error)
+            first = first_failure(error)
             status.fail(first)
             if first is error:
                 raise
@@ -149,6 +151,7 @@ class _Run:
             processes=self.processes,
             threads=torch.get_num_threads(),
             precision=self.trainer.precision,
+            environment=taken_variables(self.trainer),
         )
 
         self.saved = checkpoint.latest(run_dir) if resume else None

@@ -1,0 +1,121 @@
+"""The processes of one run: how they find each other, and how a failure reaches all of them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+from elstm.cli import summary
+from elstm.errors import OtherProcessError, UserError
+from elstm.training.ranks import Ranks
+
+SILENT_SECONDS = 10.0  # before a log line says that the others are waited for
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+log = logging.getLogger(__name__)
+
+
+def join_processes(ranks: Ranks, device: str) -> None:
+    """Connects this process with the others of its run; nothing for a single process.
+
+    torch waits half an hour for a rank that does not come, in C++, where no signal is handled. So a
+    thread waits, and Ctrl-C and SIGTERM end this one.
+
+    Raises:
+        UserError: they cannot be reached, or cannot train on `device` together.
+    """
+    if ranks.world_size == 1 or distributed.is_initialized():
+        return
+    if device not in BACKENDS:
+        raise UserError(
+            f"{ranks.world_size} processes cannot train together on {device}: set "
+            "trainer.device=cpu, or start a single process"
+        )
+    if device == "cuda":
+        there = torch.cuda.device_count()
+        if ranks.local_rank >= there:
+            raise UserError(
+                f"LOCAL_RANK={ranks.local_rank}, but this machine has {there} GPU(s): start at "
+                "most one process for each"
+            )
+    failure: list[Exception] = []
+
+    def join() -> None:
+        try:
+            distributed.init_process_group(
+                BACKENDS[device],
+                init_method="env://",
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+            )
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=join, daemon=True, name="elstm-join")
+    thread.start()
+    start, silent = time.monotonic(), True
+    while thread.is_alive():
+        thread.join(0.1)
+        if silent and time.monotonic() - start > SILENT_SECONDS:
+            silent = False
+            log.warning(
+                "process %d of %d waits for the others at %s:%d; Ctrl-C ends it",
+                ranks.rank, ranks.world_size, ranks.address, ranks.port,
+            )  # fmt: skip
+    if failure:
+        raise UserError(
+            f"process {ranks.rank} of {ranks.world_size} cannot reach the others at "
+            f"{ranks.address}:{ranks.port}: {summary(failure[0])}"
+        ) from failure[0]
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _store() -> Any:
+    """What all processes of the job read and write."""
+    return distributed.distributed_c10d._get_default_store()
+
+
+def shared_text(text: str, ranks: Ranks) -> str:
+    """Rank 0's text, in all processes; they have joined before."""
+    if ranks.main:
+        _store().set("elstm/text", text)
+        return text
+    return str(_store().get("elstm/text").decode())
+
+
+def first_failure(error: Exception) -> Exception:
+    """Of several processes, what made the first of them fail; the others fail for want of it.
+
+    They tell each other through the store of the job's process group.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return error
+    try:
+        store = _store()
+        if store.add("elstm/failed", 1) == 1:
+            if "by peer" in str(error):  # gloo's words; no other process could say why
+                error = UserError(
+                    "the connection to another process was lost: it was killed, or its machine "
+                    "failed; go on with trainer.resume=RUN_DIR"
+                )
+            text = f"process {distributed.get_rank()}: {summary(error)}"
+            store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")
+            return error
+        store.wait(["elstm/error"], timedelta(seconds=5))
+        first, _, details = store.get("elstm/error").decode().partition("\n")
+    except Exception:  # the store may be gone with its process
+        return error
+    return OtherProcessError(first, details)
