@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,4 +142,4 @@ def _percentages(text: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,28 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
-import struct
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_tools import SHAPE, png_that_claims, saved
 from PIL import Image
-from small_sets import own_process
 from training_runs import small_config
 
 from elstm.commands import predict
 from elstm.config.schema import Config
+from elstm.data import image_files
 from elstm.data.sequences import ImageSequences, load_data
 from elstm.records import pictures as figures
 from elstm.training import run as training
 from elstm.training import trained
-
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +80,9 @@ def test_bad_files_are_a_line_each(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, text, half = tmp_path / "good.png", tmp_path / "text.png", tmp_path / "half.png"
-    Image.effect_noise((64, 64), 50).save(good)
+    noise = np.random.default_rng(0).integers(0, 100, (64, 64), dtype=np.uint8)
+    noise[20:40, 20:40] += 150
+    Image.fromarray(noise).save(good)
     text.write_text("no image")
     half.write_bytes(good.read_bytes()[:-2000])
     large, huge = tmp_path / "large.png", tmp_path / "huge.png"
@@ -113,226 +109,176 @@ def test_bad_files_are_a_line_each(
         assert message in line
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    """A few bytes that say they are a huge picture, all black."""
+def test_an_output_is_written_at_once_or_not_at_all(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = str(saved(Image.fromarray(SHAPE), tmp_path / "a.png"))
+    out = tmp_path / "out.csv"
+    out.write_text("old")
+    out.chmod(0o600)
+    link = tmp_path / "link.csv"
+    link.symlink_to(out)
+    words = [str(trained_run), image, "--output", str(link)]
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
+    def fails(*_: object) -> None:
+        raise RuntimeError("in the middle")
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    data = zlib.compress(bytes(1_000_000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    )
-
-
-GREY = (np.arange(64, dtype=np.uint8) * 4).reshape(8, 8)
-
-
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
-    image.save(path, **options)
-    return path
-
-
-def test_every_kind_of_image(tmp_path: Path) -> None:
-    grey = Image.fromarray(GREY)
-    for name, image in {
-        "grey.png": grey,
-        "rgb.png": grey.convert("RGB"),
-        "palette.gif": grey.convert("P"),
-        "cmyk.tiff": grey.convert("CMYK"),
-        "large.png": grey.resize((80, 80), Image.Resampling.NEAREST),
-        "sixteen.png": Image.fromarray(GREY.astype(np.uint16) * 257),
-        "opaque.webp": grey.convert("RGBA"),
-        "integer.tiff": Image.fromarray(GREY.astype(np.int32) * 257),
-    }.items():
-        options = {"lossless": True} if name.endswith("webp") else {}
-        found = predict.read_image(saved(image, tmp_path / name, **options), 8, 8)
-        assert np.abs(found.astype(int) - GREY).max() <= 2, name
-        inverted = predict.read_image(tmp_path / name, 8, 8, invert=True)
-        np.testing.assert_array_equal(inverted, 255 - found)
-    jpeg = predict.read_image(saved(grey.resize((800, 800)), tmp_path / "a.jpg"), 8, 8)
-    assert np.abs(jpeg.astype(int) - GREY).max() < 40
-    bits = Image.fromarray(GREY > 100)
-    found = predict.read_image(saved(bits, tmp_path / "bits.png"), 8, 8)
-    np.testing.assert_array_equal(found, np.where(GREY > 100, 255, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(predict._Predictor, "probabilities", fails)
+        assert predict.main(words) == 1
+    assert predict.main([str(trained_run), str(tmp_path / "gone.png"), *words[2:]]) == 1
+    assert out.read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "link.csv", "out.csv"]
+    assert predict.main(words) == 0
+    assert [r["file"] for r in read(out.read_text())] == [image]
+    assert link.is_symlink()
+    assert out.stat().st_mode & 0o777 == 0o600
 
 
-def test_transparent_parts_are_ground(tmp_path: Path) -> None:
-    """White strokes on nothing, or black ones with --invert: both become white on black."""
-    alpha = Image.fromarray(np.where(GREY > 100, 255, 0).astype(np.uint8))
-    for colour, invert in ((255, False), (0, True)):
-        image = Image.new("L", (8, 8), colour)
-        image.putalpha(alpha)
-        found = predict.read_image(saved(image, tmp_path / "a.png"), 8, 8, invert=invert)
-        np.testing.assert_array_equal(found, np.asarray(alpha))
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_an_output_may_be_a_pipe(trained_run: Path, tmp_path: Path) -> None:
+    image = str(saved(Image.fromarray(SHAPE), tmp_path / "a.png"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert predict.main([str(trained_run), image, "--output", str(pipe)]) == 0
+        assert [r["file"] for r in read(os.read(reader, 10_000).decode())] == [image]
+    finally:
+        os.close(reader)
 
 
-def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
-    frames = [Image.fromarray(GREY), Image.new("L", (8, 8), 255)]
-    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    found = predict.read_image(path, 8, 8)
-    assert np.abs(found.astype(int) - GREY).max() <= 2
+def test_names_of_all_kinds(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commas, quotes and line ends come back from the CSV; bytes that are not UTF-8 are shown."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = ["a,b.png", 'a"b.png', "a\nb.png", "a\rb.png", "=1+1.png", "é😀.png", "caf\udce9.png"]
+    for name in names:
+        Image.fromarray(SHAPE).save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(folder / name)
+    out = tmp_path / "out.csv"
+    assert predict.main([str(trained_run), str(folder), "--output", str(out)]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = {str(folder / name) for name in [*names[:-1], "caf\\xe9.png"]}
+    assert {row["file"] for row in rows} == shown
+    assert predict.main([str(trained_run), str(folder / names[-1])]) == 0
+    assert "caf\\xe9.png" in capsys.readouterr().out
+    assert predict._shown(Path("=1+1\x1b[2J\n.png"), terminal=True) == r"./=1+1\x1b[2J\n.png"
 
 
-def test_other_ways_of_storing_colours(tmp_path: Path) -> None:
-    grey = Image.fromarray(GREY)
-    rgba = grey.convert("RGBA")
-    for name, image, options in (
-        ("float.tiff", Image.fromarray(GREY.astype(np.float32) / 255), {}),
-        ("float255.tiff", Image.fromarray(GREY.astype(np.float32)), {}),
-        ("sixteen.tiff", Image.fromarray(GREY.astype(np.uint16) * 257), {}),
-        ("palette.png", grey.convert("RGB").quantize(64), {}),
-        ("transparent_palette.png", rgba.quantize(64), {}),
-        ("grey_alpha.png", grey.convert("LA"), {}),
-        ("cmyk.jpg", grey.resize((64, 64), 0).convert("CMYK"), {"quality": 100}),
-        ("lab.tiff", grey.convert("RGB").convert("YCbCr"), {}),
-        ("a.webp", rgba, {"lossless": True}),
-        ("a.bmp", grey, {}),
-        ("a.jp2", grey, {}),
-        ("a.ppm", grey, {}),
-        ("wrong_ending.jpg", grey, {"format": "PNG"}),
-        ("animated.png", grey, {"save_all": True, "append_images": [Image.new("L", (8, 8), 9)]}),
-    ):
-        found = predict.read_image(saved(image, tmp_path / name, **options), 8, 8)
-        assert np.abs(found.astype(int) - GREY).max() <= 6, name
-
-
-def test_files_that_are_no_images_are_a_reason_each(tmp_path: Path) -> None:
+def test_what_is_taken_from_a_folder(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hidden files are skipped; what has an image's name and is none costs its line alone."""
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / ".hidden").mkdir()
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "empty.png").touch()
+    for name in ("a.png", "._a.png", "b/c.PNG", "b/deep/d.png", ".hidden/e.png"):
+        Image.fromarray(SHAPE).save(tmp_path / name)
+    words = [str(trained_run), str(tmp_path)]
+
+    def taken() -> list[str]:
+        return [str(Path(r["file"]).relative_to(tmp_path)) for r in read(capsys.readouterr().out)]
+
+    assert predict.main(words) == 0
+    assert taken() == ["a.png"]
+    assert predict.main([*words, "--recursive"]) == 0
+    assert taken() == ["a.png", "b/c.PNG", "b/deep/d.png"]
+    assert predict.main([str(trained_run), str(tmp_path / "._a.png")]) == 0
+    capsys.readouterr()
+
     os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    (tmp_path / "zero.png").symlink_to("/dev/zero")
-    with (tmp_path / "hole.png").open("wb") as file:
-        file.truncate(10**12)
-    gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)
-    gif += b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + bytes(9)
-    (tmp_path / "screen.gif").write_bytes(gif)
-    (tmp_path / "pdf.png").write_bytes(b"%PDF-1.7")
-    for name, reason in (
-        ("folder.png", "not a plain file"),
-        ("empty.png", "it is empty"),
-        ("pipe.png", "not a plain file"),
-        ("link.png", "there is no such file"),
-        ("loop.png", "Too many levels of symbolic links"),
-        ("zero.png", "not a plain file"),
-        ("hole.png", "larger than 200,000,000 bytes"),
-        ("screen.gif", "too many pixels"),
-        ("pdf.png", "not an image that can be read (PNG, JPEG"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(reason)):
-            predict.read_image(tmp_path / name, 8, 8)
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "empty.png").touch()
+    assert predict.main(words) == 1
+    captured = capsys.readouterr()
+    assert len(read(captured.out)) == 1
+    assert captured.err.splitlines() == [
+        f"elstm-predict: {tmp_path}/empty.png: it is empty",
+        f"elstm-predict: {tmp_path}/link.png: there is no such file",
+        f"elstm-predict: {tmp_path}/pipe.png: not a plain file",
+        "elstm-predict: error: 3 of 4 files could not be read",
+    ]
 
 
-MUTATED = r"""
-import io, random, resource, sys, warnings
-from pathlib import Path
-import numpy as np
-from PIL import Image
-from elstm.commands import predict
-from small_sets import peak
+def test_a_folder_and_a_file_that_may_not_be_read(
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an ordinary user; root may read everything."""
+    path = saved(Image.fromarray(SHAPE), tmp_path / "a.png")
 
-count, path = int(sys.argv[1]), Path(sys.argv[2])
-warnings.simplefilter("error")
-image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
-files = []
-for name in predict._formats():
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, name, **({"append_images": [image], "save_all": True} if name in
-                   ("GIF", "WEBP", "PNG", "TIFF") else {}))
-    except (OSError, ValueError, KeyError):
-        continue
-    files.append((name, buffer.getvalue()))
-assert len(files) > 10
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-draw, read = random.Random(int(sys.argv[3])), 0
-for _ in range(count):
-    name, whole = draw.choice(files)
-    content = bytearray(whole)
-    for _ in range(draw.choice([1, 1, 2, 5])):
-        how, head = draw.randrange(4), draw.choice([120, 120, len(content)])
-        place = draw.randrange(min(len(content), head))
-        if how == 0:
-            content[place] = draw.choice([0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)])
-        elif how == 1:
-            content[place : place + 4] = draw.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
-        elif how == 2:
-            del content[place : place + draw.randrange(1, 30)]
-        else:
-            del content[max(place, 8):]
-        if not content:
-            break
-    path.write_bytes(content)
-    try:
-        predict.read_image(path, 8, 8)
-        read += 1
-    except ValueError as error:
-        assert "\n" not in str(error), error
-print(read, peak())
-"""
+    def denied(name: object, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_files.os, "open", denied)
+        assert predict.main([str(trained_run), str(path)]) == 1
+    assert f"elstm-predict: {path}: cannot be read: Permission denied" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied)
+        assert predict.main([str(trained_run), str(tmp_path)]) == 1
+    message = f"cannot read the folder {tmp_path}: Permission denied"
+    assert message in capsys.readouterr().err
+    assert predict.main([str(trained_run), "a" * 5000]) == 1
+    assert "File name too long" in capsys.readouterr().err
 
 
-@LINUX
-@pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_damaged_images_end_in_a_reason_in_bounded_memory(tmp_path: Path, count: int) -> None:
-    """In a process that may have 3 GB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MUTATED, str(count), str(tmp_path / "a"), "0"],
-        env=own_process(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    read, mebibytes = map(int, done.stdout.split())
-    assert 0 < read < count
-    assert mebibytes < 300
+def test_dark_on_light_is_recognised_and_reported(
+    trained_run: Path, data: ImageSequences, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = data.test.images[:12].view(-1, 8, 8).numpy()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    words = [str(trained_run), str(tmp_path)]
+
+    def predicted(*options: str) -> tuple[list[str], str]:
+        assert predict.main([*words, *options]) == 0
+        captured = capsys.readouterr()
+        return [r["p(3)"] for r in read(captured.out)], captured.err
+
+    expected, err = predicted()
+    assert err == ""
+    for i, image in enumerate(images):
+        Image.fromarray(255 - image).save(tmp_path / f"{i:02}.png")
+    found, err = predicted()
+    assert found == expected
+    assert err == (
+        f"elstm-predict: {tmp_path}/00.png (and 11 more): the picture is dark on light and was "
+        "inverted (--invert no keeps it)\n"
+    )
+    assert predicted("--invert", "yes") == (expected, "")
+    assert predict.main([words[0], "--invert", words[1]]) == 0  # a flag, as it was
+    assert [r["p(3)"] for r in read(capsys.readouterr().out)] == expected
+    kept, err = predicted("--invert=no")
+    assert kept != expected
+    assert err == ""
 
 
-LARGEST = """
-import sys
-from pathlib import Path
-from PIL import Image
-from elstm.commands import predict
-from small_sets import peak
-
-Image.MAX_IMAGE_PIXELS = None
-predict.read_image(Path(sys.argv[1]), 28, 28)
-before = peak()
-predict.read_image(Path(sys.argv[2]), 28, 28)
-print(peak() - before)
-"""
-
-
-@LINUX
-@pytest.mark.parametrize("mode", ["RGBA", pytest.param("I;16", marks=pytest.mark.slow)])
-def test_the_largest_image_takes_little_more_than_its_pixels(tmp_path: Path, mode: str) -> None:
-    small = saved(Image.new(mode, (8, 8)), tmp_path / "small.png")
-    size = (7_070, 7_070)
-    large = saved(Image.new(mode, size), tmp_path / "large.png", compress_level=1)
-    done = subprocess.run(
-        [sys.executable, "-c", LARGEST, str(small), str(large)],
-        env=own_process(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert int(done.stdout) < 320  # MiB: 191 decoded, 48 in grey
-
-
-def test_postscript_is_not_run(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    with pytest.raises(ValueError, match="not an image that can be read"):
-        predict.read_image(path, 8, 8)
+def test_a_picture_without_contrast_is_reported(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(Image.new("L", (50, 40), 255), tmp_path / "page.png")
+    for options in ([], ["--fit"], ["--invert", "yes"]):
+        assert predict.main([str(trained_run), str(path), *options]) == 0
+        assert capsys.readouterr().err == (
+            f"elstm-predict: {path}: the picture has no contrast: its prediction means nothing\n"
+        )
 
 
 def test_user_errors(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = str(saved(Image.fromarray(GREY), tmp_path / "a.png"))
+    image = str(saved(Image.fromarray(SHAPE), tmp_path / "a.png"))
     (tmp_path / "empty").mkdir()
     for words, message in (
         ([tmp_path / "gone", image], "there is no run folder"),
         ([trained_run, tmp_path / "empty"], "there are no images in"),
         ([trained_run, image, "--output", tmp_path / "gone" / "x.csv"], "cannot write"),
+        ([trained_run, image, "--output", tmp_path], "it is a folder"),
     ):
         assert predict.main([str(word) for word in words]) == 1
         captured = capsys.readouterr()
