@@ -13,7 +13,7 @@ import elstm
 
 ROOT = Path(elstm.__file__).parent
 ORDER = (
-    "elstm", "errors", "cli", "nn", "files", "config", "data", "models", "records", "training",
+    "elstm", "errors", "cli", "nn", "files", "data", "config", "models", "records", "training",
     "sweeps", "reporting", "commands", "evaluate", "predict", "export", "report", "train",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "accelerate", "tensorboard", "sklearn", "matplotlib"}
@@ -125,7 +125,7 @@ def test_reports_need_no_trainer():
     for module in readers:
         everything = closure(module, late=True)
         assert "torch" not in {name.split(".")[0] for name in everything}, module
-        trainers = {"nn", "data", "models", "training", "sweeps"}
+        trainers = {"nn", "models", "training", "sweeps"}
         assert not {place(name) for name in ours(everything)} & trainers, module
 
 

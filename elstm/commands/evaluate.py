@@ -49,7 +49,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.records.pictures import confusion_figure
     from elstm.training import device as runtime
     from elstm.training.evaluation import evaluate_both
-    from elstm.training.trained import check_same_data, load_trained
+    from elstm.training.trained import check_same_data, is_stratified, load_trained
 
     require_one_process(PROG)
     trained = load_trained(args.run_dir, args.checkpoint)
@@ -66,7 +66,7 @@ def _main(args: argparse.Namespace) -> int:
     if args.data_root is not None:
         source = dataclasses.replace(source, root=args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
-    data = load_data(source)
+    data = load_data(source, stratify=is_stratified(trained.facts))
     check_same_data(trained.facts, data)
     with runtime.process_settings(trainer):
         population, in_batch = evaluate_both(

@@ -63,7 +63,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.commands.serving import ServedModel, export_program
     from elstm.data.sequences import load_data
     from elstm.files.atomic import write_atomic, writing
-    from elstm.training.trained import check_same_data, load_trained
+    from elstm.training.trained import check_same_data, is_stratified, load_trained
 
     require_one_process(PROG)
     formats = FORMATS if args.format == "all" else (args.format,)
@@ -73,7 +73,7 @@ def _main(args: argparse.Namespace) -> int:
     source = trained.config.data
     if args.data_root is not None:
         source = dataclasses.replace(source, root=args.data_root)
-    data = load_data(source)
+    data = load_data(source, stratify=is_stratified(trained.facts))
     check_same_data(trained.facts, data)
     try:
         served = ServedModel(trained.model, trained.facts)

@@ -28,11 +28,9 @@ from elstm.config.schema import (
     SweepConfig,
     TrainerConfig,
 )
+from elstm.data.catalog import DATA_SETS, check_sizes
 from elstm.errors import UserError
 from elstm.files.bounded import Damaged, read_config
-
-# Pixels and training images of each data set, so that what cannot fit fails before a run begins.
-IMAGES = {"digits": (64, 1297), **dict.fromkeys(("mnist", "fashion_mnist", "kmnist"), (784, 50000))}
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 _TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -159,25 +157,8 @@ def number_type(config: Config, key: str) -> type[int] | type[float] | None:
 
 def _check_together(config: Config) -> None:
     """What one key allows in the light of another."""
-    data = config.data
-    pixels, images = IMAGES[data.name]
-    if pixels % data.pixels_per_step:
-        divisors = ", ".join(str(d) for d in range(1, pixels + 1) if pixels % d == 0)
-        raise UserError(
-            f"data.pixels_per_step={data.pixels_per_step} does not divide the {pixels} pixels of "
-            f"{data.name}; allowed: {divisors}"
-        )
-    if data.train_size is not None and data.train_size > images:
-        raise UserError(
-            f"data.train_size={data.train_size} is more than the training images of {data.name}: "
-            f"at most {images}"
-        )
-    if data.batch_size > (data.train_size or images):
-        raise UserError(
-            f"data.batch_size={data.batch_size} is more than the training images: at most "
-            f"{data.train_size or images} for {data.name}"
-            + (" with this data.train_size" if data.train_size else "")
-        )
+    source = DATA_SETS[config.data.name]
+    check_sizes(config.data, source.pixels, source.train_images)
     model = config.model
     if config.trainer.sync_batch_stats and isinstance(model, BNLSTMConfig):
         if model.recompute:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from elstm.data.catalog import DATA_SETS
+
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 
 
@@ -271,7 +273,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "bn_lstm_input": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,
     },
-    "data": dict.fromkeys(("digits", "mnist", "fashion_mnist", "kmnist"), DataConfig),
+    "data": dict.fromkeys(DATA_SETS, DataConfig),
     "optimizer": {
         "adam": AdamConfig,
         "adamw": AdamConfig,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,47 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elstm.data.catalog import DATA_SETS, DIGITS, IDX_FILES, DataSet
 from elstm.data.download import download
 from elstm.data.idx import damaged, read_idx
 from elstm.errors import UserError
 
 log = logging.getLogger(__name__)
-
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
-         "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class IdxSet:
-    """A relative of MNIST: 28 x 28 grey images in ten classes, in four IDX files."""
-
-    folder: str  # files lie in ROOT/folder/raw; torchvision's class of that name downloads them
-    class_names: tuple[str, ...]
-    md5: tuple[str, ...]  # of the .gz of each of FILES, as in torchvision
-
-
-DIGITS = tuple("0123456789")
-IDX_SETS = {
-    "mnist": IdxSet(
-        "MNIST",
-        DIGITS,
-        ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
-         "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
-    ),
-    "fashion_mnist": IdxSet(
-        "FashionMNIST",
-        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-         "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe",
-         "bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
-    ),
-    "kmnist": IdxSet(
-        "KMNIST",
-        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-        ("bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
-         "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134"),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +42,6 @@ class ImageSet:
     test: Split
 
 
-def outline(name: str) -> tuple[tuple[str, ...], tuple[int, int]]:
-    """The names of a set's classes, and rows and columns of its images, without its files."""
-    return (DIGITS, (8, 8)) if name == "digits" else (IDX_SETS[name].class_names, (28, 28))
-
-
 def random_order(n: int, *key: str | int) -> Tensor:
     """A permutation of 0 ... n - 1 that follows from the key alone, whatever else was drawn."""
     # Hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) are strangers, for seeds of any size.
@@ -89,19 +51,23 @@ def random_order(n: int, *key: str | int) -> Tensor:
 
 
 def load_image_set(name: str, root: str) -> ImageSet:
-    """The set of that name, from torchvision's layout under `root`, downloaded if it has to be.
+    """Returns a set of DATA_SETS, from torchvision's layout under `root`.
 
-    Raises: UserError if there is no such set, or if its files are damaged or cannot be had.
+    Files that are not there are downloaded.
+
+    Raises:
+        UserError: there is no such set, or its files are damaged or cannot be had.
     """
-    if name == "digits":
+    if name not in DATA_SETS:
+        raise UserError(
+            f"data.name={name}: there is no such data set; allowed: {', '.join(DATA_SETS)}"
+        )
+    source = DATA_SETS[name]
+    if source.folder is None:
         return _load_digits()
-    if name not in IDX_SETS:
-        allowed = ", ".join(["digits", *IDX_SETS])
-        raise UserError(f"data.name={name}: there is no such data set; allowed: {allowed}")
-    source = IDX_SETS[name]
     try:
         folder = Path(root).expanduser().absolute() / source.folder / "raw"
-        missing = [f"{file}.gz" for file in FILES if _find(folder, file) is None]
+        missing = [f"{file}.gz" for file in IDX_FILES if _find(folder, file) is None]
     except (OSError, RuntimeError) as error:  # no permission; ~somebody without a home
         raise UserError(
             f"data.root={root} cannot be read ({error}): set data.root= to a folder that holds "
@@ -136,27 +102,31 @@ def _load_digits() -> ImageSet:
     return ImageSet(DIGITS, (8, 8), split(50, None), split(30, 50), split(0, 30))
 
 
-def _load_idx_set(source: IdxSet, folder: Path) -> ImageSet:
-    """The four files in `folder`, .gz or unpacked; the last sixth of training validates.
+def _load_idx_set(source: DataSet, folder: Path) -> ImageSet:
+    """Reads the four files in `folder`, .gz or unpacked; the last sixth of training validates.
 
-    That is the last 10,000 of 60,000. Where a file is there in both forms the .gz is read, since
-    its checksum is known; unpacked files are held to the format alone, so a cut-down set works.
+    That is the last 10,000 of 60,000. Files that are not the published ones are read as they are,
+    so that a user's own set in this format works; the log names them.
     """
-    arrays = []
-    for file, md5 in zip(FILES, source.md5, strict=True):
+    arrays, paths = [], []
+    for file, md5 in zip(IDX_FILES, source.md5, strict=True):
         path = _find(folder, file) or folder / file
-        shape = (None, 28, 28) if "images" in file else (None,)
-        array = read_idx(path, shape, md5 if path.suffix == ".gz" else None)
+        shape = (None, *source.image_size) if "images" in file else (None,)
+        array = read_idx(path, shape)
+        if path.suffix == ".gz":
+            _check_published(path, md5)
         if "labels" in file and array.max() >= len(source.class_names):
             last = len(source.class_names) - 1
             raise damaged(path, f"a label is {array.max()}, the classes are 0 to {last}")
         arrays.append(torch.from_numpy(array.reshape(len(array), -1).copy()))
+        paths.append(path)
+    log.info("read %s from %s", ", ".join(str(p.relative_to(folder)) for p in paths), folder)
     images, labels, test_images, test_labels = arrays
     for kind, a, b in (("train", images, labels), ("t10k", test_images, test_labels)):
         if len(a) != len(b):
             raise UserError(
                 f"{folder}: {len(a)} images but {len(b)} labels in {kind}-*: the files do not "
-                "belong together; delete both and run again, or put good copies there"
+                "belong together; put files of one set there"
             )
     if len(images) < 12:
         raise UserError(f"{folder}: {len(images)} training images are too few, at least 12")
@@ -167,14 +137,78 @@ def _load_idx_set(source: IdxSet, folder: Path) -> ImageSet:
         )  # fmt: skip
     cut = len(images) - len(images) // 6
     targets, test_targets = labels.flatten().long(), test_labels.flatten().long()
-    return ImageSet(
+    found = ImageSet(
         class_names=source.class_names,
-        image_size=(28, 28),
+        image_size=source.image_size,
         train=Split(images[:cut], targets[:cut]),
         val=Split(images[cut:], targets[cut:]),
         test=Split(test_images, test_targets),
     )
+    warn_of_missing_classes(found)
+    return found
+
+
+def warn_of_missing_classes(data: ImageSet) -> None:
+    """Names in the log the classes of which a split holds no image: the file may be sorted."""
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    for split, part in splits.items():
+        counts = torch.bincount(part.labels, minlength=len(data.class_names)).tolist()
+        missing = [name for name, n in zip(data.class_names, counts, strict=True) if not n]
+        if missing:
+            log.warning(
+                "the %s split holds no image of %s %s", split,
+                "class" if len(missing) == 1 else "classes", ", ".join(missing),
+            )  # fmt: skip
+
+
+def stratified(labels: Tensor, size: int) -> Tensor:
+    """Returns `size` rows that keep the classes' shares: the first ones of each class, in order.
+
+    Shares are rounded by the largest remainder, ties by the lower class.
+    """
+    counts = torch.bincount(labels)
+    exact = counts.double() * (size / len(labels))
+    quota = exact.floor().long()
+    rest = (exact - quota).argsort(descending=True, stable=True)
+    quota[rest[: size - int(quota.sum())]] += 1
+    chosen = [(labels == label).nonzero()[:n, 0] for label, n in enumerate(quota.tolist())]
+    return torch.cat(chosen).sort().values
+
+
+def _check_published(path: Path, md5: str) -> None:
+    """Says in the log what lies there beside, or in the place of, a published file."""
+    packed = path.read_bytes()
+    # MD5 tells files apart here, and guards against no attacker; FIPS systems need to be told so.
+    if hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
+        log.warning("%s is not the published file: it is read as a set of your own", path)
+    beside = path.with_suffix("")
+    if beside.is_file() and _differs(beside, packed):
+        log.warning(
+            "%s was read, and not %s, which holds something else; to read that one, move the "
+            ".gz file elsewhere", path, beside.name,
+        )  # fmt: skip
+
+
+def _differs(unpacked: Path, packed: bytes) -> bool:
+    """Whether a file holds anything else than what `packed` unpacks to; read in pieces."""
+    try:
+        with unpacked.open("rb") as file, gzip.open(io.BytesIO(packed)) as other:
+            while True:
+                piece = other.read(1 << 20)
+                if file.read(max(len(piece), 1)) != piece:
+                    return True
+                if not piece:
+                    return False
+    except OSError:
+        return True
 
 
 def _find(folder: Path, file: str) -> Path | None:
-    return next((p for p in (folder / f"{file}.gz", folder / file) if p.is_file()), None)
+    """Returns the file under any of the names that it is published under.
+
+    Kaggle's copies have a point in the name (train-images.idx3-ubyte), some of them in a folder
+    of the same name.
+    """
+    dotted = file.replace("-idx", ".idx")
+    names = (f"{file}.gz", file, f"{dotted}.gz", dotted, f"{file}/{file}", f"{dotted}/{dotted}")
+    return next((path for path in map(folder.joinpath, names) if path.is_file()), None)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elstm.config.schema import DataConfig
-from elstm.data.image_sets import Split, load_image_set, random_order
-from elstm.errors import UserError
+from elstm.data.catalog import DataOptions, check_sizes
+from elstm.data.image_sets import Split, load_image_set, random_order, stratified
 
 
 def to_sequences(
@@ -60,6 +59,7 @@ class ImageSequences:
     train: Split
     val: Split
     test: Split
+    stratified: bool = True  # how `train_size` chose the training images
 
     @property
     def num_classes(self) -> int:
@@ -124,48 +124,41 @@ class ImageSequences:
             yield self.sequences(self.train.images.index_select(0, batch))
 
 
-def load_data(cfg: DataConfig) -> ImageSequences:
-    """The image set that the config names, on the CPU, downloaded if it has to be.
+def load_data(options: DataOptions, *, stratify: bool = True) -> ImageSequences:
+    """Returns the image set that the options name, on the CPU, downloaded if it has to be.
 
-    `train_size` keeps the first images of the training split, after validation was split off, so
-    that runs of every size are validated on the same images.
+    `train_size` keeps so many images of the training split, after validation was split off, so
+    that runs of every size are validated on the same images. It keeps the classes' shares.
 
-    Raises: UserError if the files are missing, damaged or cannot be had, or if a value of the
-    config does not fit the set.
+    Args:
+        options: the group `data` of a config.
+        stratify: False: `train_size` takes the first images instead, as runs up to commit d8d01eb
+            did; their checkpoints are resumed and evaluated with it.
+
+    Raises:
+        UserError: files are missing, damaged or cannot be had, or an option does not fit the set.
     """
     # An environment variable that is set and empty counts as not set.
-    images = load_image_set(cfg.name, cfg.root or "data")
-    train = images.train
-
-    if cfg.train_size is not None:
-        if cfg.train_size > len(train):
-            raise UserError(
-                f"data.train_size={cfg.train_size} is more than the training split of {cfg.name} "
-                f"holds: at most {len(train)}"
-            )
-        train = Split(train.images[: cfg.train_size], train.labels[: cfg.train_size])
-    if cfg.batch_size > len(train):
-        raise UserError(
-            f"data.batch_size={cfg.batch_size} is more than the training images of {cfg.name}: "
-            f"at most {len(train)}"
-        )
-    pixels = math.prod(images.image_size)
-    if pixels % cfg.pixels_per_step:
-        divisors = ", ".join(str(d) for d in range(1, pixels + 1) if pixels % d == 0)
-        raise UserError(
-            f"data.pixels_per_step={cfg.pixels_per_step} does not divide the {pixels} pixels of "
-            f"{cfg.name}; allowed: {divisors}"
-        )
+    images = load_image_set(options.name, options.root or "data")
+    train, pixels = images.train, math.prod(images.image_size)
+    check_sizes(options, pixels, len(train))
+    if options.train_size is not None:
+        rows = torch.arange(options.train_size)
+        if stratify:
+            rows = stratified(train.labels, options.train_size)
+        train = Split(train.images[rows], train.labels[rows])
     mean, std = _mean_and_std(train.images)
+    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
     return ImageSequences(
-        name=cfg.name,
+        name=options.name,
         class_names=images.class_names,
         image_size=images.image_size,
-        pixels_per_step=cfg.pixels_per_step,
+        pixels_per_step=options.pixels_per_step,
         mean=mean,
         std=std,
-        permutation=random_order(pixels, "pixels", cfg.permute_seed) if cfg.permute else None,
-        batch_size=cfg.batch_size,
+        permutation=order,
+        stratified=stratify,
+        batch_size=options.batch_size,
         train=train,
         val=images.val,
         test=images.test,

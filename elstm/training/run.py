@@ -41,7 +41,7 @@ from elstm.training.nonfinite import clip_gradients
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.signals import Interrupted, Interrupts
 from elstm.training.state import Clock, Snapshot, State, Window
-from elstm.training.trained import check_fits
+from elstm.training.trained import check_fits, is_stratified
 
 SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
@@ -162,7 +162,11 @@ class _Run:
                 raise UserError(
                     f"{run_dir}: the checkpoint does not fit the run's config: {error}"
                 ) from error
-        self.data = data = self.shared_batches(load_data(config.data).to(device))
+        self.data = data = self.shared_batches(
+            load_data(config.data, stratify=is_stratified(self.saved and self.saved["data"])).to(
+                device
+            )
+        )
         torch.manual_seed(config.seed)
         self.model = build_model(
             config.model,

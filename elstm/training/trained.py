@@ -11,7 +11,7 @@ import torch
 
 from elstm.config.check import load_run_config, show
 from elstm.config.schema import Config, DataConfig
-from elstm.data.image_sets import outline
+from elstm.data.catalog import DATA_SETS
 from elstm.data.sequences import ImageSequences
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links
@@ -141,7 +141,8 @@ def _shape(value: Any) -> str:
 
 def _expected_facts(data: DataConfig) -> dict[str, Any]:
     """What `data_facts` says of a data set, as far as it is known without its files."""
-    class_names, (rows, columns) = outline(data.name)
+    source = DATA_SETS[data.name]
+    class_names, (rows, columns) = source.class_names, source.image_size
     return {
         "name": data.name,
         "class_names": list(class_names),
@@ -163,14 +164,23 @@ def data_facts(data: ImageSequences) -> dict[str, Any]:
         "std": data.std,
         "permutation": None if data.permutation is None else data.permutation.cpu(),
         "train_images": len(data.train),
+        "stratified": data.stratified,
     }
+
+
+def is_stratified(facts: dict[str, Any] | None) -> bool:
+    """Whether the training images of a checkpoint, or of a new run, keep the classes' shares.
+
+    Checkpoints of commit d8d01eb and earlier hold nothing about it: they did not.
+    """
+    return facts is None or bool(facts.get("stratified"))
 
 
 def check_same_data(facts: dict[str, Any], data: ImageSequences) -> None:
     """Raises UserError where `data` are not what a checkpoint's model was trained on."""
     here = data_facts(data)
     for name, value in here.items():
-        saved = facts.get(name)
+        saved = facts.get(name, False if name == "stratified" else None)
         if isinstance(value, torch.Tensor) and isinstance(saved, torch.Tensor):
             same = torch.equal(value, saved)
         else:

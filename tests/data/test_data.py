@@ -126,7 +126,9 @@ def test_train_size_keeps_the_first_of_the_training_split(root):
 
 
 def test_values_that_do_not_fit_name_those_that_do(root):
-    with pytest.raises(UserError, match=r"data\.batch_size=21 .* at most 20$"):
+    with pytest.raises(
+        UserError, match=r"data\.batch_size=21 .* at most 20 for mnist with this data\.train_size$"
+    ):
         load(root, batch_size=21, train_size=20)
     with pytest.raises(
         UserError, match=r"data\.pixels_per_step=5 does not divide the 784 pixels"

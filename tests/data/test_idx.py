@@ -1,5 +1,4 @@
 import gzip
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,16 +15,11 @@ GOOD = idx_bytes(IMAGES)
 SHAPE = (None, 28, 28)
 
 
-def md5(content):
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
 @pytest.mark.parametrize("packed", [False, True])
 def test_reads_what_was_written(tmp_path, packed):
     content = gzip.compress(GOOD) if packed else GOOD
     path = tmp_path / ("images.gz" if packed else "images")
     path.write_bytes(content)
-    np.testing.assert_array_equal(read_idx(path, SHAPE, md5(content)), IMAGES)
     np.testing.assert_array_equal(read_idx(path, SHAPE), IMAGES)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -66,7 +60,8 @@ def test_damage_is_named_with_the_file_and_the_mend(tmp_path, damage, packed):
     line = str(caught.value)
     assert str(path) in line
     assert phrase in line
-    assert "delete it and run again, or put a good copy there" in line
+    assert "put a good copy in its place, or move it elsewhere and run again" in line
+    assert "delete" not in line  # it may be the user's own
     assert "\n" not in line
 
 
@@ -86,17 +81,8 @@ def test_damage_is_named_with_the_file_and_the_mend(tmp_path, damage, packed):
 def test_a_broken_gz_is_named(tmp_path, content):
     path = tmp_path / "images.gz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"images\.gz is damaged \(.+\): delete it"):
+    with pytest.raises(UserError, match=r"images\.gz is damaged \(.+\): put a good copy"):
         read_idx(path, SHAPE)
-    with pytest.raises(UserError, match="should be MD5 " + md5(gzip.compress(GOOD, mtime=0))):
-        read_idx(path, SHAPE, md5(gzip.compress(GOOD, mtime=0)))
-
-
-def test_a_good_file_of_another_set_fails_the_checksum(tmp_path):
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(GOOD))
-    with pytest.raises(UserError, match="should be MD5 0123"):
-        read_idx(path, SHAPE, "0123")
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
@@ -139,9 +125,7 @@ def test_only_plain_files_of_sensible_size_are_read(tmp_path):
     path = tmp_path / "images"
     with path.open("wb") as file:
         file.truncate(10**12)  # a hole
-    with pytest.raises(
-        UserError, match=r"1,000,000,000,000 bytes, more than 256,000,000\): delete"
-    ):
+    with pytest.raises(UserError, match=r"1,000,000,000,000 bytes, more than 256,000,000\): put"):
         read_idx(path, SHAPE)
     path.unlink()
     os.mkfifo(path)

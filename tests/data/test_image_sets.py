@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import os
 
@@ -8,8 +9,12 @@ from small_sets import idx_bytes, write_idx_set
 from torchvision import datasets
 
 from elstm.data import image_sets
-from elstm.data.image_sets import FILES, IDX_SETS, load_image_set, random_order
+from elstm.data.catalog import DATA_SETS, DIGITS, DataSet
+from elstm.data.catalog import IDX_FILES as FILES
+from elstm.data.image_sets import load_image_set, random_order, stratified
 from elstm.errors import UserError
+
+IDX_SETS = {name: source for name, source in DATA_SETS.items() if source.folder}
 
 
 @pytest.fixture
@@ -93,18 +98,79 @@ def test_a_complete_folder_is_not_written_to(tmp_path, offline):
     assert listing() == before
 
 
-def test_packed_files_are_read_in_memory_and_held_to_their_checksum(tmp_path, offline, monkeypatch):
+def test_packed_files_are_read_in_memory(tmp_path, offline, monkeypatch, caplog):
     arrays = write_idx_set(tmp_path, packed=True)
     raw = tmp_path / "MNIST" / "raw"
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz is damaged .*with MD5"):
-        load_image_set("mnist", str(tmp_path))
     md5 = tuple(hashlib.md5((raw / f"{file}.gz").read_bytes()).hexdigest() for file in FILES)
-    monkeypatch.setitem(IDX_SETS, "mnist", image_sets.IdxSet("MNIST", image_sets.DIGITS, md5))
-    # A broken unpacked file beside a good .gz (an unpacking that was interrupted) does no harm.
-    (raw / FILES[0]).write_bytes(b"")
+    published = DataSet(DIGITS, (28, 28), 100, "MNIST", md5)
+    monkeypatch.setitem(DATA_SETS, "mnist", published)
+    with caplog.at_level("INFO"):
+        data = load_image_set("mnist", str(tmp_path))
+    np.testing.assert_array_equal(data.test.images, arrays[FILES[2]].reshape(40, -1))
+    assert len(list(raw.iterdir())) == 4
+    assert f"read {', '.join(f'{file}.gz' for file in FILES)} from {raw}" in caplog.text
+    assert "of your own" not in caplog.text
+
+
+def test_sound_files_of_a_users_own_are_read_and_named(tmp_path, offline, caplog):
+    """A .gz carries a checksum of its own, so damage is told from another content."""
+    arrays = write_idx_set(tmp_path, packed=True)
     data = load_image_set("mnist", str(tmp_path))
     np.testing.assert_array_equal(data.test.images, arrays[FILES[2]].reshape(40, -1))
-    assert len(list(raw.iterdir())) == 5
+    for file in FILES:
+        assert f"{file}.gz is not the published file: it is read as a set of your own" in (
+            caplog.text
+        )
+
+
+def test_an_own_file_beside_a_gz_is_not_ignored_in_silence(tmp_path, offline, caplog):
+    arrays = write_idx_set(tmp_path, packed=True)
+    raw = tmp_path / "MNIST" / "raw"
+    (raw / FILES[0]).write_bytes(idx_bytes(arrays[FILES[0]]))  # as torchvision unpacks it
+    load_image_set("mnist", str(tmp_path))
+    assert "holds something else" not in caplog.text
+    for content in (idx_bytes(255 - arrays[FILES[0]]), b"", idx_bytes(arrays[FILES[0]]) + b"0"):
+        caplog.clear()
+        (raw / FILES[0]).write_bytes(content)
+        data = load_image_set("mnist", str(tmp_path))
+        assert f"{FILES[0]}.gz was read, and not {FILES[0]}, which holds something" in caplog.text
+        np.testing.assert_array_equal(data.train.images, arrays[FILES[0]][:100].reshape(100, -1))
+
+
+@pytest.mark.parametrize("place", ["{}", "{}.gz", "{0}/{0}"])
+def test_kaggles_names_are_found(tmp_path, offline, place):
+    arrays = write_idx_set(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    for file in FILES:
+        content = (raw / file).read_bytes()
+        (raw / file).unlink()
+        path = raw / place.format(file.replace("-idx", ".idx"))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    data = load_image_set("mnist", str(tmp_path))
+    np.testing.assert_array_equal(data.test.images, arrays[FILES[2]].reshape(40, -1))
+
+
+def test_a_set_sorted_by_class_is_named(tmp_path, offline, caplog):
+    arrays = write_idx_set(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    (raw / FILES[1]).write_bytes(idx_bytes(np.sort(arrays[FILES[1]])))  # 12 of each class
+    load_image_set("mnist", str(tmp_path))
+    assert "the training split holds no image of class 9\n" in caplog.text
+    assert "the validation split holds no image of classes 0, 1, 2, 3, 4, 5, 6, 7\n" in caplog.text
+    assert "the test split" not in caplog.text
+
+
+def test_a_subset_keeps_the_shares_of_the_classes():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    rows = stratified(labels, 10)
+    assert labels[rows].bincount().tolist() == [5, 3, 2]
+    assert rows.tolist() == [0, 1, 2, 3, 4, 50, 51, 52, 80, 81]  # the first ones, in order
+    # 7 rows are 3.5, 2.1 and 1.4: the one that is left goes to the largest remainder.
+    assert labels[stratified(labels, 7)].bincount().tolist() == [4, 2, 1]
+    assert torch.equal(stratified(labels, 100), torch.arange(100))
+    mixed = labels[random_order(100, "mixed")]
+    assert mixed[stratified(mixed, 50)].bincount().tolist() == [25, 15, 10]
 
 
 def test_checksums_and_classes_are_torchvisions():
