@@ -19,7 +19,7 @@ from elstm.nn.recurrence import Call, Recurrence
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
     "cpu": "elstm.nn.backends.cpu",
-    "triton": "elstm.nn.backends.triton",
+    "triton": "elstm.nn.backends.cuda",
 }
 # Where `auto` asks a backend: on devices like those on which it has been measured.
 _AUTOMATIC: dict[str, Callable[[torch.device], bool]] = {

@@ -1,4 +1,4 @@
-"""Parts of the kernels of triton_kernels: barrier, product, gates, normalisation."""
+"""Parts of the Triton kernels: barrier, product, gates, normalisation."""
 
 # mypy: ignore-errors
 # Triton's language has types of its own.
@@ -32,11 +32,11 @@ def tanh(x):
 
 
 @triton.jit
-def count_alive(alive_rows, t, batch):
-    if alive_rows is None:
+def count_active(active_rows, t, batch):
+    if active_rows is None:
         return batch
     else:  # noqa: RET505  # two branches, of which the compiler sees one
-        return tl.load(alive_rows + t)
+        return tl.load(active_rows + t)
 
 
 @triton.jit
@@ -128,12 +128,12 @@ def one_by_root(x):
 
 
 @triton.jit
-def statistics(x, mask, mean, var, offsets, in_features, alive, in_batch):
+def statistics(x, mask, mean, var, offsets, in_features, active, in_batch):
     """x - mean, mean and var of x (features, rows) in `mask`: of the batch, or as stored."""
     if in_batch:
-        m = tl.sum(tl.where(mask, x, 0.0), 1) / alive
+        m = tl.sum(tl.where(mask, x, 0.0), 1) / active
         centred = tl.where(mask, x - m[:, None], 0.0)
-        v = tl.sum(centred * centred, 1) / alive
+        v = tl.sum(centred * centred, 1) / active
     else:
         m = tl.load(mean + offsets, mask=in_features, other=0.0)
         v = tl.load(var + offsets, mask=in_features, other=1.0)
@@ -142,7 +142,7 @@ def statistics(x, mask, mean, var, offsets, in_features, alive, in_batch):
 
 @triton.jit
 def normalized(
-    x, mask, mean, var, offsets, in_features, eps, alive, in_batch, STORE: tl.constexpr
+    x, mask, mean, var, offsets, in_features, eps, active, in_batch, STORE: tl.constexpr
 ):  # fmt: skip
     """(x - mean) / sqrt(var + eps) of x (features, rows), and mean and 1 / sqrt(var + eps).
 
@@ -150,7 +150,7 @@ def normalized(
     stored ones would differ from x's by rounding, which the gradient of a variance near zero
     magnifies.
     """
-    centred, m, v = statistics(x, mask, mean, var, offsets, in_features, alive, in_batch)
+    centred, m, v = statistics(x, mask, mean, var, offsets, in_features, active, in_batch)
     if STORE:  # noqa: SIM102  # the compiler knows this one alone
         if in_batch:
             tl.store(mean + offsets, m, mask=in_features)
@@ -160,9 +160,9 @@ def normalized(
 
 
 @triton.jit
-def normalize_backward(dy, hat, scale, gamma, mask, alive, in_batch):
+def normalize_backward(dy, hat, scale, gamma, mask, active, in_batch):
     """dx of (4), and the step's dβ and dγ. Population statistics are constants."""
     d_beta, d_gamma = tl.sum(dy, 1), tl.sum(dy * hat, 1)
-    share = tl.where(in_batch, 1.0, 0.0) / alive
+    share = tl.where(in_batch, 1.0, 0.0) / active
     centred = dy - (d_beta[:, None] + hat * d_gamma[:, None]) * share
     return tl.where(mask, centred * (scale * gamma)[:, None], 0.0), d_beta, d_gamma

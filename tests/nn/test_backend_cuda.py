@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from triton_checks import (
+from cuda_checks import (
     check,
     check_barrier,
     check_compile,
@@ -27,10 +27,9 @@ from triton_checks import (
 )
 
 from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
-from elstm.nn.backends import triton as triton_backend
-from elstm.nn.backends import triton_blocks
+from elstm.nn.backends.cuda import autograd, blocks, launch
 
-needs_triton = pytest.mark.skipif(not triton_backend.available(), reason="needs triton 3.6")
+needs_triton = pytest.mark.skipif(not launch.available(), reason="needs triton 3.6")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 Run = Callable[..., Any]
@@ -155,7 +154,7 @@ def test_auto_takes_it_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend, "available", lambda: False)
+    monkeypatch.setattr(autograd, "available", lambda: False)
     with pytest.raises(ValueError, match="needs the package triton"):
         BNLSTM(3, 4, backend="triton")(torch.randn(2, 4, 3))
     layer = BNLSTM(3, 4)
@@ -170,19 +169,17 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_blocks_cover_the_shape(batch: int, hidden: int, whole: bool) -> None:
     for depth, width in ((hidden, 4), (4 * hidden, 1)):
-        blocks = triton_blocks.choose_blocks(
-            batch, hidden, 132, depth=depth, width=width, whole=whole
-        )
-        assert blocks is not None
-        assert blocks.programs * blocks.chunks <= 132  # all resident at once
-        assert (blocks.programs - 1) * blocks.UNITS < hidden <= blocks.programs * blocks.UNITS
-        assert (blocks.chunks - 1) * blocks.BLOCK_B < batch <= blocks.chunks * blocks.BLOCK_B
-        assert blocks.chunks == 1 or not whole
+        found = blocks.choose_blocks(batch, hidden, 132, depth=depth, width=width, whole=whole)
+        assert found is not None
+        assert found.programs * found.chunks <= 132  # all resident at once
+        assert (found.programs - 1) * found.UNITS < hidden <= found.programs * found.UNITS
+        assert (found.chunks - 1) * found.BLOCK_B < batch <= found.chunks * found.BLOCK_B
+        assert found.chunks == 1 or not whole
 
 
 def test_blocks_that_do_not_fit() -> None:
-    assert triton_blocks.choose_blocks(1025, 128, 132, depth=128, width=4) is None
-    assert triton_blocks.choose_blocks(16, 10000, 132, depth=10000, width=4) is None
+    assert blocks.choose_blocks(1025, 128, 132, depth=128, width=4) is None
+    assert blocks.choose_blocks(16, 10000, 132, depth=10000, width=4) is None
 
 
 @needs_triton

@@ -1,21 +1,20 @@
 """The recurrence in Triton: one launch runs all steps, forward or backward.
 
-A program owns UNITS hidden units, their four gates, for the whole batch: so every batch statistic
-is a sum within one program. (Without batch statistics the batch may be cut into chunks of BLOCK_B
-sequences, each with its programs and its barrier.) Between two steps programs exchange h_t
+A program owns UNITS hidden units, with their four gates, for the full batch. So each batch
+statistic is a sum within one program. Without batch statistics the batch may be cut into chunks of
+BLOCK_B sequences, each with its programs and its barrier. Between two steps, programs exchange h_t
 (forward) or the gradient of W_h h_{t-1} (backward) through `exchange`, two slots in global memory,
-with one barrier. Programs wait for one another, so with BARRIER they must all be resident at once:
-a cooperative launch sees to that. Without it, the kernels compute the same from one launch for each
-step, [t, t + 1).
+with one barrier. Programs wait for one another, so with BARRIER all must be resident at once, which
+a cooperative launch ensures. Without BARRIER each launch computes one step, [t, t + 1).
 
-What does not hang on the step before is done for all steps at once: the projections by a matrix
-product, and by the kernels of triton_all_steps before and after the launch that goes step by step.
+Everything that does not depend on the step before is computed for all steps at once: the
+projections by a matrix product, the rest by the kernels of `all_steps`.
 
-Projections lie as (4H, T, B) and states as (H, B), sequences innermost: threads read neighbouring
-sequences, and one warp has a feature's whole batch, so that batch statistics need no shared memory.
-In the product each thread sums some of the k for some sequences, and one exchange between the
-warps adds them. Equation numbers are those of elstm.nn.recurrence. Each sum has a fixed order: the
-same input gives the same bits.
+Projections lie as (4H, T, B) and states as (H, B), with the sequences innermost. Threads then read
+neighbouring sequences, and one warp has the full batch of a feature, so that batch statistics need
+no shared memory. In the product, each thread sums some of the k for some sequences, and one
+exchange between the warps adds them. Equation numbers are those of elstm.nn.recurrence. Each sum
+has a fixed order, so the same input gives the same bits.
 """
 
 # mypy: ignore-errors
@@ -24,9 +23,9 @@ same input gives the same bits.
 import triton
 import triton.language as tl
 
-from elstm.nn.backends.triton_parts import (
+from elstm.nn.backends.cuda.parts import (
     arrive,
-    count_alive,
+    count_active,
     normalize_backward,
     one_by_root,
     product,
@@ -37,7 +36,6 @@ from elstm.nn.backends.triton_parts import (
     weight_tiles,
 )
 
-BETWEEN_COUNTERS = tl.constexpr(32)  # int32s: each chunk's in a cache line of its own
 _DYNAMIC = ["t_start", "t_end", "steps", "batch_steps", "batch"]  # no binary for special values
 
 
@@ -46,17 +44,19 @@ def forward(
     z_x,  # (4H, T, B) BN(W_x x_t) + b
     weight_hh,  # (4H, H)
     exchange,  # (chunks, 2, H, BLOCK_B): h before step t in slot t % 2, h_0 in slot 0
-    output,  # (T, B, H) written
+    states,  # (T + 1, B, H) written: h_t at row t + 1
     cells,  # (T + 1, H, B) written: c_t at row t + 1; row t_start is read
+    h_n, c_n,  # (B, H) written: the state after each sequence's last step before t_end
     gamma_hh, mean_hh, var_hh,  # (4H,), (T, 4H), (T, 4H) or None. Statistics: written at
     gamma_c, beta_c, mean_c, var_c,  # t < batch_steps, read at others. (H,), (H,), (T, H), (T, H)
-    alive_rows,  # (T,) int32, or None: B at every step
+    active_rows,  # (T,) int32, or None: B at every step
     counter,  # int32, zero: arrivals at each chunk's barrier
     t_start, t_end, steps, batch_steps, batch, eps_hh, eps_c,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr,
+    BETWEEN_COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """Steps [t_start, t_end) on a grid of cdiv(H, UNITS) programs for each chunk of the batch."""
+    """Runs steps [t_start, t_end), with cdiv(H, UNITS) programs for each chunk of the batch."""
     programs: tl.constexpr = (H + UNITS - 1) // UNITS
     chunk = tl.program_id(0) // programs
     units = tl.program_id(0) % programs * UNITS + tl.arange(0, UNITS)
@@ -66,7 +66,7 @@ def forward(
     rows = chunk * BLOCK_B + columns
     in_units = units < H
     in_tile = in_units[:, None] & (rows < batch)[None, :]
-    stride = batch.to(tl.int64) * H  # of a step in `output` and `cells`
+    stride = batch.to(tl.int64) * H  # of a step in `states` and `cells`
     of_gate = stride * steps  # of a gate in `z_x`
     z_tile = (units.to(tl.int64) * steps)[:, None] * batch + rows[None, :]
     cell_tile = units[:, None] * batch + rows[None, :]
@@ -87,11 +87,12 @@ def forward(
         g_c = tl.load(gamma_c + units, mask=in_units, other=0.0)[:, None]
         b_c = tl.load(beta_c + units, mask=in_units, other=0.0)[:, None]
     c = tl.load(cells + t_start * stride + cell_tile, mask=in_tile, other=0.0)
+    h_last = tl.load(h_n + out_tile, mask=in_tile & (t_start > 0), other=0.0)
 
     for t in tl.range(t_start, t_end, num_stages=1):  # no load may move across the barrier
-        alive = count_alive(alive_rows, t, batch)
+        active = count_active(active_rows, t, batch)
         in_batch = t < batch_steps
-        live = in_units[:, None] & (rows < alive)[None, :]
+        live = in_units[:, None] & (rows < active)[None, :]
         z = z_x + t * batch + z_tile
         z_i = tl.load(z, mask=live, other=0.0)
         z_f = tl.load(z + of_gate, mask=live, other=0.0)
@@ -106,15 +107,15 @@ def forward(
         )  # fmt: skip
         if gamma_hh is not None:
             at = t * (4 * H) + units
-            wh_i, m_i, v_i = statistics(wh_i, live, mean_hh, var_hh, at, in_units, alive, in_batch)
+            wh_i, m_i, v_i = statistics(wh_i, live, mean_hh, var_hh, at, in_units, active, in_batch)
             wh_f, m_f, v_f = statistics(
-                wh_f, live, mean_hh, var_hh, at + H, in_units, alive, in_batch
+                wh_f, live, mean_hh, var_hh, at + H, in_units, active, in_batch
             )
             wh_g, m_g, v_g = statistics(
-                wh_g, live, mean_hh, var_hh, at + 2 * H, in_units, alive, in_batch
+                wh_g, live, mean_hh, var_hh, at + 2 * H, in_units, active, in_batch
             )
             wh_o, m_o, v_o = statistics(
-                wh_o, live, mean_hh, var_hh, at + 3 * H, in_units, alive, in_batch
+                wh_o, live, mean_hh, var_hh, at + 3 * H, in_units, active, in_batch
             )
             wh_i *= one_by_root(v_i + eps_hh)[:, None] * g_i
             wh_f *= one_by_root(v_f + eps_hh)[:, None] * g_f
@@ -127,18 +128,19 @@ def forward(
         shown = new
         if gamma_c is not None:
             at_c = t * H + units
-            hat_c, m_c, v_c = statistics(new, live, mean_c, var_c, at_c, in_units, alive, in_batch)
+            hat_c, m_c, v_c = statistics(new, live, mean_c, var_c, at_c, in_units, active, in_batch)
             shown = hat_c * one_by_root(v_c + eps_c)[:, None] * g_c + b_c
         if CELL_NORM == "update":
             new = shown  # (3c)
         c = tl.where(live, new, c)
         h = tl.where(live, o * tanh(shown), 0.0)
+        h_last = tl.where(live, h, h_last)
         slot = exchange + (t + 1) % 2 * (H * BLOCK_B)
         tl.store(slot + slot_tile, h, mask=in_units[:, None])
         if BARRIER:
             arrive(counter)
         # Nobody waits for the rest.
-        tl.store(output + t * stride + out_tile, h, mask=in_tile)
+        tl.store(states + (t + 1) * stride + out_tile, h, mask=in_tile)
         tl.store(cells + (t + 1) * stride + cell_tile, c, mask=in_tile)
         if in_batch:
             if gamma_hh is not None:
@@ -154,6 +156,9 @@ def forward(
                 tl.store(mean_c + at_c, m_c, mask=in_units)
                 tl.store(var_c + at_c, v_c, mask=in_units)
 
+    tl.store(h_n + out_tile, h_last, mask=in_tile)
+    tl.store(c_n + out_tile, c, mask=in_tile)
+
 
 @triton.jit(do_not_specialize=_DYNAMIC)
 def backward(
@@ -161,21 +166,22 @@ def backward(
     hats,  # (4H, T, B) BN(W_h h_{t-1}; 1, 0); replaced by the gradient of W_h h_{t-1}
     weight_hh, cells,
     exchange,  # (chunks, 2, 4H, BLOCK_B): the gradient of W_h h_{t-1} in slot t % 2
-    d_output, d_h,  # (T, B, H); (B, H) gradient of h_n
-    d_c,  # (B, H) gradient of the cell after t_end; replaced by that before t_start
+    d_output, d_h, d_c,  # gradients of the output (T, B, H), of h_n and of c_n (B, H)
+    d_c_0,  # (B, H) written: gradient of the cell before t_start; read where t_end < T
     gamma_hh, gamma_c, beta_c, scale_hh, shift_c, scale_c,
-    sums,  # (chunks, 6 H) added to: gradients of γ_hh (4H), γ_c, β_c (H each)
-    alive_rows, counter, t_start, t_end, steps, batch_steps, batch,
+    sums,  # (chunks, 10 H) gradients of b, γ_hh (4H each), γ_c, β_c (H each) from steps >= t_start
+    active_rows, counter, t_start, t_end, steps, batch_steps, batch,
     H: tl.constexpr, CELL_NORM: tl.constexpr, BLOCK_B: tl.constexpr, UNITS: tl.constexpr,
     BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr, BARRIER: tl.constexpr,
+    BETWEEN_COUNTERS: tl.constexpr,
 ):  # fmt: skip
-    """Steps t_end - 1 down to t_start, on a like grid; slot t_end % 2 has that step's gradient."""
+    """Runs steps t_end - 1 down to t_start on the same grid; slot t_end % 2 holds its gradient."""
     programs: tl.constexpr = (H + UNITS - 1) // UNITS
     chunk = tl.program_id(0) // programs
     units = tl.program_id(0) % programs * UNITS + tl.arange(0, UNITS)
     counter += chunk * BETWEEN_COUNTERS
     exchange += chunk * (8 * H * BLOCK_B)
-    sums += chunk * (6 * H)
+    sums += chunk * (10 * H)
     columns = tl.arange(0, BLOCK_B)
     rows = chunk * BLOCK_B + columns
     in_units = units < H
@@ -194,23 +200,30 @@ def backward(
         g_f = tl.load(gamma_hh + H + units, mask=in_units, other=0.0)
         g_g = tl.load(gamma_hh + 2 * H + units, mask=in_units, other=0.0)
         g_o = tl.load(gamma_hh + 3 * H + units, mask=in_units, other=0.0)
-        sum_i = tl.load(sums + units, mask=in_units, other=0.0)
-        sum_f = tl.load(sums + H + units, mask=in_units, other=0.0)
-        sum_g = tl.load(sums + 2 * H + units, mask=in_units, other=0.0)
-        sum_o = tl.load(sums + 3 * H + units, mask=in_units, other=0.0)
     if gamma_c is not None:
         g_c = tl.load(gamma_c + units, mask=in_units, other=0.0)
         b_c = tl.load(beta_c + units, mask=in_units, other=0.0)[:, None]
-        sum_gamma_c = tl.load(sums + 4 * H + units, mask=in_units, other=0.0)
-        sum_beta_c = tl.load(sums + 5 * H + units, mask=in_units, other=0.0)
     dh_n = tl.load(d_h + out_tile, mask=in_tile, other=0.0)
-    dc = tl.load(d_c + out_tile, mask=in_tile, other=0.0)
+    first = t_end == steps  # no launch was before this one
+    dc = tl.load(d_c + out_tile, mask=in_tile & first, other=0.0)
+    dc += tl.load(d_c_0 + out_tile, mask=in_tile & (t_end < steps), other=0.0)
+    summed = in_units & (t_end < steps)
+    bias_i = tl.load(sums + units, mask=summed, other=0.0)
+    bias_f = tl.load(sums + H + units, mask=summed, other=0.0)
+    bias_g = tl.load(sums + 2 * H + units, mask=summed, other=0.0)
+    bias_o = tl.load(sums + 3 * H + units, mask=summed, other=0.0)
+    sum_i = tl.load(sums + 4 * H + units, mask=summed, other=0.0)
+    sum_f = tl.load(sums + 5 * H + units, mask=summed, other=0.0)
+    sum_g = tl.load(sums + 6 * H + units, mask=summed, other=0.0)
+    sum_o = tl.load(sums + 7 * H + units, mask=summed, other=0.0)
+    sum_gamma_c = tl.load(sums + 8 * H + units, mask=summed, other=0.0)
+    sum_beta_c = tl.load(sums + 9 * H + units, mask=summed, other=0.0)
 
     for back in tl.range(0, t_end - t_start, num_stages=1):
         t = t_end - 1 - back
-        alive = count_alive(alive_rows, t, batch)
+        active = count_active(active_rows, t, batch)
         in_batch = t < batch_steps
-        live = in_units[:, None] & (rows < alive)[None, :]
+        live = in_units[:, None] & (rows < active)[None, :]
         at = t * batch + z_tile
         i = tl.load(gates + at, mask=live, other=0.0)
         f = tl.load(gates + at + of_gate, mask=live, other=0.0)
@@ -236,9 +249,9 @@ def backward(
             shown = hat_c * g_c[:, None] + b_c
         shown = tanh(shown)
 
-        alive_next = 0
+        active_next = 0
         if t + 1 < steps:
-            alive_next = count_alive(alive_rows, t + 1, batch)
+            active_next = count_active(active_rows, t + 1, batch)
         if BARRIER:
             wait(counter, back * programs)
         after = exchange + (t + 1) % 2 * (4 * of_slot)
@@ -246,7 +259,7 @@ def backward(
             after, tiles, weight_hh, units, 4 * H, H, 1, H, BLOCK_B, UNITS, BLOCK_K, RESIDENT
         )
         dh = tl.sum(of_places, 1)
-        dh = tl.where((rows < alive_next)[None, :], dh, dh_n)
+        dh = tl.where((rows < active_next)[None, :], dh, dh_n)
         dh = tl.where(live, dh + dh_t, 0.0)
 
         d_shown = dh * o * (1 - shown * shown)
@@ -255,7 +268,7 @@ def backward(
             d_shown += d_new
         if gamma_c is not None:
             d_cell, step_beta, step_gamma = normalize_backward(
-                d_shown, hat_c, s_c, g_c, live, alive, in_batch
+                d_shown, hat_c, s_c, g_c, live, active, in_batch
             )
             sum_beta_c += step_beta
             sum_gamma_c += step_gamma
@@ -271,14 +284,20 @@ def backward(
         do = dh * shown * o * (1 - o)
         wi, wf, wg, wo = di, df, dg, do
         if gamma_hh is not None:
-            wi, _, step_i = normalize_backward(di, hat_i, scale_i, g_i, live, alive, in_batch)
-            wf, _, step_f = normalize_backward(df, hat_f, scale_f, g_f, live, alive, in_batch)
-            wg, _, step_g = normalize_backward(dg, hat_g, scale_g, g_g, live, alive, in_batch)
-            wo, _, step_o = normalize_backward(do, hat_o, scale_o, g_o, live, alive, in_batch)
+            wi, of_i, step_i = normalize_backward(di, hat_i, scale_i, g_i, live, active, in_batch)
+            wf, of_f, step_f = normalize_backward(df, hat_f, scale_f, g_f, live, active, in_batch)
+            wg, of_g, step_g = normalize_backward(dg, hat_g, scale_g, g_g, live, active, in_batch)
+            wo, of_o, step_o = normalize_backward(do, hat_o, scale_o, g_o, live, active, in_batch)
             sum_i += step_i
             sum_f += step_f
             sum_g += step_g
             sum_o += step_o
+        else:
+            of_i, of_f, of_g, of_o = tl.sum(di, 1), tl.sum(df, 1), tl.sum(dg, 1), tl.sum(do, 1)
+        bias_i += of_i
+        bias_f += of_f
+        bias_g += of_g
+        bias_o += of_o
         slot = exchange + t % 2 * (4 * of_slot) + slot_tile
         tl.store(slot, wi, mask=in_units[:, None])
         tl.store(slot + of_slot, wf, mask=in_units[:, None])
@@ -296,15 +315,14 @@ def backward(
         tl.store(hats + at + 2 * of_gate, wg, mask=in_tile)
         tl.store(hats + at + 3 * of_gate, wo, mask=in_tile)
 
-    tl.store(d_c + out_tile, dc, mask=in_tile)
-    if gamma_hh is not None:
-        tl.store(sums + units, sum_i, mask=in_units)
-        tl.store(sums + H + units, sum_f, mask=in_units)
-        tl.store(sums + 2 * H + units, sum_g, mask=in_units)
-        tl.store(sums + 3 * H + units, sum_o, mask=in_units)
-    if gamma_c is not None:
-        tl.store(sums + 4 * H + units, sum_gamma_c, mask=in_units)
-        tl.store(sums + 5 * H + units, sum_beta_c, mask=in_units)
-
-
-INTERPRETED = not isinstance(forward, triton.JITFunction)  # TRITON_INTERPRET=1: CPU tensors
+    tl.store(d_c_0 + out_tile, dc, mask=in_tile)
+    tl.store(sums + units, bias_i, mask=in_units)
+    tl.store(sums + H + units, bias_f, mask=in_units)
+    tl.store(sums + 2 * H + units, bias_g, mask=in_units)
+    tl.store(sums + 3 * H + units, bias_o, mask=in_units)
+    tl.store(sums + 4 * H + units, sum_i, mask=in_units)
+    tl.store(sums + 5 * H + units, sum_f, mask=in_units)
+    tl.store(sums + 6 * H + units, sum_g, mask=in_units)
+    tl.store(sums + 7 * H + units, sum_o, mask=in_units)
+    tl.store(sums + 8 * H + units, sum_gamma_c, mask=in_units)
+    tl.store(sums + 9 * H + units, sum_beta_c, mask=in_units)

@@ -1,4 +1,4 @@
-"""What tests of the Triton backend run in another process: checks against the reference."""
+"""Checks of the Triton backend against the reference, which its tests run in another process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backend_calls import assert_as_exact, served
 from torch import Tensor
 
 from elstm.nn import BNLSTM, ELSTMBN
-from elstm.nn.backends import triton as triton_backend
-from elstm.nn.backends import triton_blocks
+from elstm.nn.backends import cuda
+from elstm.nn.backends.cuda import autograd, blocks, launch
 from elstm.nn.recurrence import recurrence
 
 
@@ -24,26 +24,26 @@ def check(device: str = "cpu", resident: bool = True, **case: Any) -> None:
     plain = served(recurrence, torch.float32, device, **case)
     with pytest.MonkeyPatch.context() as monkeypatch:
         if not resident:
-            monkeypatch.setattr(triton_blocks, "_RESIDENT", 0)
-        triton_backend._blocks.cache_clear()
-        found = served(
-            triton_backend.recurrence, torch.float32, device, refuses=triton_backend.refuses, **case
-        )
-    triton_backend._blocks.cache_clear()
+            monkeypatch.setattr(blocks, "_RESIDENT", 0)
+        launch.blocks_for.cache_clear()
+        found = served(cuda.recurrence, torch.float32, device, refuses=cuda.refuses, **case)
+    launch.blocks_for.cache_clear()
     assert_as_exact(found, exact, plain)
 
 
-def start_concurrently(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
+def start_concurrently(
+    kernel: Any, grid: tuple[int, ...], arguments: list[Any], options: dict[str, Any]
+) -> None:
     """Runs every program of a grid with a barrier in a process of its own, on shared memory."""
     from triton.runtime import interpreter
 
-    if "BARRIER" not in arguments:
-        kernel[grid](**arguments)
+    if "BARRIER" not in kernel.arg_names:
+        kernel[grid](*arguments, **options)
         return
     (programs,) = grid
     builder = interpreter.interpreter_builder
     set_size, set_index = builder.set_grid_dim, builder.set_grid_idx
-    for argument in arguments.values():
+    for argument in arguments:
         if isinstance(argument, Tensor):
             argument.untyped_storage().share_memory_()
 
@@ -52,7 +52,7 @@ def start_concurrently(kernel: Any, grid: tuple[int, ...], arguments: dict[str, 
         builder.set_grid_idx = lambda *index: set_index(program, 0, 0)
         # Copies arguments onto themselves afterwards, and so what other programs wrote meanwhile.
         interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
-        kernel[(1,)](**arguments)
+        kernel[(1,)](*arguments, **options)
 
     fork = multiprocessing.get_context("fork")
     workers = [fork.Process(target=run, args=(program,)) for program in range(programs)]
@@ -72,8 +72,8 @@ def start_concurrently(kernel: Any, grid: tuple[int, ...], arguments: dict[str, 
 def check_barrier(**case: Any) -> None:
     """The persistent launch, which the interpreter alone, one program after another, cannot run."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
-        monkeypatch.setattr(triton_backend, "_start", start_concurrently)
+        monkeypatch.setattr(launch, "persistent", lambda device: True)
+        monkeypatch.setattr(launch, "start", start_concurrently)
         check(**case)
 
 
@@ -167,19 +167,20 @@ def compile_for_hopper() -> list[tuple[str, str]]:
     """Of a training step's two launches with a barrier: Triton's last form, and PTX."""
     import triton
 
-    from elstm.nn.backends import triton_kernels
-
     compiled = []
 
-    def start(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> None:
-        if "BARRIER" in arguments:
-            compiled.append(kernel.warmup(grid=grid, **arguments))
+    def start(
+        kernel: Any, grid: tuple[int, ...], arguments: list[Any], options: dict[str, Any]
+    ) -> None:
+        found = kernel.warmup(*arguments, grid=grid, **options)
+        if "BARRIER" in kernel.arg_names:
+            compiled.append(found)
 
     triton.runtime.driver.set_active(Hopper())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(triton_kernels, "INTERPRETED", True)  # takes CPU tensors
-        monkeypatch.setattr(triton_backend, "_persistent", lambda device: True)
-        monkeypatch.setattr(triton_backend, "_start", start)
+        monkeypatch.setattr(autograd, "interpreted", lambda: True)  # takes CPU tensors
+        monkeypatch.setattr(launch, "persistent", lambda device: True)
+        monkeypatch.setattr(launch, "start", start)
         ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
     assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
     return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
