@@ -117,11 +117,11 @@ def train(config: Any, folder: Path, watch: Watch) -> None:
     from elstm.sweeps.job import execute
     from elstm.training import checkpoint, evaluation
     from elstm.training import run as training
+    from elstm.training.step import TrainStep
 
     sys.stdout = sys.stderr = (folder.parent / f"{folder.name}.out").open("a")
-    loop: Any = training._Run
     for owner, attribute, name in (
-        (loop, "train_step", "step"),
+        (TrainStep, "__call__", "step"),
         (tracking.Tracker, "log", "record"),
         (checkpoint, "save", "checkpoint"),
         (evaluation, "recompute_statistics", "statistics"),
@@ -129,17 +129,17 @@ def train(config: Any, folder: Path, watch: Watch) -> None:
         (evaluation, "over_time", "picture"),
         (figures, "gradient_figure", "picture"),
         (Status, "update", "status"),
-        (loop, "test", "test"),
+        (training, "test_best", "test"),
     ):
         watch.wrap(owner, attribute, name)
-    run = loop.run
+    train_and_test = training.train_and_test
 
-    def whole(self: Any, *args: Any) -> None:
+    def watched(*args: Any) -> None:
         watch.phase.value = NAMES.index("between")
-        run(self, *args)
+        train_and_test(*args)
         watch.phase.value = NAMES.index("end")
 
-    loop.run = whole
+    vars(training)["train_and_test"] = watched
     with watch.within("start"):
         code = execute(config, folder, resume=True).code
     sys.exit(code)

@@ -25,7 +25,10 @@ from elstm.errors import UserError
 from elstm.records import pictures as figures
 from elstm.sweeps.job import execute
 from elstm.training import checkpoint, evaluation, trained
-from elstm.training.run import _Run, run
+from elstm.training import run as training
+from elstm.training.loop import TrainingLoop
+from elstm.training.run import run
+from elstm.training.state import TrainState
 
 CONFIG = small_config(max_epochs=3, log_every=2, checkpoint_every=2)
 
@@ -69,14 +72,14 @@ def interrupt(folder: Path, step: int = 7) -> None:
 
 
 def after(patch: pytest.MonkeyPatch, step: int, action: Callable[[], object]) -> None:
-    original = _Run.train_step
+    original = TrainState.count_step
 
-    def train_step(self: _Run, *batch: Any) -> None:
-        original(self, *batch)
-        if self.state.step == step:
+    def count_step(self: TrainState) -> None:
+        original(self)
+        if self.step == step:
             action()
 
-    patch.setattr(_Run, "train_step", train_step)
+    patch.setattr(TrainState, "count_step", count_step)
 
 
 def checkpoints(folder: Path) -> dict[str, bytes]:
@@ -211,14 +214,14 @@ def test_a_best_checkpoint_is_mended_from_the_last(
     tmp_path: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While both are of one epoch."""
-    test = _Run.test
+    test = training.test_best
 
-    def damaged(self: _Run) -> None:
-        checkpoint.best_path(self.run_dir).write_bytes(b"")
-        test(self)
+    def damaged(loop: TrainingLoop, run_dir: Path) -> None:
+        checkpoint.best_path(run_dir).write_bytes(b"")
+        test(loop, run_dir)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "test", damaged)
+        patch.setattr(training, "test_best", damaged)
         assert run(CONFIG, tmp_path).state == "done"
     assert "written again from" in caplog.text
     assert_same_runs(whole, tmp_path)

@@ -8,24 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-
-
-def clip_gradients(
-    accelerator: Accelerator, parameters: Sequence[nn.Parameter], max_norm: float
-) -> Tensor:
-    """Clips the norm of the whole gradient, as torch.nn.utils.clip_grad_norm_ does.
-
-    Returns: the norm of each parameter's gradient before, (P,), of those that have one.
-    """
-    accelerator.unscale_gradients()  # in fp16
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.linalg.vector_norm(norms))
-    return norms
-
 
 def culprit(
     names: Sequence[str], loss: float, norms: Sequence[float], before: Sequence[float]

@@ -69,6 +69,15 @@ def _groups(parameters: list[Parameter], config: OptimizerConfig) -> list[dict[s
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def set_lr(optimizer: Any, lr: float) -> None:
+    """Sets the learning rate of all groups, in place if it is a tensor on the device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
 class Schedule:
     """The learning rate of each training step.
 

@@ -1,70 +1,181 @@
-"""Where a run is: counters, clocks and sums; with model and optimizer, a whole checkpoint."""
+"""How far a run is: counters, clocks, and sums over the steps since the last log point."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from elstm.data.sequences import ImageSequences
-from elstm.errors import UserError
-from elstm.training import device as runtime
 from elstm.training import nonfinite
-from elstm.training.optim import Schedule
-from elstm.training.trained import check_same_data, data_facts
+from elstm.training.step import StepResult
 
+# Checkpoints keep the names of the first version.
+STORED_NAMES = {"evaluations_since_best": "waited"}
 REMOVED_COUNTERS = ("skipped_steps",)  # in checkpoints up to commit d8d01eb
 
 
-@dataclass
-class State:
-    """Counters and results; with weights, optimizer and random states all that a resume needs."""
+@dataclass(frozen=True)
+class Limits:
+    """Where a run and its epochs end.
 
+    Attributes:
+        steps_per_epoch: in each of them every process takes one batch.
+        early_stopping: evaluations without an improvement after which the run ends; None: never.
+    """
+
+    processes: int
+    steps_per_epoch: int
+    max_epochs: int
+    max_steps: int | None = None
+    early_stopping: int | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of all processes together."""
+        return self.steps_per_epoch * self.processes
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.max_epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass
+class TrainState:
+    """Counters and results: with weights, optimizer and random states all that a resume needs."""
+
+    limits: Limits
     epoch: int = 0  # epochs completed, their evaluation included
     batch: int = 0  # batches taken of the next one, by all processes together
     step: int = 0  # optimizer steps done
     evaluated_step: int = -1  # `step` at the latest evaluation
     best_val_accuracy: float = -1.0
     best_epoch: float = 0.0
-    waited: int = 0  # evaluations since the best one
+    evaluations_since_best: int = 0
     train_loss: float = math.nan  # of the latest log point
     train_seconds: float = 0.0  # training alone
     wall_seconds: float = 0.0  # with evaluations and checkpoints
 
+    @property
+    def epochs(self) -> float:
+        """Epochs done, such as 1.25."""
+        return self.epoch + self.batch / self.limits.batches_per_epoch
+
+    @property
+    def steps_left(self) -> int:
+        """Steps to the end of the epoch, or of the run."""
+        limits = self.limits
+        in_epoch = (limits.batches_per_epoch - self.batch) // limits.processes
+        return in_epoch if limits.max_steps is None else min(in_epoch, limits.max_steps - self.step)
+
+    @property
+    def evaluated(self) -> bool:
+        return self.evaluated_step >= 0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations brought no improvement."""
+        return self.evaluations_since_best >= (self.limits.early_stopping or math.inf)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end and evaluated there."""
+        return self.evaluated_step == self.step and (
+            self.epoch >= self.limits.max_epochs
+            or self.step >= (self.limits.max_steps or math.inf)
+            or self.stopped_early
+        )
+
+    def count_step(self) -> None:
+        self.step += 1
+        self.batch += self.limits.processes
+
+    def end_epoch(self, accuracy: float) -> bool:
+        """Counts an evaluation, and the epoch if all its batches are done.
+
+        Args:
+            accuracy: validation accuracy, the same in all processes.
+
+        Returns: whether it is the best so far.
+        """
+        improved = accuracy > self.best_val_accuracy
+        self.evaluated_step = self.step
+        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
+        if improved:
+            self.best_val_accuracy, self.best_epoch = accuracy, self.epochs
+        if self.batch == self.limits.batches_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {STORED_NAMES.get(name, name): getattr(self, name) for name in _counters()}
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Takes over the counters of a checkpoint.
+
+        Raises:
+            KeyError: a counter is missing.
+            TypeError: there is one more.
+        """
+        names = {STORED_NAMES.get(name, name): name for name in _counters()}
+        more = stored.keys() - names.keys() - {*REMOVED_COUNTERS}
+        if more:
+            raise TypeError(f"its state has {', '.join(sorted(more))}")
+        for name, own in names.items():
+            setattr(self, own, stored[name])
+
+
+def _counters() -> list[str]:
+    return [field.name for field in fields(TrainState) if field.name != "limits"]
+
 
 class Clock:
-    """Adds the time that passes to wall_seconds and, while `training`, to train_seconds."""
+    """Adds the time that passes to wall_seconds and, during training, to train_seconds."""
 
-    def __init__(self, state: State) -> None:
-        self.state, self.training, self.mark = state, False, time.perf_counter()
+    def __init__(self, state: TrainState) -> None:
+        self.state, self.in_training, self.mark = state, False, time.perf_counter()
 
-    def look(self) -> None:
+    def update(self) -> None:
         now = time.perf_counter()
         self.state.wall_seconds += now - self.mark
-        if self.training:
+        if self.in_training:
             self.state.train_seconds += now - self.mark
         self.mark = now
 
-    def switch(self, *, training: bool) -> None:
-        """What follows is training, or is not."""
-        self.look()
-        self.training = training
+    def training(self) -> Any:
+        """Counts the time inside the `with` block as training."""
+        return self._switched(True)
+
+    def paused(self) -> Any:
+        """Does not count the time inside the `with` block as training."""
+        return self._switched(False)
+
+    @contextmanager
+    def _switched(self, training: bool) -> Iterator[None]:
+        self.update()
+        before, self.in_training = self.in_training, training
+        try:
+            yield
+        finally:
+            self.update()
+            self.in_training = before
 
 
-class Window:
+class StepSums:
     """Sums over the steps since the last log point, kept on the device.
 
-    Reading them is the loop's only synchronisation. A sum that has become NaN or infinite stays so,
-    and `bad` counts the steps since the first that was not finite, whose norms are kept: so it is
-    known without looking at each. Steps wait to be added until a sum is asked for: many at once
-    take a fraction of the time that each takes after a training step, when no cache knows of it.
+    Only reading them synchronises with the device. NaN stays NaN in a running sum, so one check per
+    log point is enough. `bad` counts the steps since the first bad one, whose norms are kept.
+
+    Steps are queued until a sum is read: adding many at once takes a fraction of the time that each
+    takes after a training step, when the processor's caches hold other things.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -72,175 +183,84 @@ class Window:
         self.sums = torch.zeros(3, dtype=dtype, device=device)  # loss, correct, gradient norm
         self.bad = torch.zeros((), dtype=torch.int64, device=device)
         self.steps = self.samples = 0
-        self.began = 0.0  # train_seconds at the last log point
+        self.start_seconds = 0.0  # train_seconds at the last log point
         # Loss and norms of each parameter's gradient: of the first bad step, or the latest, and of
         # the step before. (2, 1 + P)
         self.norms: Tensor | None = None
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._queue: list[StepResult] = []
 
-    def add(self, loss: Tensor, correct: Tensor, norms: Tensor, samples: int) -> None:
-        """One step: mean loss, number of correct predictions, norms of the gradient, (P,)."""
-        self._waiting.append((loss, correct, norms))
+    def add(self, result: StepResult, samples: int) -> None:
+        """Counts a step with so many samples; its tensors must not change afterwards."""
+        self._queue.append(result)
         self.steps += 1
         self.samples += samples
 
-    def settle(self) -> None:
-        """Adds the steps that wait, one by one: when it is called makes no difference."""
-        for loss, correct, norms in self._waiting:
-            values = torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
-            latest = torch.cat((loss[None], norms))
-            if self.norms is None:
-                self.norms = torch.stack((latest, torch.zeros_like(latest)))
-            else:
-                newest = torch.stack((latest, self.norms[0]))
-                self.norms = torch.where(self.bad == 0, newest, self.norms)
-            self.bad += ~latest.isfinite().all() | (self.bad > 0)
-            self.sums += values
-        self._waiting.clear()
+    def flush(self) -> None:
+        """Adds the queued steps one by one; when it is called makes no difference."""
+        for result in self._queue:
+            self.accumulate(result)
+        self._queue.clear()
+
+    def accumulate(self, result: StepResult) -> None:
+        """Adds one step in place, on the device alone."""
+        loss, correct, norms = result
+        latest = torch.cat((loss[None], norms))
+        if self.norms is None:
+            self.norms = torch.zeros_like(torch.stack((latest, latest)))
+        newest = torch.stack((latest, self.norms[0]))
+        self.norms.copy_(torch.where(self.bad == 0, newest, self.norms))
+        self.bad += ~latest.isfinite().all() | (self.bad > 0)
+        self.sums += torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
 
     def first_bad_step(self, step: int) -> int | None:
-        """Where `step` is the latest; None if all were finite."""
-        self.settle()
+        """Returns the first step that was not finite, None if all were; `step` is the latest."""
+        self.flush()
         return None if self.sums.isfinite().all() else step - int(self.bad) + 1
 
     def culprit(self, names: Sequence[str]) -> str:
-        """What was not finite in it; `names` are those of the parameters."""
+        """Names what was not finite in it; `names` are those of the parameters."""
         assert self.norms is not None
         (loss, *norms), (_, *before) = self.norms.tolist()
         return nonfinite.culprit(names, loss, norms, before)
 
-    def means(self, sums: Tensor, processes: int, train_seconds: float) -> dict[str, float]:
-        """As columns of metrics.csv, from `self.sums` summed over so many processes."""
-        loss, correct, grad_norm = sums.tolist()
+    def reduced(self, accelerator: Accelerator) -> Tensor:
+        """Returns `sums` added over all processes."""
+        self.flush()
+        return accelerator.reduce(self.sums.clone())
+
+    def pop_means(self, accelerator: Accelerator, train_seconds: float) -> dict[str, float]:
+        """Returns the means as columns of metrics.csv, and starts anew."""
+        loss, correct, grad_norm = self.reduced(accelerator).tolist()
+        processes = accelerator.num_processes
         steps, samples = self.steps * processes, self.samples * processes
-        return {
+        means = {
             "train_loss": loss / steps,
             "train_accuracy": correct / samples,
             "grad_norm": grad_norm / steps,
-            "samples_per_second": samples / max(train_seconds - self.began, 1e-9),
+            "samples_per_second": samples / max(train_seconds - self.start_seconds, 1e-9),
         }
-
-    def clear(self, train_seconds: float) -> None:
         self.sums.zero_()
         self.bad.zero_()
         self.steps = self.samples = 0
-        self.began = train_seconds
+        self.start_seconds = train_seconds
+        return means
 
     def state_dict(self) -> dict[str, Any]:
-        self.settle()
-        return {name: value for name, value in vars(self).items() if name != "_waiting"}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._waiting.clear()
-        self.sums.copy_(state["sums"])
-        self.bad.copy_(state["bad"])
-        norms = state.get("norms")
-        self.norms = None if norms is None else norms.to(self.bad.device)
-        self.steps, self.samples = int(state["steps"]), int(state["samples"])
-        self.began = float(state["began"])
-
-
-@dataclass
-class Snapshot:
-    """Everything that the steps to come depend on.
-
-    A run may go on with another number of processes: the batch of all together stays, and each
-    takes its share of it. The random states go back to the same number of processes; with another,
-    all but the first begin anew.
-    """
-
-    state: State
-    window: Window
-    model: nn.Module
-    optimizer: Any  # as Accelerate wraps it
-    schedule: Schedule
-    data: ImageSequences
-    accelerator: Accelerator
-    sums: Tensor | None = None  # the window's, of all processes; see `gather`
-    others: list[Any] = field(default_factory=list)  # random states of the other processes
-
-    @property
-    def scaler(self) -> Any:
-        """Of the gradients in fp16, else None."""
-        return self.accelerator.scaler
-
-    def bad(self) -> tuple[int, str] | None:
-        """Step and name of what was not finite; None while all is, weights included."""
-        step = self.window.first_bad_step(self.state.step)
-        if step is not None:
-            return step, self.window.culprit(self.names())
-        state = self.model.state_dict()
-        finite = torch.stack([values.isfinite().all() for values in state.values()])
-        if finite.all():
-            return None
-        return self.state.step, next(
-            n for n, f in zip(state, finite.tolist(), strict=True) if not f
-        )
-
-    def names(self) -> list[str]:
-        """Of the parameters that the loss depends on."""
-        return [name for name, p in self.model.named_parameters() if p.grad is not None]
-
-    def gather(self) -> None:
-        """Before `content`, and in all processes: what the others know."""
-        if self.accelerator.num_processes > 1:
-            random = runtime.random_states(self.accelerator.device)
-            self.others = gather_object([random])[1:]
-            self.sums = self.accelerator.reduce(self.window.sums.clone())
-
-    def content(self, file_sizes: dict[str, int]) -> dict[str, Any]:
-        """Of a checkpoint; `file_sizes` are those of the run's records."""
+        self.flush()
         return {
-            "state": asdict(self.state),
-            "window": {
-                **self.window.state_dict(),
-                "sums": self.window.sums if self.sums is None else self.sums,
-            },
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "random": runtime.random_states(self.accelerator.device),
-            "random_others": self.others,
-            "processes": self.accelerator.num_processes,
-            "global_batch_size": self.data.batch_size * self.accelerator.num_processes,
-            "data": data_facts(self.data),
-            "files": file_sizes,
+            "sums": self.sums,
+            "bad": self.bad,
+            "steps": self.steps,
+            "samples": self.samples,
+            "began": self.start_seconds,
+            "norms": self.norms,
         }
 
-    def restore(self, content: dict[str, Any]) -> dict[str, int]:
-        """The inverse: goes back to a checkpoint and returns its file sizes.
-
-        Raises:
-            UserError: it is of another model, data set or version.
-        """
-        check_same_data(content["data"], self.data)
-        try:
-            given = {k: v for k, v in content["state"].items() if k not in REMOVED_COUNTERS}
-            vars(self.state).update(asdict(State(**given)))
-            self.window.load_state_dict(content["window"])
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.schedule.load_state_dict(content["schedule"])
-            if self.scaler is not None and content["scaler"] is not None:
-                self.scaler.load_state_dict(content["scaler"])
-            processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-            before = content.get("processes", processes)
-            self.state.batch = self.state.batch // before * processes
-            self.window.samples = self.window.samples * before // processes
-            self.window.sums *= torch.tensor((processes / before, 1, processes / before)).to(
-                self.window.sums
-            )
-            if rank > 0:
-                self.window.sums.zero_()
-            if rank == 0:
-                runtime.set_random_states(content["random"], self.accelerator.device)
-            elif before == processes and content.get("random_others"):
-                random = content["random_others"][rank - 1]
-                runtime.set_random_states(random, self.accelerator.device)
-            return {name: int(size) for name, size in content["files"].items()}
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"the checkpoint does not fit the run's config or this version of elstm: {reason}"
-            ) from error
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        self._queue.clear()
+        self.sums.copy_(stored["sums"])
+        self.bad.copy_(stored["bad"])
+        norms = stored.get("norms")  # the first version had none
+        self.norms = None if norms is None else norms.to(self.bad.device)
+        self.steps, self.samples = int(stored["steps"]), int(stored["samples"])
+        self.start_seconds = float(stored["began"])

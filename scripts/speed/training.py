@@ -20,6 +20,7 @@ from torch.optim.optimizer import (
 
 from elstm.config.compose import Composer
 from elstm.models import SequenceClassifier
+from elstm.training import build
 from elstm.training import run as training
 
 MODELS = ("lstm", "bn_lstm", "elstm_bn")
@@ -94,19 +95,19 @@ def epoch(model: str, words: Sequence[str], device: str) -> dict[str, float]:
         ]
     )
     clock = StepClock(device)
-    build = training.build_model
+    original = build.build_model
 
     def watched(*args: Any, **options: Any) -> SequenceClassifier:
-        built = build(*args, **options)
+        built = original(*args, **options)
         clock.watch(built.rnn)
         return built
 
-    training.build_model = watched
+    build.build_model = watched
     try:
         with tempfile.TemporaryDirectory() as folder, clock.optimizers():
             status = training.run(config, Path(folder)).status
     finally:
-        training.build_model = build
+        build.build_model = original
     seconds = status["train_seconds"]
     return {
         "steps": clock.steps,

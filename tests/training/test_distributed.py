@@ -90,5 +90,5 @@ def test_a_failing_process_ends_the_job(tmp_path: Path) -> None:
     status = json.loads((tmp_path / "two" / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", said)
     log = (tmp_path / "two" / "train.log").read_text()
-    assert "in train_step" in log
+    assert "in count_step" in log
     assert log.rstrip().endswith("MemoryError: of process 1")

@@ -34,15 +34,16 @@ def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) ->
     from elstm.records import tracking
     from elstm.training import evaluation
     from elstm.training import run as training
+    from elstm.training.step import TrainStep
 
     owner, name = {
-        "step": (training._Run, "train_step"),
+        "step": (TrainStep, "__call__"),
         "fsync": (os, "fsync"),
         "replace": (Path, "replace"),
         "recompute": (evaluation.elstm_nn, "recompute_statistics"),
         "record": (tracking.Tracker, "log"),
         "measure": (evaluation, "measure"),
-        "test": (training._Run, "test"),
+        "test": (training, "test_best"),
     }[moment]
     original: Any = getattr(owner, name)
     calls = iter(range(1, 10**9))

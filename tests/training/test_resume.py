@@ -27,9 +27,9 @@ from elstm.data.sequences import ImageSequences
 from elstm.errors import UserError
 from elstm.records import pictures as figures
 from elstm.records.status import read_status
-from elstm.training import checkpoint, evaluation
-from elstm.training import run as training
-from elstm.training.run import _Run, run
+from elstm.training import build, checkpoint, evaluation
+from elstm.training.run import run
+from elstm.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 # Where a signal comes: the call after which it does; step and evaluated_step of the checkpoint.
 # 5 steps an epoch; an evaluation is 1 batch for the statistics and 2 + 2 of images, the test 3 + 3.
 ENDS: dict[str, tuple[Any, str, int, tuple[int, int]]] = {
-    "in the middle of an epoch": (_Run, "train_step", 8, (8, 5)),
-    "at the end of an epoch": (_Run, "train_step", 10, (10, 5)),
+    "in the middle of an epoch": (TrainStep, "__call__", 8, (8, 5)),
+    "at the end of an epoch": (TrainStep, "__call__", 10, (10, 5)),
     "while statistics are recomputed": (ImageSequences, "statistics_batches", 2, (10, 5)),
     "while evaluating": (evaluation, "autocast", 7, (10, 5)),
     "while a checkpoint is written": (checkpoint, "save", 3, (6, 5)),
@@ -107,7 +107,7 @@ def test_the_plateau_is_resumed(folders: Any, monkeypatch: pytest.MonkeyPatch) -
     run(config, whole)
     assert last(whole)["schedule"]["factor"] == 0.5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", at(_Run, "train_step", 12, send(signal.SIGTERM)))
+        patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 12, send(signal.SIGTERM)))
         run(config, folder)
     run(config, folder, resume=True)
     assert_same_runs(whole, folder)
@@ -122,7 +122,7 @@ def test_many_interruptions(folders: Any, name: str) -> None:
     states = []
     while "done" not in states:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_Run, "train_step", at(_Run, "train_step", 3, send(signal.SIGTERM)))
+            patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 3, send(signal.SIGTERM)))
             states.append(run(config, folder, resume=True).state)
     assert states == ["interrupted"] * 5 + ["done"]  # 15 steps in all
     assert_same_runs(whole, folder)
@@ -137,7 +137,7 @@ def test_a_second_ctrl_c_ends_at_once(folders: Any, monkeypatch: pytest.MonkeyPa
 
     config = small_config(max_epochs=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", at(_Run, "train_step", 8, twice))
+        patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 8, twice))
         with pytest.raises(KeyboardInterrupt):
             run(config, folder)
     assert last(folder)["state"]["step"] == 5
@@ -154,7 +154,7 @@ def test_a_signal_before_training_ends_at_once(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = next(folders)
-    monkeypatch.setattr(training, "load_data", at(training, "load_data", 1, send(signal.SIGTERM)))
+    monkeypatch.setattr(build, "load_data", at(build, "load_data", 1, send(signal.SIGTERM)))
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
         run(small_config(), folder)
     assert not checkpoint.last_path(folder).exists()
@@ -186,7 +186,7 @@ def test_nothing_saved_yet_starts_afresh(folders: Any, caplog: pytest.LogCapture
 
 def interrupted(config: Config, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", at(_Run, "train_step", 7, send(signal.SIGTERM)))
+        patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 7, send(signal.SIGTERM)))
         assert run(config, folder).state == "interrupted"
 
 

@@ -15,10 +15,10 @@ from training_runs import assert_same_runs, at, differences, events, last, rows,
 from elstm.config.schema import CosineConfig
 from elstm.errors import UserError
 from elstm.records.status import read_status
-from elstm.training import checkpoint, evaluation
+from elstm.training import build, checkpoint, evaluation, recorder
 from elstm.training import device as runtime
-from elstm.training import run as training
-from elstm.training.run import _Run, run
+from elstm.training.run import run
+from elstm.training.step import StepResult, TrainStep
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
 def test_a_long_run_has_histograms_and_pictures_at_some_epochs(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "MAX_PICTURES", 2)
+    monkeypatch.setattr(recorder, "MAX_PICTURES", 2)
     folder = next(folders)
     run(small_config(max_epochs=5), folder)
     for wanted in ("gradient/hidden", "gamma/norm_c_l0", "running_var/norm_c_l0"):
@@ -118,12 +118,12 @@ def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
     """A learning rate that is raised at the end spoils the model; best.pt is from before."""
     folder, tested = next(folders), next(folders)
 
-    class Spoiling(training.Schedule):
+    class Spoiling(build.Schedule):
         def lr(self, step: int) -> float:
             return 0.02 if step < 10 else 5.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Schedule", Spoiling)
+        patch.setattr(build, "Schedule", Spoiling)
         config = small_config(max_epochs=4, clip_grad_norm=None)
         result = run(config, folder)
         # The test takes the weights of the best; an interruption there must not save them as last.
@@ -197,13 +197,13 @@ def test_overfitting_repeats_the_same_batches(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = _Run.train_step
+    original = TrainStep.__call__
 
-    def spy(self: _Run, x: torch.Tensor, y: torch.Tensor) -> None:
+    def spy(self: TrainStep, x: torch.Tensor, y: torch.Tensor) -> StepResult:
         seen.append(y)
-        original(self, x, y)
+        return original(self, x, y)
 
-    monkeypatch.setattr(_Run, "train_step", spy)
+    monkeypatch.setattr(TrainStep, "__call__", spy)
     run(small_config(overfit_batches=2, max_epochs=3), next(folders))
     assert all(torch.equal(y, seen[i % 2]) for i, y in enumerate(seen))
     assert not torch.equal(seen[0], seen[1])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from training_runs import assert_same_runs, at, last, rows, small_config
 
 from elstm.errors import UserError
 from elstm.records import pictures as figures
 from elstm.records.status import read_status
-from elstm.training import checkpoint
-from elstm.training import run as training
+from elstm.training import build, checkpoint, step
 from elstm.training.run import run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -24,14 +24,14 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
     folders: Any, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:
     folder = next(folders)
-    original, calls = training.F.cross_entropy, iter(range(100))
+    original, calls = functional.cross_entropy, iter(range(100))
 
     def poisoned(logits: torch.Tensor, y: torch.Tensor, **options: Any) -> torch.Tensor:
         loss = original(logits, y, **options)
         # Of the calls before that of step 9 one is over_time's.
         return loss * float("nan") if not options and next(calls) == 9 else loss
 
-    monkeypatch.setattr(training.F, "cross_entropy", poisoned)
+    monkeypatch.setattr(functional, "cross_entropy", poisoned)
     config = small_config(max_epochs=3, log_every=log_every)
     message = (
         r"the loss \(the step before had its largest gradient in head.weight\) was not finite at "
@@ -50,7 +50,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(
 
 def poison_gradient(patch: pytest.MonkeyPatch, *steps: int) -> None:
     """An infinity in the gradient of the last parameter but one, at each of `steps`."""
-    original = training.clip_gradients
+    original = step.clip_gradients
 
     def poisoned(accelerator: Any, parameters: list[Any], clip: float) -> torch.Tensor:
         count[0] += 1
@@ -59,7 +59,7 @@ def poison_gradient(patch: pytest.MonkeyPatch, *steps: int) -> None:
         return original(accelerator, parameters, clip)
 
     count = [0]
-    patch.setattr(training, "clip_gradients", poisoned)
+    patch.setattr(step, "clip_gradients", poisoned)
 
 
 def test_a_gradient_that_is_not_finite_stops_as_well(
@@ -75,7 +75,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(
 
 def test_an_error_is_in_the_status(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = next(folders)
-    monkeypatch.setattr(training, "build_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(build, "build_model", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(small_config(), folder)
     status = read_status(folder)

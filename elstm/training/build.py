@@ -1,0 +1,128 @@
+"""Builds the parts of a run from its config: data, model, optimizer, schedule, step."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from elstm.config.schema import Config
+from elstm.data.sequences import ImageSequences, load_data
+from elstm.errors import UserError
+from elstm.models import SequenceClassifier, build_model
+from elstm.training.optim import Schedule, build_optimizer
+from elstm.training.state import Limits
+from elstm.training.step import TrainStep
+from elstm.training.trained import is_stratified
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with.
+
+    Attributes:
+        model: the classifier itself, without the wrappers for compiling and for several processes.
+        optimizer: as Accelerate prepared it.
+    """
+
+    accelerator: Accelerator
+    data: ImageSequences
+    model: SequenceClassifier
+    optimizer: Any
+    schedule: Schedule
+    limits: Limits
+    step: TrainStep
+
+
+def build_parts(
+    config: Config, accelerator: Accelerator, saved: dict[str, Any] | None = None
+) -> Parts:
+    """Builds everything on the accelerator's device.
+
+    Args:
+        saved: the checkpoint that the run resumes from, which was checked to fit the config.
+
+    Raises:
+        UserError: the data cannot be loaded, or cannot be shared by so many processes.
+    """
+    data = build_data(config, accelerator, saved)
+    limits = build_limits(config, data, accelerator.num_processes)
+    torch.manual_seed(config.seed)
+    model = build_classifier(config, data, accelerator.device)
+    plain = build_optimizer(config.optimizer, model.parameters(), accelerator.device)
+    compiled = torch.compile(model) if config.trainer.compile else model
+    prepared_model, optimizer = accelerator.prepare(compiled, plain)
+    step = TrainStep(prepared_model, plain, optimizer, accelerator, config.trainer.clip_grad_norm)
+    if not accelerator.is_main_process:  # weights are rank 0's; dropout and noise are not
+        torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
+    schedule = build_schedule(config, limits)
+    return Parts(accelerator, data, model, optimizer, schedule, limits, step)
+
+
+def build_data(
+    config: Config, accelerator: Accelerator, saved: dict[str, Any] | None = None
+) -> ImageSequences:
+    """Loads the data set; `batch_size` is this process's share of the run's batches.
+
+    A run that resumes keeps the images and the batches of all processes that it started with.
+    """
+    stratify = is_stratified(saved and saved["data"])
+    data = load_data(config.data, stratify=stratify).to(accelerator.device)
+    processes = accelerator.num_processes
+    total = data.batch_size * processes
+    if saved is not None:
+        total = saved.get("global_batch_size", total)  # the first version had none
+    if total % processes or total < 2 * processes:
+        raise UserError(
+            f"the run's batches of {total} sequences cannot be shared by {processes} processes: "
+            "resume with a number of processes that divides it and leaves each at least 2 sequences"
+        )
+    return dataclasses.replace(data, batch_size=total // processes)
+
+
+def build_limits(config: Config, data: ImageSequences, processes: int) -> Limits:
+    """Computes where the run and its epochs end."""
+    trainer, batches = config.trainer, data.num_train_batches
+    if trainer.overfit_batches is not None:
+        overfit = trainer.overfit_batches * config.data.batch_size // data.batch_size
+        batches = min(batches, overfit)
+    steps_per_epoch = batches // processes  # a step takes one batch for each process
+    if not steps_per_epoch:
+        raise UserError(
+            f"{batches} training batches are too few for {processes} processes: lower "
+            "data.batch_size, or use fewer processes"
+        )
+    return Limits(
+        processes,
+        steps_per_epoch,
+        trainer.max_epochs,
+        trainer.max_steps,
+        trainer.early_stopping_epochs,
+    )
+
+
+def build_classifier(
+    config: Config, data: ImageSequences, device: torch.device
+) -> SequenceClassifier:
+    """Builds the model with weights from torch's generator."""
+    model = build_model(
+        config.model,
+        input_size=data.input_size,
+        num_steps=data.num_steps,
+        num_classes=data.num_classes,
+        sync_batch_stats=config.trainer.sync_batch_stats,
+    ).to(device)
+    # DDP would send the buffers at each step. They are equal already, or each process has its own.
+    buffers = [name for name, _ in model.named_buffers()]
+    model._ddp_params_and_buffers_to_ignore = buffers  # type: ignore[assignment]
+    return model
+
+
+def build_schedule(config: Config, limits: Limits) -> Schedule:
+    """Builds the learning-rate schedule over the run's steps."""
+    return Schedule(
+        config.scheduler, config.optimizer.lr, limits.total_steps, limits.steps_per_epoch
+    )

@@ -1,0 +1,120 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from elstm.config.schema import Config
+from elstm.training import evaluation
+from elstm.training.build import Parts
+from elstm.training.optim import set_lr
+from elstm.training.recorder import Recorder
+from elstm.training.signals import Interrupts
+from elstm.training.snapshot import Checkpoints
+from elstm.training.state import Clock, StepSums, TrainState
+
+SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
+
+OnEvaluation = Callable[[int, float], bool]
+
+
+@dataclass
+class TrainingLoop:
+    """Trains, evaluates and saves, from wherever `state` is.
+
+    The order of records and checkpoints matters: a checkpoint holds the sizes of the record files,
+    and a resume cuts them back to these. So what belongs to a step is recorded before it is saved.
+    """
+
+    config: Config
+    parts: Parts
+    state: TrainState
+    sums: StepSums
+    clock: Clock
+    signals: Interrupts
+    recorder: Recorder
+    checkpoints: Checkpoints
+
+    def fit(self, on_evaluation: OnEvaluation, profiler: Any) -> bool:
+        """Trains until the run is finished.
+
+        Returns: whether it is; False if `on_evaluation` ended it before.
+
+        Raises:
+            Interrupted: a signal asked to stop; everything up to this step can be saved.
+        """
+        parts, state = self.parts, self.state
+        while not state.finished:
+            parts.model.train()
+            with self.clock.training():
+                for x, y in self.rest_of_epoch():
+                    set_lr(parts.optimizer, parts.schedule.lr(state.step))
+                    self.sums.add(parts.step(x, y), len(y))
+                    state.count_step()
+                    profiler.step()
+                    self.after_step()
+            values = self.evaluate()
+            improved = state.end_epoch(values["val_accuracy"])
+            parts.schedule.after_epoch(values["val_accuracy"])
+            self.clock.update()
+            self.recorder.log_evaluation(state, values)
+            self.checkpoints.save(best=improved)
+            self.recorder.report_evaluation(state, values, best=improved)
+            pruned = on_evaluation(math.ceil(state.epochs), values["val_accuracy"])
+            if pruned and not state.finished:
+                self.recorder.pruned(state)
+                return False
+            self.signals.check_together(parts.accelerator)
+        if state.stopped_early:
+            self.recorder.stopped_early(state)
+        return True
+
+    def rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields this process's remaining batches: of n processes, each takes every n-th batch."""
+        epoch = 0 if self.config.trainer.overfit_batches else self.state.epoch
+        accelerator = self.parts.accelerator
+        start = self.state.batch + accelerator.process_index
+        batches = self.parts.data.train_batches(
+            self.config.seed, epoch, start, accelerator.num_processes
+        )
+        return islice(batches, self.state.steps_left)
+
+    def after_step(self) -> None:
+        """Does what is due between two steps: a log point, a checkpoint, stopping on a signal."""
+        state, trainer = self.state, self.config.trainer
+        self.recorder.progress.step()
+        # Log every log_every steps and at the epoch's end. A short rest joins the last log point.
+        done, left = state.batch // state.limits.processes, state.steps_left
+        if left == 0 or (done % trainer.log_every == 0 and left >= trainer.log_every / 2):
+            self.checkpoints.check_finite()
+            self.clock.update()
+            values = self.sums.pop_means(self.parts.accelerator, state.train_seconds)
+            state.train_loss = values["train_loss"]
+            self.recorder.log_point(state, values)
+        if trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0:
+            self.checkpoints.save()
+        if state.limits.processes == 1 or state.step % SIGNAL_STEPS == 0:
+            self.signals.check_together(self.parts.accelerator)
+
+    def evaluate(self) -> dict[str, float]:
+        """Recomputes the population statistics and measures on validation images.
+
+        It decides nothing. A signal abandons it before anything is recorded, and a resume starts
+        with it again.
+        """
+        parts, accelerator = self.parts, self.parts.accelerator
+        between = self.signals.check if accelerator.num_processes == 1 else None
+        evaluation.recompute_statistics(
+            parts.model, parts.data, self.config, self.state.epoch, between,
+            rank=accelerator.process_index, processes=accelerator.num_processes,
+        )  # fmt: skip
+        values = evaluation.measure(parts.model, parts.data, "val", self.config, between)
+        # What is decided on these values has to be the same in all processes.
+        return broadcast_object_list([values])[0]

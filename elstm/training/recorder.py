@@ -1,0 +1,222 @@
+"""What a run reports: log lines, progress, status.json, metrics.csv, TensorBoard.
+
+The training loop calls `Recorder` and knows none of the formats.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from elstm.config.schema import Config
+from elstm.records import pictures as figures
+from elstm.records.progress import Progress, duration
+from elstm.records.status import Status
+from elstm.records.tracking import Tracker, hparams
+from elstm.training import device as runtime
+from elstm.training import evaluation
+from elstm.training.build import Parts
+from elstm.training.environment import taken_variables
+from elstm.training.state import TrainState
+
+STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
+MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
+
+log = logging.getLogger(__name__)
+
+
+def run_facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what status.json holds of a run before it has been built."""
+    return {
+        "model": config.model.name,
+        "data": config.data.name,
+        "seed": config.seed,
+        "max_epochs": config.trainer.max_epochs,
+        "device": accelerator.device.type,
+        "device_name": runtime.device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": config.trainer.precision,
+        "environment": taken_variables(config.trainer),
+    }
+
+
+class Recorder:
+    """Logs and records one run. Rank 0 writes; the other processes log at the level DEBUG."""
+
+    def __init__(
+        self, config: Config, run_dir: Path, parts: Parts, tracker: Tracker, status: Status
+    ) -> None:
+        self.config, self.run_dir, self.parts = config, run_dir, parts
+        self.tracker, self.status = tracker, status
+        self.main = parts.accelerator.is_main_process
+        self.info = log.info if self.main else log.debug
+        self.backend: str | None = None  # the one that was logged
+        self.status_time = time.monotonic()
+        self.progress: Progress
+
+    # --- the start
+
+    def start(
+        self, state: TrainState, file_sizes: Mapping[str, int] | None, *, resume: bool
+    ) -> None:
+        """Opens the record files and logs what is trained.
+
+        Args:
+            file_sizes: of the record files at the checkpoint; None for a run without one.
+            resume: the user asked to resume.
+        """
+        self.tracker.start(hparams(self.config), file_sizes)
+        count = sum(p.numel() for p in self.parts.model.parameters())
+        self.status.update(parameters=count)
+        self._describe(count)
+        if file_sizes is not None:
+            self.info("resuming at epoch %.2f, step %d", state.epochs, state.step)
+        elif resume:
+            self.info("no checkpoint yet in %s: starting from the beginning", self.run_dir)
+        self.progress = Progress(
+            self.parts.limits.total_steps,
+            state.step,
+            self.config.trainer.max_epochs,
+            enabled=self.config.trainer.progress and self.main,
+        )
+
+    def _describe(self, parameters: int) -> None:
+        data, processes = self.parts.data, self.parts.limits.processes
+        if data.batch_size != self.config.data.batch_size:
+            self.info(
+                "each of %d processes takes %d of the run's batches of %d sequences",
+                processes, data.batch_size, data.batch_size * processes,
+            )  # fmt: skip
+        self.info(
+            "%s on %s: %d training sequences of %d steps x %d, batch %d%s; %s parameters; %s, %s",
+            self.config.model.name, data.name, len(data.train), data.num_steps, data.input_size,
+            data.batch_size, f" x {processes}" if processes > 1 else "", f"{parameters:,}",
+            runtime.device_name(self.parts.accelerator.device), self.config.trainer.precision,
+        )  # fmt: skip
+        if self.parts.model.rnn.sync_batch_stats and processes > 1:
+            self.info(
+                "batch statistics are those of all %d processes, which only the reference "
+                "recurrence can do", processes,
+            )  # fmt: skip
+
+    def warn(self, error: object) -> None:
+        (log.warning if self.main else log.debug)("%s", error)
+
+    # --- during training
+
+    def log_point(self, state: TrainState, values: Mapping[str, float]) -> None:
+        """Records the means over the steps since the last log point."""
+        backend = self.parts.model.rnn.last_backend
+        if backend != self.backend:
+            self.backend = backend
+            self.info("the recurrence runs on backend %s", backend)
+        lr = self.parts.schedule.lr(state.step - 1)
+        self.tracker.log(position(state), {"lr": lr, **values})
+        self.progress.show(
+            state.epochs, state.step, values["train_loss"], values["samples_per_second"]
+        )
+        if time.monotonic() - self.status_time >= STATUS_SECONDS:
+            self._write_status("running", state)
+
+    def log_evaluation(self, state: TrainState, values: Mapping[str, float]) -> None:
+        """Records an evaluation and the norms; their sizes are part of the next checkpoint."""
+        at, pictures = position(state), self._pictures_due(state)
+        self.tracker.log_norms(self.parts.model, at, histograms=pictures)
+        if self.main:
+            inside = evaluation.over_time(self.parts.model, self.parts.data)
+            self.tracker.write_over_time(inside)
+            if pictures:
+                title = f"{self.config.model.name} on {self.parts.data.name}"
+                self.tracker.log_picture(
+                    "gradient/hidden",
+                    lambda: figures.gradient_figure(inside["gradient"], state.epochs, title),
+                    state.step,
+                )
+        self.tracker.log(at, values)
+
+    def report_evaluation(
+        self, state: TrainState, values: Mapping[str, float], *, best: bool
+    ) -> None:
+        """Reports an evaluation, once its checkpoint is on the disk."""
+        self.progress.val_accuracy = values["val_accuracy"]
+        self._write_status("running", state, values)
+        self.info(
+            "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s",
+            state.epochs, state.train_loss, values["val_loss"], 100 * values["val_accuracy"],
+            self._in_batch(values["val_accuracy_batch_stats"]), " (best)" if best else "",
+        )  # fmt: skip
+
+    def _pictures_due(self, state: TrainState) -> bool:
+        """Each epoch; each n-th epoch of a run of more than MAX_PICTURES, and its last step."""
+        limits = self.parts.limits
+        every = math.ceil(limits.total_steps / limits.steps_per_epoch / MAX_PICTURES)
+        return (math.ceil(state.epochs) - 1) % every == 0 or state.step >= limits.total_steps
+
+    def _in_batch(self, accuracy: float) -> str:
+        if not evaluation.has_statistics(self.parts.model):
+            return ""
+        return f" (batch statistics {accuracy:.2%})"
+
+    # --- the end
+
+    def stopped_early(self, state: TrainState) -> None:
+        self.info(
+            "stopped early at epoch %.4g: validation accuracy has not risen above %.2f%% for %d "
+            "evaluations (trainer.early_stopping_epochs=%d)",
+            state.epochs, 100 * state.best_val_accuracy, state.evaluations_since_best,
+            state.limits.early_stopping,
+        )  # fmt: skip
+
+    def pruned(self, state: TrainState) -> None:
+        self._write_status("pruned", state)
+        self.info("pruned after epoch %d", math.ceil(state.epochs))
+
+    def interrupted(self, state: TrainState, signal: object) -> None:
+        self._write_status("interrupted", state)
+        self.info(
+            "interrupted by %s at epoch %.2f, step %d; everything is saved, resume with: "
+            "elstm-train trainer.resume=%s",
+            signal, state.epochs, state.step, self.run_dir,
+        )  # fmt: skip
+
+    def tested(self, state: TrainState, values: Mapping[str, float]) -> None:
+        self.tracker.log(position(state), values)
+        self.tracker.log_end(state.step)
+        self._write_status("done", state, values)
+        self.info(
+            "done: test accuracy %.2f%%%s of epoch %.4g, the best by validation (%.2f%%); %s in %s",
+            100 * values["test_accuracy"], self._in_batch(values["test_accuracy_batch_stats"]),
+            state.best_epoch, 100 * state.best_val_accuracy, duration(state.wall_seconds),
+            self.run_dir,
+        )  # fmt: skip
+
+    def _write_status(
+        self, run_state: str, state: TrainState, values: Mapping[str, float] | None = None
+    ) -> None:
+        self.status_time = time.monotonic()
+        self.status.set(**(values or {}))
+        self.status.update(
+            state=run_state,
+            **position(state),
+            best_val_accuracy=state.best_val_accuracy if state.evaluated else None,
+            best_epoch=state.best_epoch if state.evaluated else None,
+            backend=self.parts.model.rnn.last_backend,
+        )
+
+
+def position(state: TrainState) -> dict[str, float]:
+    """Returns where a row of metrics.csv was measured."""
+    return {
+        "epoch": state.epochs,
+        "step": state.step,
+        "train_seconds": state.train_seconds,
+        "wall_seconds": state.wall_seconds,
+    }

@@ -1,0 +1,156 @@
+"""Saves and restores everything that the next training steps depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from elstm.errors import UserError
+from elstm.records.tracking import Tracker
+from elstm.training import checkpoint
+from elstm.training import device as runtime
+from elstm.training.build import Parts
+from elstm.training.state import Clock, StepSums, TrainState
+from elstm.training.trained import check_same_data, data_facts
+
+
+@dataclass
+class Snapshot:
+    """The content of a checkpoint.
+
+    A run may resume with another number of processes: the batch of all together stays, and each
+    takes its share of it. With the same number every process gets its random state back; with
+    another one only rank 0 does, and the others start from their seeds.
+    """
+
+    parts: Parts
+    state: TrainState
+    sums: StepSums
+    total_sums: Tensor | None = None  # of all processes; see `gather`
+    other_random_states: list[Any] = field(default_factory=list)  # of the other processes
+
+    def bad(self) -> tuple[int, str] | None:
+        """Returns step and name of what was not finite; None while all is, weights included."""
+        step = self.sums.first_bad_step(self.state.step)
+        if step is not None:
+            named = self.parts.model.named_parameters()
+            trained = [name for name, p in named if p.grad is not None]
+            return step, self.sums.culprit(trained)
+        weights = self.parts.model.state_dict()
+        finite = torch.stack([values.isfinite().all() for values in weights.values()])
+        if finite.all():
+            return None
+        names = zip(weights, finite.tolist(), strict=True)
+        return self.state.step, next(name for name, good in names if not good)
+
+    def gather(self) -> None:
+        """Collects what the other processes have; called in all of them before `content`."""
+        accelerator = self.parts.accelerator
+        if accelerator.num_processes > 1:
+            random = runtime.random_states(accelerator.device)
+            self.other_random_states = gather_object([random])[1:]
+            self.total_sums = self.sums.reduced(accelerator)
+
+    def content(self, file_sizes: dict[str, int]) -> dict[str, Any]:
+        """Returns the content of a checkpoint; `file_sizes` are those of the run's records."""
+        parts, accelerator = self.parts, self.parts.accelerator
+        sums = self.sums.state_dict()
+        if self.total_sums is not None:
+            sums["sums"] = self.total_sums
+        return {
+            "state": self.state.state_dict(),
+            "window": sums,
+            "model": parts.model.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
+            "schedule": parts.schedule.state_dict(),
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+            "random": runtime.random_states(accelerator.device),
+            "random_others": self.other_random_states,
+            "processes": accelerator.num_processes,
+            "global_batch_size": parts.data.batch_size * accelerator.num_processes,
+            "data": data_facts(parts.data),
+            "files": file_sizes,
+        }
+
+    def restore(self, content: dict[str, Any]) -> dict[str, int]:
+        """Goes back to a checkpoint and returns its file sizes.
+
+        Raises:
+            UserError: the checkpoint is of another model, data set or version.
+        """
+        parts, accelerator = self.parts, self.parts.accelerator
+        check_same_data(content["data"], parts.data)
+        try:
+            self.state.load_state_dict(content["state"])
+            self.sums.load_state_dict(content["window"])
+            parts.model.load_state_dict(content["model"])
+            parts.optimizer.load_state_dict(content["optimizer"])
+            parts.schedule.load_state_dict(content["schedule"])
+            if accelerator.scaler is not None and content["scaler"] is not None:
+                accelerator.scaler.load_state_dict(content["scaler"])
+            processes, rank = accelerator.num_processes, accelerator.process_index
+            before = content.get("processes", processes)
+            self.state.batch = self.state.batch // before * processes
+            self.sums.samples = self.sums.samples * before // processes
+            self.sums.sums *= torch.tensor((processes / before, 1, processes / before)).to(
+                self.sums.sums
+            )
+            if rank > 0:
+                self.sums.sums.zero_()
+            if rank == 0:
+                runtime.set_random_states(content["random"], accelerator.device)
+            elif before == processes and content.get("random_others"):
+                random = content["random_others"][rank - 1]
+                runtime.set_random_states(random, accelerator.device)
+            return {name: int(size) for name, size in content["files"].items()}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"the checkpoint does not fit the run's config or this version of elstm: {reason}"
+            ) from error
+
+
+@dataclass
+class Checkpoints:
+    """Writes the checkpoints of a run; all processes call it, and rank 0 writes."""
+
+    run_dir: Path
+    snapshot: Snapshot
+    clock: Clock
+    tracker: Tracker
+
+    def save(self, *, best: bool = False) -> None:
+        """Writes last.pt, and best.pt before it if this is the best epoch.
+
+        Everything that was recorded until now is on the disk before, because the checkpoint holds
+        the sizes of the record files.
+
+        Raises:
+            UserError: a value is not finite, or a file cannot be written.
+        """
+        with self.clock.paused():
+            self.check_finite()
+            self.snapshot.gather()
+            if not self.snapshot.parts.accelerator.is_main_process:
+                return
+            paths = [checkpoint.best_path(self.run_dir)] if best else []
+            self.clock.update()
+            content = self.snapshot.content(self.tracker.sizes())
+            checkpoint.save(content, *paths, checkpoint.last_path(self.run_dir))
+
+    def check_finite(self) -> None:
+        """Raises UserError before the weights or records of a bad step reach the disk."""
+        bad = self.snapshot.bad()
+        if bad is None:
+            return
+        (step, what), last = bad, checkpoint.last_path(self.run_dir)
+        kept = f"{last} holds the last good state" if last.exists() else "nothing was saved yet"
+        raise UserError(
+            f"{what} was not finite at step {step} (epoch {self.snapshot.state.epoch + 1}): lower "
+            f"optimizer.lr or trainer.clip_grad_norm; {kept}"
+        )
