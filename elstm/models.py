@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from elstm.config.schema import ModelConfig
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase, State
-from elstm.nn.layers import NormalizedLSTM
+from elstm.nn.bn_lstm import NormalizedLSTM
 
 RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
     "lstm": LSTM,

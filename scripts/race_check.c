@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cpu_threads.h"
+#include "team.h"
 #ifdef PLANTED_RACE
 static inline void no_barrier(struct team *team, int64_t *passed) { (void)team, (void)passed; }
 #define barrier no_barrier
@@ -49,8 +49,7 @@ static real *result(struct results *all, long count) {
 }
 
 static struct norm norm(struct results *all, long T, long batch_steps, long F, int beta) {
-    struct norm n = {.gamma = draw(F, 0.5, 1), .mean = draw(T * F, 1, 0), .var = draw(T * F, 0.4, 1), .eps = 0.1,
-                     .limits = draw(2 * T, 0.4, 1.5)};
+    struct norm n = {.gamma = draw(F, 0.5, 1), .mean = draw(T * F, 1, 0), .var = draw(T * F, 0.4, 1), .eps = 0.1, .batch_steps = batch_steps};
     if (beta) n.beta = draw(F, 1, 0), n.d_beta = result(all, F);
     n.batch_mean = result(all, batch_steps * F), n.batch_var = result(all, batch_steps * F);
     n.d_gamma = result(all, F);
@@ -89,7 +88,7 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     const struct norm norms[] = {q.norm_x, q.norm_h, q.norm_c};
     for (int i = 0; i < 3; i++)
         free((void *)norms[i].gamma), free((void *)norms[i].beta), free((void *)norms[i].mean),
-            free((void *)norms[i].var), free((void *)norms[i].limits);
+            free((void *)norms[i].var);
 }
 
 static void release(struct results *all) {

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from elstm.nn.backends import build
+from elstm.nn.backends.cpu import build
 
 HERE = Path(__file__).parent
 SOURCES = Path(build.__file__).parent

@@ -22,7 +22,7 @@ from elstm.data.sequences import to_sequences
 from elstm.models import SequenceClassifier
 from elstm.nn import GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase
-from elstm.nn.layers import NormalizedLSTM
+from elstm.nn.bn_lstm import NormalizedLSTM
 from elstm.nn.norm import StepBatchNorm
 
 State = list[Tensor]
@@ -175,7 +175,7 @@ def _fold(norm: StepBatchNorm | None, steps: int) -> tuple[Any, Any]:
     """Scale and shift of each step, (T, F); of no normalisation 1 and 0."""
     if norm is None:
         return 1.0, 0.0
-    given = norm.inputs(steps, 0)
+    given = norm.inputs(steps, 0, 0)
     assert given.mean is not None
     assert given.var is not None
     # In float64: mean * scale may be large beside what is left of it.

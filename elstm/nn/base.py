@@ -1,4 +1,4 @@
-"""What the layers share: options, initial state, the walk over layers and directions."""
+"""The base class of all layers: options, initial state, layers and directions, packed input."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
-from elstm.nn.norm import StepBatchNorm
-from elstm.nn.recurrence import Call, Recurrence, recurrence
-from elstm.nn.sequences import active_counts, pack_like, reverse_alive, unpack
-from elstm.nn.sync import BatchCounts, Group, exchange_counts, several_processes
+from elstm.nn.recurrence import Call, Recurrence, Results, check_shapes, recurrence
+from elstm.nn.sequences import pack_like, reverse_active, unpack
 
 State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
@@ -42,21 +40,20 @@ def check_own_backend(name: str) -> None:
 
 
 class Direction(NamedTuple):
-    """The weights and norms of one layer in one direction."""
+    """The weights and norms of one layer of an LSTM in one direction."""
 
     weight_ih: Tensor
     weight_hh: Tensor
     bias: Tensor | None
-    norms: tuple[StepBatchNorm | None, ...]  # ih, hh, c, c2
+    norms: tuple[Any, ...]  # norm_ih, norm_hh, norm_c and norm_c2; None where there is none
     cell_norm: str
 
 
 class RecurrentBase(nn.Module):
-    """What the layers share: the initial state, and the walk over layers and directions.
+    """Runs all layers and directions of a recurrent module, from an initial state.
 
-    A mix-in for modules with torch.nn.LSTM's attributes. `_direction` gives the weights of one
-    layer in one direction, and `_recur` runs them. What is here runs the recurrence of
-    elstm.nn.recurrence; a layer with another one overrides both, and `_reference`.
+    This is a mix-in for modules with the attributes of torch.nn.LSTM. A subclass implements
+    `_direction`, the weights of one layer in one direction, and `_recur`, which runs it.
     """
 
     input_size: int
@@ -75,11 +72,9 @@ class RecurrentBase(nn.Module):
     backend: str
     recompute: bool
     last_backend: str | None
-    _batch_statistics: bool
-    # What the statistics of a training batch are those of; layers with any set them.
-    sync_batch_stats: bool = False
-    process_group: Group = None
-    # One layer in one direction as plain equations; takes states=, a list that is given each state.
+    _batch_statistics: bool  # set by elstm.nn.batch_statistics
+    sync_batch_stats: bool = False  # layers with batch statistics set it
+    # The equations of one layer in one direction; takes states=, a list that is given each state.
     _reference: Callable[..., Any] = staticmethod(recurrence)
 
     def _set_options(
@@ -113,7 +108,7 @@ class RecurrentBase(nn.Module):
 
     @property
     def _state_sizes(self) -> dict[str, int]:
-        """The parts of the initial state, by name, with the features of each."""
+        """The parts of the initial state: their names and their numbers of features."""
         return {"h_0": self.hidden_size, "c_0": self.hidden_size}
 
     @property
@@ -125,7 +120,7 @@ class RecurrentBase(nn.Module):
         return [f"l{layer}{end}" for layer in range(self.num_layers) for end in reverse]
 
     def _add_initial_state(self, **factory: Any) -> None:
-        """Parameters h_0 and c_0 (L * D, 1, H), zero at first."""
+        """Adds the parameters h_0 and c_0 (L * D, 1, H), which start at zero."""
         rows = self.num_layers * self._directions
         for name, features in self._state_sizes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(rows, 1, features, **factory)))
@@ -135,19 +130,18 @@ class RecurrentBase(nn.Module):
             if name in self._state_sizes:
                 nn.init.zeros_(parameter)
 
-    def _direction(self, suffix: str) -> Any:
-        raise NotImplementedError
-
     def _initial_state(self, hx: State | None, x: Tensor, size: int) -> State:
-        """h_0 and c_0 (L * D, B, H) in the input's order of sequences.
+        """Returns h_0 and c_0 (L * D, B, H) in the input's order of sequences.
 
-        Given, learned or zero, with Gaussian noise on h_0 in training. B is `size`; `x` gives
-        dtype and device.
+        They are given, learned or zero, with Gaussian noise on h_0 in training. B is `size`; `x`
+        gives dtype and device.
         """
         rows = self.num_layers * self._directions
         sizes = self._state_sizes
         if hx is not None:
             state = list(hx)
+            if len(state) != len(sizes):
+                raise ValueError(f"hx must be ({', '.join(sizes)}), got {len(state)} parts")
             for (name, features), part in zip(sizes.items(), state, strict=True):
                 if part.shape != (rows, size, features):
                     raise ValueError(
@@ -163,7 +157,7 @@ class RecurrentBase(nn.Module):
         return tuple(state)
 
     def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
-        """The initial state as torch.nn.LSTM takes it, in the input's order of sequences."""
+        """Returns the initial state as torch.nn.LSTM takes it, in the input's order."""
         if isinstance(input, PackedSequence):
             return self._initial_state(hx, input.data, int(input.batch_sizes[0]))
         if input.dim() == 3:
@@ -173,9 +167,13 @@ class RecurrentBase(nn.Module):
         return tuple(part.squeeze(1) for part in self._initial_state(hx, input, 1))
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: State | None, recurrence: Recurrence | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None,
+        recurrence: Recurrence | None = None,
+        start_step: int = 0,
     ) -> tuple[Tensor | PackedSequence, State]:
-        """All layers and directions, by the backend chosen or by `recurrence` where it is given."""
+        """Runs all layers and directions, by the backend or by `recurrence` where it is given."""
         batch = unpack(input, self.batch_first, self.input_size)
         x = batch.x
         if batch.unbatched and hx is not None:
@@ -188,11 +186,13 @@ class RecurrentBase(nn.Module):
             outputs = []
             for backward in (False, True)[: self._directions]:
                 row = len(final)
-                direction = self._direction(self._suffixes()[row])
-                steps = reverse_alive(x, batch.sizes) if backward else x
+                steps = reverse_active(x, batch.sizes) if backward else x
                 first = tuple(part[row] for part in state)
-                output, last = self._recur(steps, batch.sizes, first, direction, recurrence)
-                outputs.append(reverse_alive(output, batch.sizes) if backward else output)
+                suffix = self._suffixes()[row]
+                output, last = self._recur(
+                    steps, batch.sizes, first, suffix, recurrence, start_step
+                )
+                outputs.append(reverse_active(output, batch.sizes) if backward else output)
                 final.append(last)
             x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
             if self.dropout and self.training and layer < self.num_layers - 1:
@@ -200,85 +200,42 @@ class RecurrentBase(nn.Module):
         state = tuple(torch.stack(parts) for parts in zip(*final, strict=True))
         return pack_like(batch, x, state, self.batch_first)
 
+    def _direction(self, suffix: str) -> Any:
+        raise NotImplementedError
+
     def _recur(
         self,
         x: Tensor,
         sizes: list[int] | None,
         state: State,
-        direction: Any,
+        suffix: str,
         recurrence: Recurrence | None,
+        start_step: int,
     ) -> tuple[Tensor, State]:
-        """Output (T, B, H) and final state of one layer in one direction, from `state`."""
-        normalized = any(norm is not None for norm in direction.norms)
-        together = normalized and self.training and not self._batch_statistics
-        if together and self.sync_batch_stats and several_processes(self.process_group):
-            return self._recur_together(x, sizes, state, direction, recurrence)
-        return self._recur_batch(x, sizes, state, direction, recurrence)
+        """Runs one layer in one direction.
 
-    def _recur_together(
-        self,
-        x: Tensor,
-        sizes: list[int] | None,
-        state: State,
-        direction: Direction,
-        recurrence: Recurrence | None,
-    ) -> tuple[Tensor, State]:
-        """With the statistics of all processes' sequences; ends with the longest of them."""
-        steps, size = x.shape[:2]
-        counts = exchange_counts(sizes or [size] * steps, self.process_group, x.device)
-        missing = len(counts.counts) - steps
-        if missing:
-            x, sizes = F.pad(x, (0, 0, 0, 0, 0, missing)), counts.counts
-        output, end = self._recur_batch(x, sizes, state, direction, recurrence, counts)
-        return output[:steps], end
+        Args:
+            x: (T, B, I).
+            sizes: the number of active rows at each step; None: B.
+            state: the initial state, (B, H) each.
+            suffix: the end of the parameters' names, such as l0_reverse.
+            recurrence: replaces the backend.
+            start_step: the step of a longer sequence that x[0] is, for statistics per step.
 
-    def _recur_batch(
-        self,
-        x: Tensor,
-        sizes: list[int] | None,
-        state: State,
-        direction: Direction,
-        recurrence: Recurrence | None,
-        counts: BatchCounts | None = None,
-    ) -> tuple[Tensor, State]:
-        """Runs one batch with its own statistics or, with `counts`, those of all processes."""
-        steps, size = x.shape[:2]
-        norms = direction.norms
-        training = self.training and not self._batch_statistics
-        in_batch = (training or self._batch_statistics) and any(n is not None for n in norms)
-        active = (sizes or [size] * steps) if counts is None else counts.totals
-        if in_batch and active[0] < 2:
-            raise ValueError(
-                "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
-                " use larger batches, drop_last=True in the DataLoader, or call .eval()"
-            )
-        # A step at which one sequence is left takes the population's statistics.
-        batch_steps = sum(n > 1 for n in active) if in_batch else 0
-        ih, hh, c, c2 = [
-            None if norm is None else norm.inputs(steps, batch_steps, counts) for norm in norms
-        ]
-        h_0, c_0 = state
-        weights = direction.weight_ih, direction.weight_hh, direction.bias
-        variant = direction.cell_norm, self.recompute
-        call = Call(x, sizes, h_0, c_0, *weights, ih, hh, c, c2, *variant)
+        Returns:
+            output (T, B, H) and the final state.
+        """
+        raise NotImplementedError
+
+    def _by_backend(self, call: Call, recurrence: Recurrence | None) -> Results:
+        check_shapes(call)
         if recurrence is None:
             self.last_backend, recurrence = choose(self.backend, call)
-        output, h_n, c_n, statistics = recurrence(call)
-        numbers = None
-        for norm, batch_stats in zip(norms, statistics, strict=True):
-            if norm is None or batch_stats is None or not batch_steps:
-                continue
-            if numbers is None:
-                numbers = active_counts(active[:batch_steps], x.device)
-            if norm.pool is not None:
-                norm.pool.add(batch_stats, numbers)
-            elif training:
-                norm.track(batch_stats, numbers)
-        return output, (h_n, c_n)
+        return recurrence(call)
 
 
 class OwnWeights(RecurrentBase):
-    """Layers that torch has not: the weights and gate biases of an LSTM, one bias per layer."""
+    """Holds the weights of an LSTM with one bias per layer, for layers that torch does not have."""
 
     def _set_shape(
         self, input_size: int, hidden_size: int, num_layers: int, bias: bool, batch_first: bool,
@@ -290,7 +247,7 @@ class OwnWeights(RecurrentBase):
         self.bidirectional, self.proj_size = bidirectional, 0
 
     def _add_weights(self, **factory: Any) -> None:
-        """weight_ih (4H, I), weight_hh (4H, H) and bias (4H,) of every layer and direction."""
+        """Adds weight_ih (4H, I), weight_hh (4H, H) and bias (4H,) of each layer and direction."""
         gates = 4 * self.hidden_size
         for row, suffix in enumerate(self._suffixes()):
             lower_layer = row >= self._directions

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn.base import RecurrentBase, State
-from elstm.nn.norm import batch_statistics
+from elstm.nn.statistics import batch_statistics
 
 
 def over_time(
@@ -18,10 +18,10 @@ def over_time(
     x: Tensor | PackedSequence,
     loss: Callable[[Any, Any], Tensor],
 ) -> dict[str, Tensor]:
-    """Gradient and cell at every step t of the last layer, forward direction; each (T,).
+    """Measures gradient and cell at every step t of the last layer, forward direction; each (T,).
 
         gradient   |dL/dh_t|, the total derivative, through all later steps: the Frobenius norm
-                   over units and over the sequences alive at t
+                   over units and over the sequences active at t
         cell_mean  mean of c_t over the same; a GRU has none
         cell_std   its standard deviation
 

@@ -70,14 +70,21 @@ def gru_recurrence(
 
 
 class GRU(RecurrentBase, nn.GRU):
-    """torch.nn.GRU, with its parameters' names and this project's initialisation.
+    """Computes torch.nn.GRU with its parameters' names and this project's initialisation.
 
         (r, z)_t = σ(W_x x_t + b_x + W_h h_{t-1} + b_h)
         n_t = tanh(W_xn x_t + b_xn + r * (W_hn h_{t-1} + b_hn))
         h_t = (1 - z) * n + z * h_{t-1}                                (Cho et al. 2014)
 
     Args:
-        input_size ... dtype: as torch.nn.GRU.
+        input_size: number of input features I.
+        hidden_size: number of hidden units H.
+        num_layers: number of stacked layers.
+        bias: whether there are biases b_x and b_h.
+        batch_first: input and output are (B, T, F) instead of (T, B, F).
+        dropout: probability of dropout on the output of each layer but the last, in training.
+        bidirectional: a second set of weights reads each sequence from its end.
+        device, dtype: of the parameters.
         max_steps: T of the chrono biases; used for nothing else.
         update_bias: initial value in gate z's block of the bias, or "chrono" (see
             elstm.nn.init.init_update_bias). The default 1 is that of LSTM's forget_bias, and
@@ -154,18 +161,24 @@ class GRU(RecurrentBase, nn.GRU):
         x: Tensor,
         sizes: list[int] | None,
         state: State,
-        direction: tuple[Any, ...],
-        recurrence: Any = None,
+        suffix: str,
+        recurrence: Any,
+        start_step: int,
     ) -> tuple[Tensor, State]:
         if recurrence is None:
             self.last_backend, recurrence = "reference", gru_recurrence
-        output, h_n = recurrence(GRUCall(x, sizes, *state, *direction))
+        (h_0,) = state
+        output, h_n = recurrence(GRUCall(x, sizes, h_0, *self._direction(suffix)))
         return output, (h_n,)
 
     def _run(  # type: ignore[override]  # the state is h_n alone
-        self, input: Tensor | PackedSequence, hx: Tensor | None, recurrence: Any = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None,
+        recurrence: Any = None,
+        start_step: int = 0,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        output, (h_n,) = super()._run(input, None if hx is None else (hx,), recurrence)
+        output, (h_n,) = super()._run(input, None if hx is None else (hx,), recurrence, start_step)
         return output, h_n
 
     def forward(  # type: ignore[override]

@@ -1,24 +1,29 @@
-"""Batch normalisation with statistics for each time step, and how they are gathered."""
+"""Batch normalisation with statistics for each time step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
-from elstm.nn.sync import BatchCounts, Group, gather, several_processes
+from elstm.nn.sync import BatchCounts
+
+
+class Pool(Protocol):
+    """Collects the statistics of batches; elstm.nn.statistics has one."""
+
+    def add(self, batch: Statistics, counts: Tensor, start_step: int) -> None: ...
 
 
 class StepBatchNorm(nn.Module):
-    """BN(x_t; γ, β) = (x_t - mean_t) / sqrt(var_t + eps) * γ + β, feature by feature.
+    """Holds γ, β and the statistics of batch normalisation with statistics per step.
 
-    γ and β are shared by all steps; the population statistics are per step. The module holds
-    parameters and statistics; the recurrence that uses them computes.
+    BN(x_t; γ, β) = (x_t - mean_t) / sqrt(var_t + eps) * γ + β, feature by feature. γ and β are
+    shared by all steps; the population statistics are per step. A recurrence reads them and
+    computes.
 
     Attributes:
         weight: γ, (features,).
@@ -30,8 +35,9 @@ class StepBatchNorm(nn.Module):
     Training moves row t by `momentum` towards the batch's statistics of step t (the unbiased
     variance, as torch.nn.BatchNorm1d does; None: the cumulative average). The last row stands for
     step max_steps - 1 and all later ones: a longer batch moves it once, towards the mean and
-    variance pooled over those steps. Evaluation reads row t, or, for steps that no batch has
-    reached yet, the last row that one has.
+    variance pooled over those steps. Evaluation reads row t, or, for steps beyond those that any
+    batch has reached, the last row that one has. In eval mode of this module (not of the layer that
+    holds it) the population statistics are used and stay as they are.
     """
 
     weight: nn.Parameter
@@ -55,7 +61,7 @@ class StepBatchNorm(nn.Module):
         super().__init__()
         self.features, self.max_steps = features, max_steps
         self.eps, self.momentum, self.gamma = eps, momentum, gamma
-        self.pool: StatisticsPool | None = None  # set by recompute_statistics while it runs
+        self.pool: Pool | None = None  # set by recompute_statistics while it runs
         self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
         beta = nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", beta)
@@ -80,54 +86,81 @@ class StepBatchNorm(nn.Module):
         self.running_var[rows] = 1
         self.num_batches_tracked[rows] = 0
 
-    def inputs(self, steps: int, batch_steps: int, counts: BatchCounts | None = None) -> NormInputs:
-        """What a recurrence over T = `steps` reads, population statistics where it needs them."""
+    def inputs(
+        self, steps: int, batch_steps: int, start_step: int, counts: BatchCounts | None = None
+    ) -> NormInputs:
+        """Returns what a recurrence over T = `steps` reads, of which the first is `start_step`.
+
+        Population statistics are there only if a step needs them.
+        """
         mean = var = None
         if batch_steps < steps:
-            tracked = self.num_batches_tracked.count_nonzero()
-            kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
-            if not kept and tracked.is_cpu and steps <= (int(tracked) or self.max_steps):
-                mean, var = self.running_mean[:steps], self.running_var[:steps]  # no copy is needed
-            else:
-                last = torch.where(tracked > 0, tracked, self.max_steps) - 1
-                row = torch.arange(steps, device=self.running_mean.device).clamp(max=last)
-                mean, var = self.running_mean[row], self.running_var[row]
+            mean, var = self._population(start_step, steps)
         return NormInputs(self.weight, self.bias, mean, var, self.eps, batch_steps, counts)
 
+    def _population(self, start: int, steps: int) -> tuple[Tensor, Tensor]:
+        tracked = self.num_batches_tracked
+        end = start + steps
+        kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if not kept and tracked.is_cpu and end <= self.max_steps and tracked[start:end].all():
+            return self.running_mean[start:end], self.running_var[start:end]  # no copy is needed
+        index = torch.arange(self.max_steps, device=tracked.device)
+        last = torch.where(tracked > 0, index, -1).amax()
+        last = torch.where(last < 0, self.max_steps - 1, last)
+        row = torch.arange(start, end, device=tracked.device).clamp(max=last)
+        return self.running_mean[row], self.running_var[row]
+
+    def take(self, batch: Statistics, counts: Tensor, start_step: int) -> None:
+        """Tracks the statistics of one batch, or adds them to a pool if one is collecting.
+
+        Args:
+            batch: of the steps from `start_step` on.
+            counts: (batch_steps,), the number of active sequences at each.
+        """
+        if self.pool is not None:
+            self.pool.add(batch, counts, start_step)
+        elif self.training:
+            self._track(batch, counts, start_step)
+
     @torch.no_grad()
-    def track(self, batch: Statistics, counts: Tensor) -> None:
-        """Takes in the statistics of one training batch; counts (batch_steps,): sequences alive."""
-        mean, var, counts = self._fold(batch, counts)
-        rows = mean.shape[0]
-        tracked = self.num_batches_tracked[:rows].add_(1)
+    def _track(self, batch: Statistics, counts: Tensor, start_step: int) -> None:
+        rows, mean, var, counts = self.fold(batch, counts, start_step)
+        tracked = self.num_batches_tracked[rows].add_(1)
         unbiased = var * (counts / (counts - 1)).unsqueeze(1)
         if self.momentum is None:
             rate: Tensor | float = tracked.to(mean.dtype).reciprocal().unsqueeze(1)
         else:
             rate = self.momentum
-        self.running_mean[:rows].lerp_(mean.to(self.running_mean), rate)
-        self.running_var[:rows].lerp_(unbiased.to(self.running_var), rate)
+        self.running_mean[rows].lerp_(mean.to(self.running_mean), rate)
+        self.running_var[rows].lerp_(unbiased.to(self.running_var), rate)
 
-    def _fold(self, batch: Statistics, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pools what lies beyond max_steps into the last row."""
+    def fold(
+        self, batch: Statistics, counts: Tensor, start_step: int
+    ) -> tuple[slice, Tensor, Tensor, Tensor]:
+        """Pools the steps from max_steps - 1 on into the last row.
+
+        Returns:
+            The rows of the statistics, and mean, variance and number of sequences for each.
+        """
         mean, var = batch
         counts = counts.to(mean)
-        if mean.shape[0] <= self.max_steps:
-            return mean, var, counts
-        tail = slice(self.max_steps - 1, None)
-        total = counts[tail].sum()
-        share = (counts[tail] / total).unsqueeze(1)
-        pooled = (share * mean[tail]).sum(0)
-        spread = (share * (var[tail] + (mean[tail] - pooled).square())).sum(0)
-        head = slice(self.max_steps - 1)
+        first = min(start_step, self.max_steps - 1)
+        own = self.max_steps - 1 - first  # steps before the last row
+        if mean.shape[0] <= own + 1:
+            return slice(first, first + mean.shape[0]), mean, var, counts
+        total = counts[own:].sum()
+        share = (counts[own:] / total).unsqueeze(1)
+        pooled = (share * mean[own:]).sum(0)
+        spread = (share * (var[own:] + (mean[own:] - pooled).square())).sum(0)
         return (
-            torch.cat((mean[head], pooled[None])),
-            torch.cat((var[head], spread[None])),
-            torch.cat((counts[head], total[None])),
+            slice(first, self.max_steps),
+            torch.cat((mean[:own], pooled[None])),
+            torch.cat((var[:own], spread[None])),
+            torch.cat((counts[:own], total[None])),
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StepBatchNorm:
-        """Moves and casts as nn.Module does, but keeps the statistics in float32 at least."""
+        """Moves and casts as nn.Module does, but keeps the statistics float32 at least."""
         before = {name: getattr(self, name) for name in ("running_mean", "running_var")}
         super()._apply(fn, recurse)
         for name, old in before.items():
@@ -136,140 +169,16 @@ class StepBatchNorm(nn.Module):
                 setattr(self, name, old.to(new.device))
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        """Loads as nn.Module does; statistics that take the place of these become float32."""
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
+        for name in ("running_mean", "running_var"):  # other tensors after assign=True
+            loaded = getattr(self, name)
+            setattr(self, name, loaded.to(at_least_float32(loaded.dtype)))
+
     def extra_repr(self) -> str:
         return (
             f"{self.features}, max_steps={self.max_steps}, eps={self.eps}, momentum={self.momentum}"
         )
-
-
-class StatisticsPool:
-    """Mean and variance per step over many batches, within and between them, in float64."""
-
-    def __init__(self, norm: StepBatchNorm) -> None:
-        self.norm = norm
-        self.count = torch.zeros(norm.max_steps, 1, dtype=torch.float64)
-        self.mean = torch.zeros(norm.max_steps, norm.features, dtype=torch.float64)
-        self.deviation = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
-        self.batches = torch.zeros(norm.max_steps, dtype=torch.int64)
-
-    def add(self, batch: Statistics, counts: Tensor) -> None:
-        mean, var, n = (part.cpu().double() for part in self.norm._fold(batch, counts))
-        n = n.unsqueeze(1)
-        self._merge(n, mean, var * n)
-        self.batches[: len(n)] += 1
-
-    def _merge(self, count: Tensor, mean: Tensor, deviation: Tensor) -> None:
-        """Chan et al. (1979): merge two sets of count, mean and squared deviation."""
-        rows = slice(mean.shape[0])
-        total = (self.count[rows] + count).clamp(min=1)
-        delta = mean - self.mean[rows]
-        self.deviation[rows] += deviation + delta.square() * self.count[rows] * count / total
-        self.mean[rows] += delta * count / total
-        self.count[rows] += count
-
-    def merge_processes(self, group: Group) -> None:
-        """Takes in the batches of all processes, by rank: the same bits on each of them."""
-        device = self.norm.running_mean.device
-        own = torch.cat((self.count, self.mean, self.deviation), dim=1)
-        every = gather(own.to(device), group).cpu()
-        self.batches = gather(self.batches.to(device), group).sum(0).cpu()
-        for part in (self.count, self.mean, self.deviation):
-            part.zero_()
-        for process in every:
-            self._merge(*process.split((1, self.norm.features, self.norm.features), dim=1))
-
-    def store(self) -> None:
-        seen = self.batches > 0
-        norm = self.norm
-        norm.reset_statistics(~seen)
-        norm.running_mean[seen] = self.mean[seen].to(norm.running_mean)
-        norm.running_var[seen] = (self.deviation / self.count)[seen].to(norm.running_var)
-        norm.num_batches_tracked.copy_(self.batches)
-
-
-def statistics_norms(model: nn.Module) -> Iterator[tuple[str, StepBatchNorm]]:
-    """The normalisations in `model` with their names, in the order of `model.named_modules()`."""
-    for name, module in model.named_modules():
-        if isinstance(module, StepBatchNorm):
-            yield name, module
-
-
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch statistics in eval mode.
-
-    Within it, `model` is in eval mode (no dropout, no noise), but its BN layers normalise with the
-    statistics of each batch alone, and track nothing. Leaves every module's mode as it was.
-    """
-    modes = {module: module.training for module in model.modules()}
-    layers: list[Any] = [m for m in modes if hasattr(m, "_batch_statistics")]
-    before = [layer._batch_statistics for layer in layers]
-    model.eval()
-    try:
-        for layer in layers:
-            layer._batch_statistics = True
-        yield
-    finally:
-        for layer, flag in zip(layers, before, strict=True):
-            layer._batch_statistics = flag
-        for module, training in modes.items():
-            module.training = training
-
-
-def recompute_statistics(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    across_processes: bool = False,
-    process_group: Group = None,
-) -> None:
-    """Replaces the population statistics of `model` by those of `batches`, exactly pooled.
-
-    Moving averages lag behind the weights, and in a recurrence the error compounds from step to
-    step; so call this on training data before an evaluation (Cooijmans et al. 2017, section 4).
-    Give it one batch, as large as memory allows, of a thousand sequences at least: then each step's
-    statistics are those of the activations that the earlier steps' statistics give. Several batches
-    are each normalised by themselves and part from each other, and what is pooled over them may fit
-    none. With the default eps and gamma that costs nothing; with eps 1e-3 ELSTMBN evaluates MNIST's
-    rows at 73.8 % with ten batches of 1,000, at 86.6 % with one of 2,000, and at 86.7 % with batch
-    statistics (scripts/stability.py).
-
-    For each step, the mean and the variance are those of all sequences of all batches alive at that
-    step: weighted by count, within and between batches. The recurrence runs in batch mode; dropout
-    and noise are off; the random state, the gradients and every module's mode stay as they were.
-
-    Args:
-        model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.
-        batches: what `model` takes, one by one. Of a tuple or list (as a DataLoader gives) the
-            first element is taken.
-        across_processes: pool what all processes of a torch.distributed job give, each batches of
-            its own, or none; all have to call, and all get the same statistics. Each batch is
-            normalised by itself.
-        process_group: of across_processes, a torch.distributed.ProcessGroup; None: all processes.
-
-    Raises:
-        ValueError: `batches` is empty. The statistics are then as they were.
-    """
-    norms = [norm for _, norm in statistics_norms(model)]
-    if not norms:
-        return
-    pools = [StatisticsPool(norm) for norm in norms]
-    cuda = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-    with batch_statistics(model), torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        try:
-            for norm, pool in zip(norms, pools, strict=True):
-                norm.pool = pool
-            for batch in batches:
-                packed = isinstance(batch, PackedSequence)
-                model(batch[0] if isinstance(batch, list | tuple) and not packed else batch)
-        finally:
-            for norm in norms:
-                norm.pool = None
-    if across_processes and several_processes(process_group):
-        for pool in pools:
-            pool.merge_processes(process_group)
-    if not any(pool.batches.any() for pool in pools):
-        raise ValueError("recompute_statistics needs at least one batch, got none")
-    for pool in pools:
-        if pool.batches.any():  # a layer that the model did not call keeps what it has
-            pool.store()

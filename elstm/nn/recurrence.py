@@ -139,6 +139,31 @@ class Results(NamedTuple):
 Recurrence = Callable[[Call], Results]
 
 
+def check_shapes(call: Call) -> None:
+    """Raises ValueError unless all tensors of a call fit its input and state."""
+    steps, batch, inputs = call.x.shape
+    units = call.h_0.shape[-1]
+    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("h_0", call.h_0, (batch, units)),
+        ("c_0", call.c_0, (batch, units)),
+        ("weight_ih", call.weight_ih, (4 * units, inputs)),
+        ("weight_hh", call.weight_hh, (4 * units, units)),
+        ("bias", call.bias, (4 * units,)),
+    ]
+    for name, norm in zip(("norm_ih", "norm_hh", "norm_c", "norm_c2"), call.norms, strict=True):
+        if norm is not None:
+            features = units if name.startswith("norm_c") else 4 * units
+            expected += [
+                (f"{name}.weight", norm.weight, (features,)),
+                (f"{name}.bias", norm.bias, (features,)),
+                (f"{name}.running_mean of {steps} steps", norm.mean, (steps, features)),
+                (f"{name}.running_var of {steps} steps", norm.var, (steps, features)),
+            ]
+    for name, tensor, shape in expected:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
 class _Norm:
     """Equation (4), step after step; keeps the statistics of the batch."""
 

@@ -18,7 +18,8 @@ import torch
 from backend_calls import assert_as_exact, served
 
 from elstm.nn import BNLSTM, ELSTMBN, LSTM, batch_statistics
-from elstm.nn.backends import build, cpu, cpu_library
+from elstm.nn.backends.cpu import backend as cpu
+from elstm.nn.backends.cpu import build, library
 from elstm.nn.recurrence import recurrence
 
 CELLS = ("none", "output", "update")
@@ -30,7 +31,7 @@ SHAPES = {
 }
 PACKED = {"steps": 6, "batch": 5, "inputs": 3, "hidden": 7, "sizes": [5, 5, 3, 2, 1, 1]}
 
-pytestmark = pytest.mark.skipif(cpu_library.unavailable(32) is not None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(library.unavailable(32) is not None, reason="no C compiler")
 
 
 @pytest.fixture(params=(1, 2, 4), ids="{}-threads".format)
@@ -129,14 +130,14 @@ def test_what_is_kept_for_the_backward_pass(inputs, recompute, expected):
 @pytest.mark.parametrize("mode", ["train", "eval", "batch statistics"])
 def test_nothing_is_kept_where_no_gradient_is_wanted(mode, monkeypatch):
     kept = []
-    forward = cpu_library.forward
+    forward = library.forward
 
     def spy(*call):
         results = forward(*call)
         kept.append(sum(part.numel() for part in results.kept))
         return results
 
-    monkeypatch.setattr(cpu_library, "forward", spy)
+    monkeypatch.setattr(library, "forward", spy)
     layer = ELSTMBN(3, 5, max_steps=4, backend="cpu").train(mode == "train")
     x = torch.randn(4, 6, 3)
     wanted = layer(x)[0]
@@ -235,11 +236,11 @@ def test_other_readings_run_on_the_reference_and_are_refused_by_name(cell_norm):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64 compilers")
 @pytest.mark.parametrize("target", ["-march=x86-64", "-march=x86-64-v3"])
 def test_narrower_vectors(target, monkeypatch):
-    lanes = cpu_library.library(32).elstm_lanes()
+    lanes = library.library(32).elstm_lanes()
     for bits in (32, 64):
-        narrow = cpu_library.library(bits, target)
-        monkeypatch.setattr(cpu_library, "library", _instead(cpu_library.library, bits, narrow))
-    assert cpu_library.library(32).elstm_lanes() <= lanes
+        narrow = library.library(bits, target)
+        monkeypatch.setattr(library, "library", _instead(library.library, bits, narrow))
+    assert library.library(32).elstm_lanes() <= lanes
     wide = SHAPES["slices and wide inputs"]
     check(cell_norm="update", **wide)
     check(cell_norm="update", **wide | {"batch_steps": 0, "steps": 3})  # as above: errors grow

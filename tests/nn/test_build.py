@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from elstm.nn import ELSTMBN
-from elstm.nn.backends import build, cpu_check, cpu_library
+from elstm.nn.backends.cpu import build, library
+from elstm.nn.backends.cpu import check as cpu_check
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(os, "getuid") and shutil.which("cc")), reason="needs a POSIX C compiler"
@@ -138,16 +139,16 @@ def test_a_cache_that_cannot_be_loaded_from(cache, monkeypatch):
 
 def test_layers_run_without_getuid(monkeypatch):
     """Windows has none."""
-    cpu_library.library.cache_clear()
-    cpu_library.unavailable.cache_clear()
+    library.library.cache_clear()
+    library.unavailable.cache_clear()
     try:
         monkeypatch.delattr(os, "getuid")
         layer = ELSTMBN(2, 3)
         layer(torch.randn(3, 4, 2))
         assert layer.last_backend == "reference"
     finally:
-        cpu_library.library.cache_clear()
-        cpu_library.unavailable.cache_clear()
+        library.library.cache_clear()
+        library.unavailable.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -166,4 +167,4 @@ def test_the_check_finds_wrong_libraries(cache, body, reason):
 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_the_check_passes_the_library(bits):
-    assert cpu_check.in_own_process(cpu_library.library(bits)._name, bits) is None
+    assert cpu_check.in_own_process(library.library(bits)._name, bits) is None

@@ -7,54 +7,54 @@ import pytest
 import torch
 
 from elstm.nn import ELSTMBN
-from elstm.nn.backends import cpu_library, cpu_memory
+from elstm.nn.backends.cpu import library, memory
 
-pytestmark = pytest.mark.skipif(cpu_library.unavailable(32) is not None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(library.unavailable(32) is not None, reason="no C compiler")
 LIKE = torch.empty(0)
-LARGE = cpu_memory.LEAST // 4  # numbers
+LARGE = memory.LEAST // 4  # numbers
 
 
 @pytest.fixture(autouse=True)
 def idle(monkeypatch: pytest.MonkeyPatch) -> deque:
     blocks: deque = deque()
-    monkeypatch.setattr(cpu_memory, "_idle", blocks)
+    monkeypatch.setattr(memory, "_idle", blocks)
     return blocks
 
 
 def test_a_block_waits_for_its_tensors_last_user(idle: deque) -> None:
-    tensor = cpu_memory.empty(LIKE, 2, LARGE)
+    tensor = memory.empty(LIKE, 2, LARGE)
     part = tensor[1]
     address = tensor.data_ptr()
     del tensor
     gc.collect()
     assert not idle  # `part` still reads it
-    assert cpu_memory.empty(LIKE, 2, LARGE).data_ptr() != address
+    assert memory.empty(LIKE, 2, LARGE).data_ptr() != address
     del part
     gc.collect()
     assert [block.address for block in idle].count(address) == 1
-    again = [cpu_memory.empty(LIKE, 2, LARGE) for _ in range(len(idle))]
+    again = [memory.empty(LIKE, 2, LARGE) for _ in range(len(idle))]
     assert address in {tensor.data_ptr() for tensor in again}
 
 
 def test_another_size_gets_another_block(idle: deque) -> None:
-    del_me = cpu_memory.empty(LIKE, LARGE)
+    del_me = memory.empty(LIKE, LARGE)
     del del_me
     gc.collect()
     size = idle[0].size
-    assert cpu_memory.take(2 * size).size >= 2 * size
+    assert memory.take(2 * size).size >= 2 * size
     assert len(idle) == 1
 
 
 @pytest.mark.parametrize("size", [1, 5_000, 300_000, 3 << 20, (37 << 20) + 1])
 def test_blocks_are_as_large_as_asked_and_aligned_as_cpu_c_needs(size: int) -> None:
-    block = cpu_memory.take(size)
-    assert size <= block.size <= max(cpu_memory.LARGE_PAGE, 1.125 * size + (2 << 20))
+    block = memory.take(size)
+    assert size <= block.size <= max(memory.LARGE_PAGE, 1.125 * size + (2 << 20))
     assert block.address % 128 == 0
     assert len(block.map) - block.offset >= block.size
 
 
 def test_small_tensors_have_no_block(idle: deque) -> None:
-    tensor = cpu_memory.empty(LIKE, LARGE - 1)
+    tensor = memory.empty(LIKE, LARGE - 1)
     del tensor
     gc.collect()
     assert not idle
@@ -63,15 +63,15 @@ def test_small_tensors_have_no_block(idle: deque) -> None:
 def test_what_waits_is_bounded_and_the_longest_idle_goes_first(
     idle: deque, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [cpu_memory.take(cpu_memory.LEAST) for _ in range(4)]
-    monkeypatch.setattr(cpu_memory, "IDLE", 3 * blocks[0].size)
+    blocks = [memory.take(memory.LEAST) for _ in range(4)]
+    monkeypatch.setattr(memory, "IDLE", 3 * blocks[0].size)
     for block in blocks:
-        cpu_memory.give(block)
+        memory.give(block)
     assert list(idle) == blocks[1:]
 
 
 def test_tensors_in_blocks_change_in_place() -> None:
-    tensor = cpu_memory.empty(LIKE.double(), 3, LARGE)
+    tensor = memory.empty(LIKE.double(), 3, LARGE)
     assert tensor.shape == (3, LARGE)
     assert tensor.dtype == torch.float64
     assert not tensor._is_view()
@@ -85,7 +85,7 @@ def test_a_layers_results_stay_as_they_were() -> None:
     layer = ELSTMBN(8, 64, max_steps=32, backend="cpu")
     x = torch.randn(32, 128, 8, requires_grad=True)
     output, _ = layer(x)
-    assert output.untyped_storage().nbytes() >= cpu_memory.LEAST
+    assert output.untyped_storage().nbytes() >= memory.LEAST
     kept = output.detach().clone()
     output.sum().backward(retain_graph=True)
     first = x.grad.clone()
@@ -99,4 +99,4 @@ def test_a_layers_results_stay_as_they_were() -> None:
 
 def test_a_block_that_the_system_has_not_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="MiB"):
-        cpu_memory.take(1 << 60)
+        memory.take(1 << 60)

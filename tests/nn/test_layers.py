@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN
-from elstm.nn.layers import NormalizedLSTM
+from elstm.nn.bn_lstm import NormalizedLSTM
 
 T, B, F, H = 6, 5, 3, 4
 LENGTHS = [2, 6, 4, 1, 4]  # unsorted; in the last two steps one sequence is alive

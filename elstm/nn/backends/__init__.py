@@ -18,7 +18,7 @@ from elstm.nn.recurrence import Call, Recurrence
 
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
-    "cpu": "elstm.nn.backends.cpu",
+    "cpu": "elstm.nn.backends.cpu.backend",
     "triton": "elstm.nn.backends.cuda",
 }
 # Where `auto` asks a backend: on devices like those on which it has been measured.

@@ -1,6 +1,6 @@
 /* Vectors of reals by the compiler's vector extensions (gcc, clang), and the two squashing functions. */
-#ifndef CPU_VECTOR_H
-#define CPU_VECTOR_H
+#ifndef ELSTM_VECTOR_H
+#define ELSTM_VECTOR_H
 
 #include <stdint.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 """Checks a library that was just built from cpu.c against the equations, in a process of its own.
 
-    python cpu_check.py LIBRARY 32|64
+    python check.py LIBRARY 32|64
 
 A compiler's flags can make the library wrong, or use instructions that this CPU does not have,
 which ends the process that runs them. So the check runs elsewhere, on the standard library alone:
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, ROWS, INPUTS, UNITS = 3, 4, 2, 5
-CELLS = ("none", "output", "update")  # enum cell of cpu_call.h
+CELLS = ("none", "output", "update")  # enum cell of call.h
 EPS = 0.1
 TOLERANCE = {32: 1e-3, 64: 1e-7}  # of the largest number of a result
 Numbers = list[float]
@@ -39,8 +39,8 @@ CHECKED = {"x": SIZES["x"], "h_0": 4, "w_x": 4, "w_h": 8, "bias": 4}
 
 
 def structs() -> Any:
-    """Imports cpu_struct.py from this folder, without the package around it, which needs torch."""
-    return import_module("cpu_struct")
+    """Imports structs.py from this folder, without the package around it, which needs torch."""
+    return import_module("structs")
 
 
 def in_own_process(path: Path, bits: int) -> str | None:

@@ -1,10 +1,10 @@
 /* Backward through time. Per step and slice: the gradient of h by the product dz_{t+1} W_h, then of the
    cell, the gates and the projections. dz is kept for a chunk of steps, after which its products
    give the gradients of the weights (each thread its slices) and of x (each thread its rows). */
-#ifndef CPU_BACKWARD_H
-#define CPU_BACKWARD_H
+#ifndef ELSTM_BACKWARD_H
+#define ELSTM_BACKWARD_H
 
-#include "cpu_forward.h"
+#include "forward.h"
 
 struct backward {
     const struct call *q;

@@ -1,7 +1,7 @@
 """The recurrence on a CPU by a plain C library (cpu.c) that is compiled at first use.
 
 Serves float32 and float64 and the cell norms none, output and update, with or without norms of the
-projections. One pass over time in each direction does everything, products included; see cpu_call.h
+projections. One pass over time in each direction does everything, products included; see call.h
 for how threads share the work.
 
 Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from elstm.nn.backends import constant_result, cpu_library
-from elstm.nn.backends.cpu_library import BITS, Computed, Constants, Learned
+from elstm.nn.backends import constant_result
+from elstm.nn.backends.cpu import library
+from elstm.nn.backends.cpu.library import BITS, Computed, Constants, Learned
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
 _CELLS = {"none": 0, "output": 1, "update": 2}
@@ -51,7 +52,7 @@ def refuses(call: Call) -> str | None:
 
 @constant_result
 def _unavailable(bits: int) -> str | None:
-    return cpu_library.unavailable(bits)
+    return library.unavailable(bits)
 
 
 def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
@@ -84,7 +85,7 @@ def recurrence(call: Call) -> Results:
     elif keep:
         given = _Recurrence.apply(constants, *learned)
     else:
-        results = cpu_library.forward(constants, _contiguous(learned), False)
+        results = library.forward(constants, _contiguous(learned), False)
         given = (*results[:3], *results.statistics)
     output, h_n, c_n, *found = given[:9]
     pairs = zip(norms, found[::2], found[1::2], strict=True)
@@ -98,7 +99,7 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, constants: Constants, *learned: Tensor | None) -> tuple[Tensor, ...]:
         contiguous = _contiguous(learned)
-        output, h_n, c_n, statistics, kept = cpu_library.forward(constants, contiguous, True)
+        output, h_n, c_n, statistics, kept = library.forward(constants, contiguous, True)
         ctx.constants = constants
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
@@ -112,7 +113,7 @@ class _Recurrence(torch.autograd.Function):
         learned, results = Learned(*saved[:_LEARNED_END]), _results(saved[_LEARNED_END:])
         given = [None if g is None else g.contiguous() for g in upstream[:3]]
         wanted = ctx.needs_input_grad[1:]
-        found = cpu_library.backward(ctx.constants, learned, results, given, wanted)
+        found = library.backward(ctx.constants, learned, results, given, wanted)
         return None, *(g if want else None for g, want in zip(found, wanted, strict=True))
 
 
@@ -163,13 +164,13 @@ def _from_schema(arguments: tuple[Any, ...]) -> tuple[Constants, Learned]:
 
 @torch.library.custom_op("elstm::cpu_forward", mutates_args=(), schema=_FORWARD_SCHEMA)
 def _forward_op(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.forward(*_from_schema(arguments), arguments[_CALL_END])
+    results = library.forward(*_from_schema(arguments), arguments[_CALL_END])
     return *results[:3], *results.statistics, *results.kept
 
 
 @_forward_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    results = cpu_library.empty_results(*_from_schema(arguments), arguments[_CALL_END])
+    results = library.empty_results(*_from_schema(arguments), arguments[_CALL_END])
     return *results[:3], *results.statistics, *results.kept
 
 
@@ -178,12 +179,12 @@ def _backward_op(*arguments: Any) -> list[Tensor]:
     constants, learned = _from_schema(arguments)
     results, upstream, wanted = arguments[_CALL_END:]
     given = [None if g is None else g.contiguous() for g in upstream]
-    return cpu_library.backward(constants, learned, _results(results), given, wanted)
+    return library.backward(constants, learned, _results(results), given, wanted)
 
 
 @_backward_op.register_fake
 def _(*arguments: Any) -> list[Tensor]:
-    return cpu_library.empty_gradients(_from_schema(arguments)[1], arguments[_CALL_END + 2])
+    return library.empty_gradients(_from_schema(arguments)[1], arguments[_CALL_END + 2])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -6,7 +6,7 @@
    update:  c = BN(f c' + i g),  h = o tanh(c)
 
    Compiled once for float (REAL_BITS 32) and once for double (64). */
-#include "cpu_backward.h"
+#include "backward.h"
 
 #ifndef CHUNK
 #define CHUNK 512

@@ -1,4 +1,4 @@
-"""Defines the structs of cpu_call.h for ctypes; cpu_check.py needs them without torch."""
+"""Defines the structs of call.h for ctypes; check.py needs them without torch."""
 
 import ctypes
 
@@ -20,7 +20,7 @@ class Norm(ctypes.Structure):
 
 
 class CallStruct(ctypes.Structure):
-    """struct call of cpu_call.h."""
+    """struct call of call.h."""
 
     numbers = ("steps", "rows", "inputs", "units", "batch_steps", "cell", "threads")
     given = ("batch_sizes", "x", "h_0", "c_0", "w_x", "w_h", "bias")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elstm.nn.backends import build, cpu_check, cpu_memory
-from elstm.nn.backends.cpu_struct import CallStruct, Pool, prototypes
+from elstm.nn.backends.cpu import build, check, memory
+from elstm.nn.backends.cpu.structs import CallStruct, Pool, prototypes
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Constants(NamedTuple):
 
     batch_sizes: tuple[int, ...] | None
     batch_steps: tuple[int, ...]  # of norm_ih, norm_hh and norm_c, as below
-    cell: int  # enum cell of cpu_call.h
+    cell: int  # enum cell of call.h
     eps: tuple[float, ...]
     population: tuple[Tensor | None, ...]  # mean and var, (T, F), of each
     recompute: bool  # keep the raw cell alone for backward
@@ -69,10 +69,10 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
     Raises:
         build.BuildError: why there is none.
     """
-    check = partial(cpu_check.in_own_process, bits=bits)
-    loaded = prototypes(build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, check))
+    verify = partial(check.in_own_process, bits=bits)
+    loaded = prototypes(build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, verify))
     if loaded.elstm_call_size() != ctypes.sizeof(CallStruct):
-        raise build.BuildError("the compiled library and cpu_struct.py disagree")
+        raise build.BuildError("the compiled library and structs.py disagree")
     return loaded
 
 
@@ -145,7 +145,7 @@ def empty_gradients(
 
 
 def forward(constants: Constants, learned: Learned, keep: bool) -> Computed:
-    results = empty_results(constants, learned, keep, cpu_memory.empty)
+    results = empty_results(constants, learned, keep, memory.empty)
     _run("elstm_forward", BITS[learned.x.dtype], _call(constants, learned, results))
     return results
 
@@ -158,7 +158,7 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
-    gradients = empty_gradients(learned, wanted, cpu_memory.empty)
+    gradients = empty_gradients(learned, wanted, memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
         setattr(call, name, _pointer(tensor))
@@ -171,10 +171,10 @@ def backward(
 
 def _run(name: str, bits: int, call: CallStruct) -> None:
     loaded = library(bits)
-    block = cpu_memory.take(loaded.elstm_workspace(call, name == "elstm_backward"))
+    block = memory.take(loaded.elstm_workspace(call, name == "elstm_backward"))
     call.workspace = block.address
     getattr(loaded, name)(call)
-    cpu_memory.give(block)
+    memory.give(block)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -1,4 +1,4 @@
-/* One call as Python lays it out (the order of fields is shared with cpu.py), and what the threads share.
+/* One call as Python lays it out (the order of fields is shared with library.py), and what the threads share.
 
    Units are cut into slices of LANES, and a thread owns whole slices: all four gates of its units, for
    every row, so that the statistics of the batch need nothing from other threads. Per step only h
@@ -7,13 +7,13 @@
 
    Layouts with a slice in them are padded to LANES; the lanes past H hold finite numbers that meet
    zero weights. GATES = 4 LANES is a slice's row of z: i, f, g, o. */
-#ifndef CPU_CALL_H
-#define CPU_CALL_H
+#ifndef ELSTM_CALL_H
+#define ELSTM_CALL_H
 
 #include <stddef.h>
 
-#include "cpu_product.h"
-#include "cpu_threads.h"
+#include "product.h"
+#include "team.h"
 
 #define GATES (4 * LANES)
 #ifndef BY_ROWS_BYTES

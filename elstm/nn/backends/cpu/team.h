@@ -1,7 +1,7 @@
 /* A team of threads with a barrier: torch's own OpenMP pool where Python found its entry points
    (so that no second one is loaded), else POSIX threads started for the call. */
-#ifndef CPU_THREADS_H
-#define CPU_THREADS_H
+#ifndef ELSTM_TEAM_H
+#define ELSTM_TEAM_H
 
 #include <pthread.h>
 #include <sched.h>

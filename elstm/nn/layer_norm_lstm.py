@@ -1,4 +1,4 @@
-"""LSTM with layer normalisation (Ba et al. 2016), as a plain loop over time."""
+"""The LSTM with layer normalisation (Ba et al. 2016), as a plain loop over time."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def layer_norm_recurrence(
 
 
 class LayerNormLSTM(OwnWeights):
-    """LSTM with layer normalisation (Ba et al. 2016, arXiv 1607.06450, equations 20 to 22).
+    """Computes the LSTM with layer normalisation (Ba et al. 2016, arXiv 1607.06450, 20 to 22).
 
         z_t = LN(W_h h_{t-1}; a_1, b_1) + LN(W_x x_t; a_2, b_2) + b                (20)
         (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
@@ -102,7 +102,15 @@ class LayerNormLSTM(OwnWeights):
     evaluation alike: there are no population statistics, and batches of one will do.
 
     Args:
-        input_size ... dtype: as torch.nn.LSTM; proj_size must be 0.
+        input_size: number of input features I.
+        hidden_size: number of hidden units H.
+        num_layers: number of stacked layers.
+        bias: whether there is a bias b.
+        batch_first: input and output are (B, T, F) instead of (T, B, F).
+        dropout: probability of dropout on the output of each layer but the last, in training.
+        bidirectional: a second set of weights reads each sequence from its end.
+        proj_size: must be 0; it keeps the place that it has in torch.nn.LSTM.
+        device, dtype: of the parameters.
         max_steps: T of the chrono biases; used for nothing else.
         eps: added to the variance, 1e-5 as in torch.nn.LayerNorm.
         gamma_ih, gamma_hh, gamma_c: initial a_2, a_1 and a_3; 1 as in torch.nn.LayerNorm.
@@ -194,13 +202,14 @@ class LayerNormLSTM(OwnWeights):
         x: Tensor,
         sizes: list[int] | None,
         state: State,
-        direction: tuple[Any, ...],
-        recurrence: Any = None,
+        suffix: str,
+        recurrence: Any,
+        start_step: int,
     ) -> tuple[Tensor, State]:
         if recurrence is None:
             self.last_backend, recurrence = "reference", layer_norm_recurrence
         h_0, c_0 = state
-        output, h_n, c_n = recurrence(LayerNormCall(x, sizes, h_0, c_0, *direction))
+        output, h_n, c_n = recurrence(LayerNormCall(x, sizes, h_0, c_0, *self._direction(suffix)))
         return output, (h_n, c_n)
 
     def forward(

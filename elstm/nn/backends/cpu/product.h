@@ -1,8 +1,8 @@
 /* The matrix product: a tile of up to TILE_ROWS rows by up to 4 vectors, summed in registers. */
-#ifndef CPU_PRODUCT_H
-#define CPU_PRODUCT_H
+#ifndef ELSTM_PRODUCT_H
+#define ELSTM_PRODUCT_H
 
-#include "cpu_vector.h"
+#include "vector.h"
 
 #define LINE (64 / (long)sizeof(real))
 

@@ -1,8 +1,8 @@
 /* Forward: z_t = BN(W_h h_{t-1}) + BN(W_x x_t) + b, (i, f, g, o), the cell. */
-#ifndef CPU_FORWARD_H
-#define CPU_FORWARD_H
+#ifndef ELSTM_FORWARD_H
+#define ELSTM_FORWARD_H
 
-#include "cpu_call.h"
+#include "call.h"
 
 /* Weights (4H, K) -> (K, GATES) for slice s: row k holds the slice's units of all four gates. */
 static void pack_slice(const struct call *q, const real *weight, long columns, long s, real *to) {
@@ -59,7 +59,7 @@ INLINE void batch_statistics(const real *z, const int vectors, long n, const str
     }
 }
 
-/* Equation (1) for the four gates of a slice at one step, in units of the exponents of cpu_vector.h:
+/* Equation (1) for the four gates of a slice at one step, in units of the exponents of vector.h:
    y_k = ((z_h - mean_h) scale_h + (z_x - mean_x) scale_x + bias) * EXPONENT[k]. */
 static const real EXPONENT[4] = {-LOG2_E, -LOG2_E, 2 * LOG2_E, -LOG2_E}; /* i, f, g, o */
 

@@ -1,0 +1,140 @@
+"""The LSTM: torch's own, or its equations by a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from elstm.nn import init
+from elstm.nn.base import Direction, RecurrentBase, State, check_shape
+from elstm.nn.recurrence import Call, Recurrence
+from elstm.nn.sequences import check_input
+
+
+class LSTM(RecurrentBase, nn.LSTM):
+    """Computes torch.nn.LSTM with its parameters' names and this project's initialisation.
+
+        z_t = W_x x_t + b_x + W_h h_{t-1} + b_h        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
+        c_t = f * c_{t-1} + i * g                      h_t = o * tanh(c_t)
+
+    Args:
+        input_size: number of input features I.
+        hidden_size: number of hidden units H.
+        num_layers: number of stacked layers.
+        bias: whether there are biases b_x and b_h.
+        batch_first: input and output are (B, T, F) instead of (T, B, F).
+        dropout: probability of dropout on the output of each layer but the last, in training.
+        bidirectional: a second set of weights reads each sequence from its end.
+        proj_size: size of a projection of h_t as in torch.nn.LSTM; needs backend="auto".
+        device, dtype: of the parameters.
+        max_steps: T of the chrono biases; the plain LSTM uses it for nothing else.
+        forget_bias, input_bias: initial values in the forget and input gates' blocks of the bias,
+            or "chrono" (see elstm.nn.init.init_gate_bias). The default forget bias of 1 lets
+            c_t's gradient pass at the start (Jozefowicz et al. 2015).
+        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        backend: "auto", which is torch's own LSTM, or a name from elstm.nn.BACKENDS.
+        recompute: keep less for the backward pass and compute it again there, as BNLSTM does;
+            "auto" then takes the fastest of elstm.nn.BACKENDS.
+
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
+    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
+    h_n and c_n (L * D, B, H), for D directions and L layers.
+
+    Raises:
+        ValueError: an argument out of range, or an input of another size.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        max_steps: int = 1024,
+        forget_bias: float | str = 1.0,
+        input_bias: float | str = 0.0,
+        recurrent_init: str = "orthogonal",
+        state_noise: float = 0.0,
+        learn_initial_state: bool = False,
+        backend: str = "auto",
+        recompute: bool = False,
+    ) -> None:
+        check_shape(input_size, hidden_size, num_layers, dropout)
+        # Before torch's constructor, because that one ends with reset_parameters.
+        self._set_options(
+            max_steps, recurrent_init, state_noise, learn_initial_state, backend, recompute,
+            forget_bias=forget_bias, input_bias=input_bias,
+        )  # fmt: skip
+        nn.LSTM.__init__(
+            self, input_size, hidden_size, num_layers, bias, batch_first, dropout,
+            bidirectional, proj_size, device, dtype,
+        )  # fmt: skip
+        if proj_size and not self._by_torch:
+            options = f"backend={backend!r} and recompute={recompute}"
+            raise ValueError(f"proj_size must be 0 with {options}, got {proj_size}")
+        if learn_initial_state:
+            self._add_initial_state(device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        nn.LSTM.reset_parameters(self)  # weight_hr, with proj_size, keeps torch's
+        for suffix in self._suffixes():
+            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
+            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            if self.bias:
+                gate_bias = getattr(self, f"bias_ih_{suffix}")
+                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+                nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
+        self._reset_initial_state()
+
+    @property
+    def _by_torch(self) -> bool:
+        return self.backend == "auto" and not self.recompute
+
+    @property
+    def _state_sizes(self) -> dict[str, int]:
+        return {"h_0": self.proj_size or self.hidden_size, "c_0": self.hidden_size}
+
+    def _direction(self, suffix: str) -> Direction:
+        if self.proj_size:
+            raise ValueError("only torch's own LSTM (backend='auto') has projections (proj_size)")
+        bias = None
+        if self.bias:
+            bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")
+        weights = getattr(self, f"weight_ih_{suffix}"), getattr(self, f"weight_hh_{suffix}")
+        return Direction(*weights, bias, (None,) * 4, "none")
+
+    def _recur(
+        self,
+        x: Tensor,
+        sizes: list[int] | None,
+        state: State,
+        suffix: str,
+        recurrence: Recurrence | None,
+        start_step: int,
+    ) -> tuple[Tensor, State]:
+        weight_ih, weight_hh, bias, _, cell_norm = self._direction(suffix)
+        (h_0, c_0), weights, norms = state, (weight_ih, weight_hh, bias), (None, None, None, None)
+        call = Call(x, sizes, h_0, c_0, *weights, *norms, cell_norm, self.recompute)
+        output, h_n, c_n, _ = self._by_backend(call, recurrence)
+        return output, (h_n, c_n)
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        if not self._by_torch:
+            return self._run(input, hx)
+        self.last_backend = "torch"
+        check_input(input, self.input_size)
+        if hx is not None or self.state_noise or self.learn_initial_state:
+            hx = self._torch_state(input, hx)
+        return nn.LSTM.forward(self, input, hx)  # type: ignore[arg-type]
