@@ -1,12 +1,12 @@
-"""Classifiers of sequences, and the registry that `model=` names."""
+"""Builds classifiers of sequences from the table of models that `model=` names."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from elstm.config.schema import ModelConfig
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase, State
 from elstm.nn.bn_lstm import NormalizedLSTM
@@ -50,20 +50,23 @@ class SequenceClassifier(nn.Module):
 
 
 def build_model(
-    config: ModelConfig,
+    name: str,
+    options: Mapping[str, Any],
     *,
     input_size: int,
     num_steps: int,
     num_classes: int,
     sync_batch_stats: bool = False,
 ) -> SequenceClassifier:
-    """The model that a config names; every other field is an argument of its layer.
+    """Builds a model of the table with weights from torch's generator.
 
-    The layer keeps statistics for each of the `num_steps` steps; `sync_batch_stats` is for those
-    that have any.
+    Args:
+        name: a key of RECURRENT_LAYERS.
+        options: arguments of its layer.
+        num_steps: T; the layer keeps statistics for each of these steps.
+        sync_batch_stats: batch statistics of all processes; ignored by layers without any.
     """
-    options = asdict(config)
-    layer = RECURRENT_LAYERS[options.pop("name")]
-    if issubclass(layer, NormalizedLSTM):
-        options["sync_batch_stats"] = sync_batch_stats
-    return SequenceClassifier(layer(input_size, max_steps=num_steps, **options), num_classes)
+    layer = RECURRENT_LAYERS[name]
+    sync = {"sync_batch_stats": sync_batch_stats} if issubclass(layer, NormalizedLSTM) else {}
+    rnn = layer(input_size, max_steps=num_steps, **options, **sync)
+    return SequenceClassifier(rnn, num_classes)

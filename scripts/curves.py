@@ -72,8 +72,11 @@ def main() -> None:
             (args.backend, torch.float32),
         ):
             torch.manual_seed(SEED)
+            config = SCHEMAS["model"][name](
+                forget_bias="chrono", input_bias="chrono", backend=backend
+            )
             model = build_model(
-                SCHEMAS["model"][name](forget_bias="chrono", input_bias="chrono", backend=backend),
+                name, config.options(),
                 input_size=data.input_size, num_steps=data.num_steps, num_classes=data.num_classes,
             )  # fmt: skip
             runs.append(losses(model, data, args.steps, dtype))

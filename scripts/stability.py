@@ -62,7 +62,11 @@ def row(args: argparse.Namespace, name: str, steps: int, model_name: str, eps: f
     torch.manual_seed(SEED)
     config = SCHEMAS["model"][model_name](eps=eps, forget_bias="chrono", input_bias="chrono")
     model = build_model(
-        config, input_size=data.input_size, num_steps=data.num_steps, num_classes=data.num_classes
+        model_name,
+        config.options(),
+        input_size=data.input_size,
+        num_steps=data.num_steps,
+        num_classes=data.num_classes,
     )
     start = time.perf_counter()
     loss = train(model, data, args.epochs, args.lr)

@@ -13,7 +13,7 @@ import elstm
 
 ROOT = Path(elstm.__file__).parent
 ORDER = (
-    "elstm", "errors", "cli", "nn", "files", "data", "config", "models", "records", "training",
+    "elstm", "errors", "cli", "nn", "files", "data", "models", "config", "records", "training",
     "sweeps", "reporting", "commands", "evaluate", "predict", "export", "report", "train",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "accelerate", "tensorboard", "sklearn", "matplotlib"}

@@ -47,7 +47,9 @@ CONFIGS = {
 def build(name, **options):
     config = CONFIGS[name]
     config = type(config)(**asdict(config) | {"hidden_size": H} | options)
-    return build_model(config, input_size=F, num_steps=T, num_classes=CLASSES)
+    return build_model(
+        config.name, config.options(), input_size=F, num_steps=T, num_classes=CLASSES
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -53,6 +53,10 @@ class ModelConfig:
     learn_initial_state: bool = False
     backend: str = "auto"
 
+    def options(self) -> dict[str, Any]:
+        """Returns the arguments of the layer: every field but the name."""
+        return {name: value for name, value in vars(self).items() if name != "name"}
+
 
 @dataclass
 class GRUConfig(ModelConfig):

@@ -109,7 +109,8 @@ def build_classifier(
 ) -> SequenceClassifier:
     """Builds the model with weights from torch's generator."""
     model = build_model(
-        config.model,
+        config.model.name,
+        config.model.options(),
         input_size=data.input_size,
         num_steps=data.num_steps,
         num_classes=data.num_classes,

@@ -88,7 +88,8 @@ def _instead(run_dir: Path, which: str) -> str:
 
 def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
     return build_model(
-        config.model,
+        config.model.name,
+        config.model.options(),
         input_size=facts["pixels_per_step"],
         num_steps=facts["pixels"] // facts["pixels_per_step"],
         num_classes=len(facts["class_names"]),

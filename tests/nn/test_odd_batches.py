@@ -61,7 +61,9 @@ def train(name: str, backend: str, kind: str, steps: int) -> list[float]:
     torch.manual_seed(0)
     x, y = batch(kind)
     config = MODELS[name](hidden_size=5, num_layers=2, backend=backend)
-    model = build_model(config, input_size=2, num_steps=len(x), num_classes=3)
+    model = build_model(
+        config.name, config.options(), input_size=2, num_steps=len(x), num_classes=3
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
     for _ in range(steps):

@@ -23,7 +23,8 @@ def built(
     data = load_data(config.data)
     torch.manual_seed(0)
     size = {"input_size": data.input_size, "num_steps": data.num_steps}
-    model = build_model(config.model, num_classes=data.num_classes, **size)
+    options = config.model.options()
+    model = build_model(config.model.name, options, num_classes=data.num_classes, **size)
     evaluation.recompute_statistics(model, data, config, 0)
     return config, data, model
 
