@@ -162,6 +162,11 @@ def terabytes() -> torch.Tensor:
     return torch.zeros(1).expand(10**6, 10**6)
 
 
+def expand(tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Every element of a tensor at one place in memory."""
+    tensors[name] = torch.zeros(1).expand(tensors[name].shape)
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
@@ -181,11 +186,23 @@ def terabytes() -> torch.Tensor:
         (lambda c: c["data"].update(image_size=[10**6, 10**6]), "image_size [1000000, 1000000]"),
         (lambda c: c["data"].update(pixels_per_step=0), "pixels_per_step 0, not 8"),
         (lambda c: c["data"]["class_names"].__setitem__(0, "=cmd()"), "class_names"),
-        (lambda c: c["data"].update(std=0.0), "standard deviation 0.0"),
-        (lambda c: c["data"].update(mean="x"), "mean x"),
+        (lambda c: c["data"].update(std=0.0), "standard deviation of its data is 0.0"),
+        (lambda c: c["data"].update(mean="x"), "the mean of its data is x"),
         (lambda c: c["data"].update(permutation=torch.arange(64)), "an order of the pixels"),
-        (lambda c: c["state"].update(step=-1), "step -1"),
-        (lambda c: c["state"].update(epoch="\x1b[31m"), "epoch ?[31m"),
+        (lambda c: c["data"].update(mean=10**400), "the mean of its data is 10000"),
+        (lambda c: c["state"].update(step=-1), "step is -1"),
+        (lambda c: c["state"].update(step=2**70), "step is 1180591620717411303424"),
+        (lambda c: c["state"].update(epoch="\x1b[31m"), "epoch is ?[31m"),
+        (lambda c: c["model"]["head.bias"].fill_(float("nan")), "head.bias is not finite"),
+        (
+            lambda c: c["settings"].update({"model.eps": 0.5}),
+            "trained with model.eps=0.5, not null",
+        ),
+        (lambda c: expand(c["model"], "head.weight"), "damaged"),
+        (lambda c: expand(c["optimizer"]["state"][0], "exp_avg"), "damaged"),
+        (lambda c: c.update(extra=torch.nn.Parameter(torch.zeros(2))), "damaged"),
+        (lambda c: c.update(extra=torch.zeros(2, device="meta")), "damaged"),
+        (lambda c: c.update(extra=torch._neg_view(torch.zeros(2))), "damaged"),
     ],
 )
 def test_checkpoints_that_are_not_of_the_run(
@@ -205,7 +222,65 @@ def test_a_config_of_terabytes_is_refused_before_it_is_built(
     path = run / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("hidden_size: 8\n", "hidden_size: 65536\n"))
     assert load_run_config(run).model.hidden_size == 65536
+    refused_by_all(run, image, capsys, "trained with model.hidden_size=8, not 65536")
+    everywhere(run, lambda p: p.exists() and change(p, lambda c: c.pop("settings")))
     refused_by_all(run, image, capsys, "the config's of 262144 x 8 float32")
+
+
+def test_optimizer_states_of_another_shape_reach_no_optimizer(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fused optimizer writes as many elements as the parameter has, wherever the state ends."""
+
+    def shorten(content: dict[str, Any]) -> None:
+        content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1)
+
+    everywhere(run, lambda path: path.exists() and change(path, shorten))
+    assert train.main([f"trainer.resume={run}"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "its optimizer's exp_avg of parameter 0 is of 1 float32, not of 32 x 8 float32" in err
+
+
+def test_a_huge_checkpoint_is_refused_before_it_is_read(
+    run: Path, image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(path: Path) -> None:
+        with path.open("wb") as file:
+            file.truncate(3 * 2**30)  # sparse
+
+    everywhere(run, grow)
+    monkeypatch.setattr(checkpoint, "_sealed", lambda *_: pytest.fail("the file is read"))
+    refused_by_all(run, image, capsys, "has 3,221,225,472 bytes, more than the run's config needs")
+
+
+@pytest.mark.parametrize(
+    "word", ["model=elstm_bn", "model.eps=0.1", "model.gamma_c=2", "model.normalize_input=false"]
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    """Whatever the shapes: the settings that made the numbers are compared."""
+    other = run.with_name("other")
+    words = [word, *WORDS[1:]] if word.startswith("model=") else [*WORDS, word]
+    _, config = Composer().compose(words)
+    other.mkdir()
+    training.run(config, other)
+    best = other / "checkpoints" / "best.pt"
+    assert evaluate.main([str(run), "--checkpoint", str(best)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "does not fit the config of" in err
+    best.replace(run / "checkpoints" / "best.pt")
+    assert train.main([f"trainer.resume={run}"]) == 1
+    assert "best.pt is not the best checkpoint of this run" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_settings_loads(run: Path, image: Path) -> None:
+    """As the first versions wrote them."""
+    everywhere(run, lambda p: p.exists() and change(p, lambda c: c.pop("settings")))
+    assert predict.main([str(run), str(image)]) == 0
+    assert train.main([f"trainer.resume={run}"]) == 0
 
 
 def test_entries_of_a_checkpoint_that_lie_on_one_another(run: Path) -> None:
@@ -402,7 +477,7 @@ def test_an_environment_that_is_no_number(
     monkeypatch.setenv(name, "x\x1b")
     assert train.main(WORDS) == 1
     err = capsys.readouterr().err
-    assert f"{name}=x?, which has to be a number" in err
+    assert f"{name}=x?, which has to be a" in err
     assert not Path("outputs").exists()
 
 

@@ -75,6 +75,8 @@ def build_data(
     total = data.batch_size * processes
     if saved is not None:
         total = saved.get("global_batch_size", total)  # the first version had none
+        if type(total) is not int:
+            raise UserError("the checkpoint does not hold the size of the run's batches")
     if total % processes or total < 2 * processes:
         raise UserError(
             f"the run's batches of {total} sequences cannot be shared by {processes} processes: "

@@ -16,11 +16,12 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import struct
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -80,37 +81,58 @@ def _seal(archive: io.BytesIO) -> None:
     archive.write(SEAL + digest.encode())
 
 
-def _sealed(data: bytes) -> bool | None:
+def _sealed(file: IO[bytes], size: int) -> bool | None:
     """Whether the seal is right; None where there is none."""
-    body, seal = memoryview(data)[:-SEAL_SIZE], data[-SEAL_SIZE:]
+    left = size - SEAL_SIZE
+    file.seek(max(left, 0))
+    seal = file.read(SEAL_SIZE)
     if not seal.startswith(SEAL):
         return None
-    return seal[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode()
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left:
+        block = file.read(min(left, 2**20))
+        if not block:
+            return False
+        digest.update(block)
+        left -= len(block)
+    return seal[len(SEAL) :] == digest.hexdigest().encode()
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, limit: int | None = None) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
+    Args:
+        limit: bytes that such a checkpoint can have. A larger file is not read.
+
     Raises:
-        Unreadable: no such file; damaged; not a checkpoint of elstm.
+        Unreadable: no such file; damaged; too large; not a checkpoint of elstm.
         UserError: of a newer version.
     """
     if not path.is_file():
         raise Unreadable(f"there is no checkpoint {path}")
     try:
-        data = path.read_bytes()
-        sealed = _sealed(data)
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # torch.save stores plainly: compression would only serve to make a file burst.
-            # Nor may its entries lie on one another.
-            entries = archive.infolist()
-            stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
-            stored = stored and sum(e.file_size for e in entries) <= len(data)
-            intact = sealed is not False and stored and archive.testzip() is None
-        if not intact:
-            raise zipfile.BadZipFile
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        _check_plain(content, len(data))
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if limit is not None and size > limit:
+                raise Unreadable(
+                    f"the checkpoint {path} has {size:,} bytes, more than the run's config needs"
+                )
+            sealed = _sealed(file, size)
+            with zipfile.ZipFile(file) as archive:
+                # torch.save stores plainly: compression would only serve to make a file burst.
+                # Nor may its entries lie on one another.
+                entries = archive.infolist()
+                stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+                stored = stored and sum(e.file_size for e in entries) <= size
+                intact = sealed is not False and stored and archive.testzip() is None
+            if not intact:
+                raise zipfile.BadZipFile
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        _check_plain(content, size)
+    except Unreadable:
+        raise
     except MemoryError:
         raise UserError(f"there is not enough memory to read the checkpoint {path}") from None
     except Exception as error:  # a damaged file may fail in any way
@@ -148,7 +170,7 @@ def _check_plain(content: Any, size: int) -> None:
             for item in value:
                 visit(item, depth + 1)
         elif isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            if not _is_plain(value):
                 raise ValueError("a tensor of another kind")
             memory += value.numel() * value.element_size()
             if memory > size:
@@ -159,7 +181,19 @@ def _check_plain(content: Any, size: int) -> None:
     visit(content, 0)
 
 
-def latest(run_dir: Path) -> dict[str, Any] | None:
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether a tensor is what `save` was given: dense memory of its own on the CPU."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested or value.requires_grad)
+        and not (value.is_neg() or value.is_conj())
+        and value.is_contiguous()
+    )
+
+
+def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
     """The checkpoint to go on from; None where a run was ended before it wrote one.
 
     last.pt, or, where it cannot be read, previous.pt or best.pt, whichever is further, with a
@@ -175,16 +209,19 @@ def latest(run_dir: Path) -> dict[str, Any] | None:
     if not last.exists() and not others:
         return None
     try:
-        return load(last)
+        return load(last, limit)
     except Unreadable as error:
         problems, found = [str(error)], []
         for path in others:
             try:
-                content = load(path)
-                found.append((content["state"]["step"], path, content))
+                content = load(path, limit)
             except Unreadable as other:
                 problems.append(str(other))
-            except (KeyError, TypeError):
+                continue
+            step = _state(content).get("step")
+            if type(step) is int:
+                found.append((step, path, content))
+            else:
                 problems.append(f"{path} holds no run's state")
         if not found:
             raise UserError(
@@ -198,7 +235,12 @@ def latest(run_dir: Path) -> dict[str, Any] | None:
         return content
 
 
-def best(run_dir: Path) -> dict[str, Any]:
+def _state(content: dict[str, Any]) -> dict[str, Any]:
+    state = content.get("state")
+    return state if isinstance(state, dict) else {}
+
+
+def best(run_dir: Path, limit: int | None = None) -> dict[str, Any]:
     """best.pt; where it cannot be read and last.pt is of the same epoch, it is mended from that.
 
     Raises:
@@ -208,12 +250,12 @@ def best(run_dir: Path) -> dict[str, Any]:
     path, last = best_path(run_dir), last_path(run_dir)
     refuse_links(path, last)
     try:
-        return load(path)
+        return load(path, limit)
     except Unreadable as error:
         content: dict[str, Any] = {}
         with suppress(Unreadable):
-            content = load(last)
-        state = content.get("state", {})
+            content = load(last, limit)
+        state = _state(content)
         if state.get("waited") != 0 or state.get("evaluated_step") != state.get("step"):
             raise
         log.warning("%s: written again from %s, which is of the same epoch", error, last)

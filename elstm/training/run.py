@@ -23,13 +23,14 @@ from elstm.records.tracking import Tracker
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
 from elstm.training.build import build_parts
+from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.recorder import Recorder, run_facts
 from elstm.training.signals import Interrupted, Interrupts
 from elstm.training.snapshot import Checkpoints, Snapshot
 from elstm.training.state import Clock, StepSums, TrainState
-from elstm.training.trained import check_fits
+from elstm.training.trained import check_fits, size_limit
 
 log = logging.getLogger(__name__)
 
@@ -123,13 +124,13 @@ def set_up(
             folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
     state, sums = TrainState(parts.limits), StepSums(accelerator.device)
-    snapshot = Snapshot(parts, state, sums)
+    snapshot = Snapshot(config, parts, state, sums)
     file_sizes = None if saved is None else snapshot.restore(saved)
     recorder = Recorder(config, run_dir, parts, tracker, status)
     recorder.start(state, file_sizes, resume=resume)
     if saved is not None and accelerator.is_main_process and state.evaluated:
         try:
-            checkpoint.best(run_dir)
+            checkpoint.best(run_dir, size_limit(config))
         except checkpoint.Unreadable as error:
             recorder.warn(f"{error}: the next epoch that is better replaces it")
     clock = Clock(state)
@@ -139,7 +140,7 @@ def set_up(
 
 def _read_checkpoint(run_dir: Path, config: Config) -> dict[str, Any] | None:
     """Returns the latest checkpoint that can be read; None where there is none yet."""
-    saved = checkpoint.latest(run_dir)
+    saved = checkpoint.latest(run_dir, size_limit(config))
     if saved is not None:
         try:
             check_fits(saved, config)
@@ -172,13 +173,29 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
     if not parts.accelerator.is_main_process:
         return
     try:
-        best = checkpoint.best(run_dir)
+        best = checkpoint.best(run_dir, size_limit(loop.config))
     except checkpoint.Unreadable as error:
         raise UserError(
             f"{error}, and with it the weights of epoch {state.best_epoch:.4g}, the best: "
             f"put a copy of it back and resume, or: elstm-eval {run_dir} --checkpoint last"
         ) from error
+    _check_best(best, loop, run_dir)
     parts.model.load_state_dict(best["model"])
     values = evaluation.measure(parts.model, parts.data, "test", loop.config, loop.signals.check)
     loop.clock.update()
     loop.recorder.tested(state, values)
+
+
+def _check_best(best: dict[str, Any], loop: TrainingLoop, run_dir: Path) -> None:
+    """Raises UserError where best.pt is not of this run and its best epoch."""
+    try:
+        check_fits(best, loop.config)
+        for name in ("best_epoch", "best_val_accuracy"):
+            here, there = getattr(loop.state, name), best["state"].get(name)
+            if not same(there, here):
+                raise ValueError(f"its {name} is {describe(there)}, not {here:g}")
+    except ValueError as error:
+        raise UserError(
+            f"{checkpoint.best_path(run_dir)} is not the best checkpoint of this run: {error}; put "
+            "the right one there and resume"
+        ) from error

@@ -10,13 +10,26 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.records.tracking import Tracker
 from elstm.training import checkpoint
 from elstm.training import device as runtime
 from elstm.training.build import Parts
-from elstm.training.state import Clock, StepSums, TrainState
-from elstm.training.trained import check_same_data, data_facts
+from elstm.training.content import (
+    MAX_PROCESSES,
+    Bounds,
+    check_counters,
+    check_optimizer,
+    check_random,
+    check_scaler,
+    check_schedule,
+    check_sizes,
+    check_sums,
+    integer,
+)
+from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
+from elstm.training.trained import check_same_data, check_same_settings, data_facts, settings
 
 
 @dataclass
@@ -28,6 +41,7 @@ class Snapshot:
     another one only rank 0 does, and the others start from their seeds.
     """
 
+    config: Config
     parts: Parts
     state: TrainState
     sums: StepSums
@@ -56,7 +70,7 @@ class Snapshot:
             self.other_random_states = gather_object([random])[1:]
             self.total_sums = self.sums.reduced(accelerator)
 
-    def content(self, file_sizes: dict[str, int]) -> dict[str, Any]:
+    def content(self, file_sizes: dict[str, Any]) -> dict[str, Any]:
         """Returns the content of a checkpoint; `file_sizes` are those of the run's records."""
         parts, accelerator = self.parts, self.parts.accelerator
         sums = self.sums.state_dict()
@@ -74,45 +88,76 @@ class Snapshot:
             "processes": accelerator.num_processes,
             "global_batch_size": parts.data.batch_size * accelerator.num_processes,
             "data": data_facts(parts.data),
+            "settings": settings(self.config),
             "files": file_sizes,
         }
 
-    def restore(self, content: dict[str, Any]) -> dict[str, int]:
+    def restore(self, content: dict[str, Any]) -> dict[str, Any]:
         """Goes back to a checkpoint and returns its file sizes.
 
         Raises:
-            UserError: the checkpoint is of another model, data set or version.
+            UserError: the checkpoint is of another model, data set or version, or holds a value
+                that this run cannot have written. Nothing has changed then.
         """
         parts, accelerator = self.parts, self.parts.accelerator
-        check_same_data(content["data"], parts.data)
         try:
-            self.state.load_state_dict(content["state"])
-            self.sums.load_state_dict(content["window"])
-            parts.model.load_state_dict(content["model"])
-            parts.optimizer.load_state_dict(content["optimizer"])
-            parts.schedule.load_state_dict(content["schedule"])
-            if accelerator.scaler is not None and content["scaler"] is not None:
-                accelerator.scaler.load_state_dict(content["scaler"])
-            processes, rank = accelerator.num_processes, accelerator.process_index
-            before = content.get("processes", processes)
-            self.state.batch = self.state.batch // before * processes
-            self.sums.samples = self.sums.samples * before // processes
-            self.sums.sums *= torch.tensor((processes / before, 1, processes / before)).to(
-                self.sums.sums
-            )
-            if rank > 0:
-                self.sums.sums.zero_()
-            if rank == 0:
-                runtime.set_random_states(content["random"], accelerator.device)
-            elif before == processes and content.get("random_others"):
-                random = content["random_others"][rank - 1]
-                runtime.set_random_states(random, accelerator.device)
-            return {name: int(size) for name, size in content["files"].items()}
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"the checkpoint does not fit the run's config or this version of elstm: {reason}"
-            ) from error
+            optimizer = self._check(content)
+        except ValueError as error:
+            raise UserError(f"the checkpoint does not fit the run's config: {error}") from error
+        self.state.load_state_dict(content["state"])
+        self.sums.load_state_dict(content["window"], len(list(parts.model.parameters())))
+        parts.model.load_state_dict(content["model"])
+        parts.optimizer.load_state_dict(optimizer)
+        parts.schedule.load_state_dict(content["schedule"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(content["scaler"])
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        before = content.get("processes", processes)
+        self.state.batch = self.state.batch // before * processes
+        self.sums.samples = self.sums.samples * before // processes
+        self.sums.sums *= torch.tensor((processes / before, 1, processes / before)).to(
+            self.sums.sums
+        )
+        if rank > 0:
+            self.sums.sums.zero_()
+        if rank == 0:
+            runtime.set_random_states(content["random"], accelerator.device)
+        elif before == processes and content.get("random_others"):
+            runtime.set_random_states(content["random_others"][rank - 1], accelerator.device)
+        return dict(content["files"])
+
+    def _check(self, content: dict[str, Any]) -> dict[str, Any]:
+        """Checks everything that `restore` uses; returns what the optimizer loads.
+
+        Raises:
+            ValueError: a value is not what this run would have written.
+            UserError: the checkpoint is of another data set.
+        """
+        parts, accelerator = self.parts, self.parts.accelerator
+        check_same_settings(content, self.config)
+        check_same_data(content["data"], parts.data)
+        here, limits = accelerator.num_processes, parts.limits
+        before = integer("its processes", content.get("processes", here), 1, MAX_PROCESSES)
+        batch_size = parts.data.batch_size * here
+        total = integer("its batches", content.get("global_batch_size", batch_size), 2, 2**31)
+        if total != batch_size or total % self.config.data.batch_size:
+            raise ValueError(f"its batches have {total} sequences")
+        bounds = Bounds(limits.steps_per_epoch, limits.total_steps, batch_size, before)
+        state = {k: v for k, v in content["state"].items() if k not in REMOVED_COUNTERS}
+        check_counters(state, list(self.state.state_dict()), bounds)
+        check_sums(content.get("window"), state, bounds)
+        check_schedule(content.get("schedule"), parts.schedule)
+        check_scaler(content.get("scaler"), accelerator.scaler)
+        check_random(content.get("random"), accelerator.device)
+        others = content.get("random_others", [])
+        if not isinstance(others, list) or len(others) not in (0, before - 1):
+            raise ValueError(f"it holds no random states of its {before} processes")
+        for states in others:
+            check_random(states, accelerator.device)
+        check_sizes(content.get("files"))
+        plain = getattr(parts.optimizer, "optimizer", parts.optimizer)
+        scaled = accelerator.scaler is not None
+        return check_optimizer(content.get("optimizer"), plain, state["step"], scaled=scaled)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from elstm.config.check import load_run_config, show
 from elstm.config.schema import Config, DataConfig
 from elstm.data.catalog import DATA_SETS
+from elstm.data.image_sets import random_order
 from elstm.data.sequences import ImageSequences
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
 from elstm.training import checkpoint
+from elstm.training.content import check_weights, describe, integer, mapping, number, same
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
     else:
         path = Path(which)
     try:
-        content = checkpoint.load(path)
+        content = checkpoint.load(path, size_limit(config))
     except checkpoint.Unreadable as error:
         raise UserError(f"{error}{_instead(run_dir, which)}") from error
     try:
@@ -102,42 +104,88 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     Before the model is built: its size is then that of the checkpoint's tensors, which are there.
     """
     for name in ("data", "model", "state"):
-        if not isinstance(content.get(name), dict):
-            raise ValueError(f"it holds no {name}")
-    facts, expected = content["data"], _expected_facts(config.data)
+        mapping(name, content.get(name))
+    facts, data = content["data"], config.data
+    expected = _expected_facts(data)
     for name, value in expected.items():
-        if facts.get(name) != value:
-            raise ValueError(f"its data have {name} {show(facts.get(name))}, not {show(value)}")
-    mean, std = facts.get("mean"), facts.get("std")
-    if not (_is_number(mean) and _is_number(std) and std > 0):
-        raise ValueError(f"its data have mean {show(mean)} and standard deviation {show(std)}")
-    order, pixels = facts.get("permutation"), torch.arange(expected["pixels"])
-    if config.data.permute:
-        if not isinstance(order, torch.Tensor) or not torch.equal(order.sort().values, pixels):
+        if not same(facts.get(name), value):
+            raise ValueError(f"its data have {name} {describe(facts.get(name))}, not {show(value)}")
+    number("the mean of its data", facts.get("mean"), 0, 1)
+    number("the standard deviation of its data", facts.get("std"), math.ulp(0), 1)
+    integer("the number of its training images", facts.get("train_images"), 1, 2**53)
+    if type(facts.get("stratified", False)) is not bool:
+        raise ValueError(f"its data are stratified: {describe(facts['stratified'])}")
+    order = facts.get("permutation")
+    if data.permute:
+        pixels = random_order(expected["pixels"], "pixels", data.permute_seed)
+        if not isinstance(order, torch.Tensor) or describe(order) != describe(pixels):
             raise ValueError("its data have no order of the pixels")
+        if not torch.equal(order, pixels):
+            raise ValueError(
+                f"its pixels are in another order than permute_seed {data.permute_seed}"
+            )
     elif order is not None:
         raise ValueError("its data have an order of the pixels")
     for name in ("step", "epoch", "batch"):
-        value = content["state"].get(name)
-        if type(value) is not int or value < 0:
-            raise ValueError(f"its state has {name} {show(value)}")
+        integer(f"its {name}", content["state"].get(name), 0, 2**53)
+    _check_settings(content, config)
     with torch.device("meta"):  # takes no memory, whatever the config says
         model = _build(config, facts).state_dict()
-    given = content["model"]
-    for name in [*model, *given]:
-        here, there = _shape(model.get(name)), _shape(given.get(name))
-        if here != there:
-            raise ValueError(f"its model has {show(name)} {there}, the config's {here}")
+    check_weights(content["model"], model)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+# What else a run may have been given without a change of what it trains.
+NOT_TRAINED = ("model.backend", "model.recompute", "data.root", "data.eval_batch_size")
+# What made the weights, but has no part in what they compute. gamma_c has, where eps follows it.
+MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
+           "forget_bias", "input_bias", "update_bias")  # fmt: skip
 
 
-def _shape(value: Any) -> str:
-    if not isinstance(value, torch.Tensor):
-        return "not at all"
-    return f"of {' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype)[6:]}"
+def settings(config: Config) -> dict[str, Any]:
+    """What a checkpoint's numbers came from: the settings of model, data and training, flat."""
+    flat: dict[str, Any] = {"seed": config.seed}
+    for group in ("model", "data", "optimizer", "scheduler"):
+        for name, value in asdict(getattr(config, group)).items():
+            flat[f"{group}.{name}"] = value
+    return {key: value for key, value in flat.items() if key not in NOT_TRAINED}
+
+
+def _check_settings(content: dict[str, Any], config: Config) -> None:
+    """Whether the weights compute here what they computed in training.
+
+    Shapes cannot tell: other `eps` or `cell_norm` have the same. Checkpoints of the first versions
+    hold no settings.
+    """
+    computing = {
+        key: value
+        for key, value in settings(config).items()
+        if key.startswith("model.") and key.partition(".")[2] not in MADE_BY
+    }
+    _compare_settings(content, computing)
+
+
+def check_same_settings(content: dict[str, Any], config: Config) -> None:
+    """Raises ValueError where a checkpoint was trained with other settings than `config` has."""
+    _compare_settings(content, settings(config))
+
+
+def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None:
+    saved = content.get("settings")
+    if saved is None:
+        return
+    for key, value in mapping("settings", saved).items():
+        if key in expected and not same(value, expected[key]):
+            raise ValueError(
+                f"it was trained with {key}={describe(value)}, not {show(expected[key])}"
+            )
+
+
+def size_limit(config: Config) -> int:
+    """The bytes that a checkpoint of this config can have, so that no more is ever read."""
+    with torch.device("meta"):
+        model = _build(config, _expected_facts(config.data)).state_dict()
+    weights = sum(value.numel() * value.element_size() for value in model.values())
+    return 8 * weights + 2**26  # optimizers hold up to three more; random states, names
 
 
 def _expected_facts(data: DataConfig) -> dict[str, Any]:
@@ -182,11 +230,11 @@ def check_same_data(facts: dict[str, Any], data: ImageSequences) -> None:
     here = data_facts(data)
     for name, value in here.items():
         saved = facts.get(name, False if name == "stratified" else None)
-        if isinstance(value, torch.Tensor) and isinstance(saved, torch.Tensor):
-            same = torch.equal(value, saved)
+        if isinstance(value, torch.Tensor):
+            equal = isinstance(saved, torch.Tensor) and torch.equal(value, saved)
         else:
-            same = value == saved
-        if not same:
+            equal = same(saved, value)
+        if not equal:
             raise UserError(
                 f"the data are not those that the run was trained on ({name} differs): "
                 "give the same files as data.root"

@@ -211,14 +211,15 @@ def test_a_checkpoint_of_something_else_is_refused(folders: Any) -> None:
     for config, message in (
         (small_config("lstm"), "does not fit the run's config"),
         (small_config(data={"permute": True}), "no order of the pixels"),
-        (small_config(data={"train_size": 600}), "differs"),
+        (small_config(data={"train_size": 600}), "data.train_size=null, not 600"),
+        (small_config(lr=0.5), "optimizer.lr=0.01, not 0.5"),
     ):
         with pytest.raises(UserError, match=message):
             run(config, folder, resume=True)
     assert {p: p.read_bytes() for p in folder.rglob("*.pt")} == before
     content = {k: v for k, v in last(folder).items() if k not in ("optimizer", "version", "format")}
     checkpoint.save(content, checkpoint.last_path(folder))
-    with pytest.raises(UserError, match=r"does not fit .*this version of elstm: 'optimizer'"):
+    with pytest.raises(UserError, match=r"does not fit .*: it holds no optimizer"):
         run(small_config(), folder, resume=True)
 
 
