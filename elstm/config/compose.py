@@ -49,12 +49,26 @@ HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
 NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
+NO_GROUPS = ("study",)  # conf/study: read by scripts/study.py
 # Options of those groups that come with a package, and elstm's extra that brings it.
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 BUILT_ON = {"slurm": "submitit_slurm"}  # in conf/hydra/
 
 
 register()
+
+
+class _Loader(ConfigLoaderImpl):
+    """Hydra's loader without the folders of conf/ that are no config groups.
+
+    Hydra takes every folder for a group and would offer it in completions and errors.
+    """
+
+    def get_group_options(self, group_name: str, *args: Any, **filters: Any) -> list[str]:
+        if group_name.partition("/")[0] in NO_GROUPS:
+            return []
+        options = super().get_group_options(group_name, *args, **filters)
+        return options if group_name else [name for name in options if name not in NO_GROUPS]
 
 
 class Composer:
@@ -84,7 +98,7 @@ class Composer:
             self.search_path.prepend(
                 "command-line", f"config-dir://{folder}", SearchPathQuery("schema")
             )
-        self.loader = ConfigLoaderImpl(self.search_path)
+        self.loader = _Loader(self.search_path)
         self._options: dict[str, list[str]] = {}
         self.parser = OverridesParser.create(config_loader=self.loader)
 

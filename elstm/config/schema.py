@@ -257,15 +257,6 @@ class Config:
     seed: int = bounded(0, ge=0, le=2**32 - 1)  # what every generator takes
 
 
-# Settings of earlier versions, with the value at which they did nothing. Stored configs have them.
-REMOVED: dict[str, Any] = {
-    "model.renorm": False,
-    "model.renorm_start": 100,
-    "model.renorm_ramp": 500,
-    "model.ghost_batch_size": None,
-    "trainer.on_nonfinite": "stop",
-}
-
 # The dataclass of each option, by the `name` that its YAML gives it.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {

@@ -9,13 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from elstm.config.schema import (
-    MISSING,
-    REMOVED,
-    SCHEMAS,
-    TrainerConfig,
-    settings_without_effect,
-)
+from elstm.config.removed import REMOVED
+from elstm.config.schema import MISSING, SCHEMAS, TrainerConfig, settings_without_effect
 from elstm.errors import UserError
 from elstm.files.bounded import Config, Value, one_line
 from elstm.reporting.runs import Run
@@ -154,7 +149,7 @@ def _completed(configs: Sequence[Config]) -> list[Config]:
 def _default(key: str, owner: Value, found: set[Value]) -> Any:
     """What a config that lacks `key` has, by the schema or else by what others have; or MISSING."""
     if key in REMOVED:
-        return REMOVED[key]
+        return REMOVED[key][0]
     section, _, name = key.rpartition(".")
     schema = TrainerConfig if section == "trainer" else SCHEMAS.get(section, {}).get(str(owner))
     for each in dataclasses.fields(schema) if schema else ():

@@ -286,6 +286,28 @@ def test_shell_completion(training, capsys, monkeypatch, line, offered):
     assert not any(word.startswith("schema") for word in words)
 
 
+@pytest.mark.parametrize(
+    "word", ["s", "stu", "+s", "study", "study=", "study=b", "study/", "+study=b", "hydra/"]
+)
+def test_studies_are_not_completed(training, capsys, monkeypatch, word):
+    monkeypatch.setenv("COMP_LINE", f"elstm-train {word}")
+    assert main(["-sc", "query=bash"]) == 0
+    assert not [word for word in capsys.readouterr().out.split() if "study" in word]
+
+
+@pytest.mark.parametrize("word", ["study=best", "+study=best", "study=nothing"])
+def test_studies_are_no_config_group(training, capsys, word):
+    for words in ([word], ["-m", word, "seed=0,1"]):
+        assert main(words) == 1
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "study" in err
+        assert "bug" not in err
+    assert here() == []
+    assert main(["--help"]) == 0
+    assert "study" not in capsys.readouterr().out
+
+
 def test_shell_completion_is_installed_under_the_commands_name(training, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/elstm-train"])
     assert main(["-sc", "install=bash"]) == 0

@@ -1,0 +1,89 @@
+"""Ranks the settings of each model in a study by validation accuracy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from elstm.errors import UserError
+from elstm.reporting.groups import Group, choose_baselines, make_sections, show_value
+from elstm.reporting.runs import load_runs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of one model; `bests` are its best validation accuracies, by seed."""
+
+    model: str
+    overrides: tuple[str, ...]
+    bests: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.bests) / len(self.bests)
+
+
+def read_settings(folder: Path) -> dict[str, list[Setting]]:
+    """Returns each model's settings, the best first.
+
+    A setting is what differs between a model's runs besides the seed. Of the settings with the
+    most seeds the one with the highest mean of the best validation accuracies comes first, because
+    a second seed is spent on the best of the first alone. Test accuracies are not read.
+
+    Args:
+        folder: run folders or an archive of a study, or a path below either.
+
+    Raises:
+        UserError: no finished runs there, or runs on several tasks.
+    """
+    runs, _ = load_runs([folder])
+    sections = make_sections([run for run in runs if run.state == "done"])
+    if len(sections) != 1:
+        raise UserError(f"{folder} has to hold finished runs on one task, not {len(sections)}")
+    choose_baselines(sections, [])
+    models: dict[str, list[Group]] = {}
+    for group in sections[0].groups:
+        models.setdefault(group.model, []).append(group)
+    return {model: _ranked(groups) for model, groups in models.items()}
+
+
+def best_overrides(folder: Path, model: str) -> tuple[str, ...]:
+    """Returns the best setting of a model as overrides of the command line.
+
+    Raises:
+        UserError: the model has no finished run there.
+    """
+    models = read_settings(folder)
+    if model not in models:
+        raise UserError(f"no finished run of {model} in {folder}")
+    return models[model][0].overrides
+
+
+def _ranked(groups: Sequence[Group]) -> list[Setting]:
+    varied = {
+        key for key in groups[0].settings if len({group.settings.get(key) for group in groups}) > 1
+    }
+    settings = [
+        Setting(
+            group.model,
+            tuple(f"{key}={show_value(group.settings[key])}" for key in sorted(varied)),
+            tuple(run.best_val_accuracy for run in group.runs if run.best_val_accuracy is not None),
+        )
+        for group in groups
+    ]
+    return sorted(settings, key=lambda s: (-len(s.bests), -s.mean))
+
+
+def table(models: dict[str, list[Setting]]) -> str:
+    """Returns all settings of all models as a Markdown table, the best of each in bold."""
+    lines = ["| model | setting | best validation accuracy, % | seeds |", "|---|---|--:|--:|"]
+    for model, settings in models.items():
+        for setting in settings:
+            mark = "**" if setting is settings[0] else ""
+            name = ", ".join(override.partition(".")[2] for override in setting.overrides)
+            name = re.sub(r"gamma_c=(\S+), gamma_hh=\1, gamma_ih=\1,", r"gamma=\1,", name)
+            mean = f"{mark}{100 * setting.mean:.2f}{mark}"
+            lines.append(f"| {model} | {mark}{name}{mark} | {mean} | {len(setting.bests)} |")
+    return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""Each model's best setting from the runs of a tuning study."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from synthetic_runs import write_run
+
+from elstm.commands import report
+from elstm.errors import UserError
+from elstm.reporting.choose import best_overrides, read_settings, table
+
+
+def tuned(folder: Path) -> Path:
+    """lr 0.003 is better than 0.001; 0.01 better still on one seed, and has no second."""
+    for seed in (100, 101):
+        for lr, offset in ((0.001, -0.05), (0.003, 0.0)):
+            # What is best by test accuracy must not matter.
+            status = {"test_accuracy": 0.5 - offset}
+            write_run(folder / f"lstm-{lr}-{seed}", seed=seed, optimizer__lr=lr, offset=offset,
+                      epochs=3, status=status)  # fmt: skip
+    write_run(folder / "lstm-0.01", seed=100, optimizer__lr=0.01, offset=0.05, epochs=3)
+    write_run(folder / "failed", seed=101, optimizer__lr=0.01, epochs=3, state="failed")
+    for bias in ("chrono", 1.0):
+        offset = 0.0 if bias == "chrono" else -0.1
+        write_run(folder / f"gru-{bias}", "gru", seed=100, model__update_bias=bias,
+                  offset=offset, epochs=3)  # fmt: skip
+    return folder
+
+
+def test_the_best_by_validation_of_the_most_seeds(tmp_path: Path) -> None:
+    settings = read_settings(tuned(tmp_path))
+    assert [s.overrides for s in settings["lstm"]] == [
+        ("optimizer.lr=0.003",), ("optimizer.lr=0.001",), ("optimizer.lr=0.01",)
+    ]  # fmt: skip
+    assert [len(s.bests) for s in settings["lstm"]] == [2, 2, 1]
+    assert settings["gru"][0].overrides == ("model.update_bias=chrono",)
+    assert "| lstm | **lr=0.003** | **75." in table(settings)
+
+
+def test_an_archive_gives_the_same_table(tmp_path: Path) -> None:
+    folder = tuned(tmp_path / "tuning")
+    before = table(read_settings(folder))
+    report.main(["--pack", str(folder)])
+    for run in folder.iterdir():
+        if run.is_dir():
+            shutil.rmtree(run)
+    assert table(read_settings(folder)) == before
+    assert best_overrides(folder, "gru") == ("model.update_bias=chrono",)
+
+
+def test_what_cannot_be_chosen_from(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no finished run of ln_lstm"):
+        best_overrides(tuned(tmp_path), "ln_lstm")
+    write_run(tmp_path / "mnist", data="mnist")
+    with pytest.raises(UserError, match="on one task, not 2"):
+        read_settings(tmp_path)
