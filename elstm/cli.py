@@ -1,8 +1,8 @@
 """What all commands share: one line per error, and the exit codes.
 
-0    done                     130  interrupted (Ctrl-C)
-1    the user's to mend       143  ended (SIGTERM)
-2    no such option
+0    done                     129  ended because the terminal was closed (SIGHUP)
+1    an error of the user's   130  interrupted (Ctrl-C)
+2    no such option           143  ended (SIGTERM)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from elstm.errors import UserError
+from elstm.files.streams import lasting_streams
 
 FAILED, USAGE = 1, 2
 
@@ -37,9 +38,20 @@ class Ended(KeyboardInterrupt):
         self.said = said
 
 
+# What ends a process politely, beside Ctrl-C. A closed terminal sends SIGHUP.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+def handled(number: signal.Signals) -> bool:
+    """Whether a signal is to be handled: one that nohup or a shell's `&` ignores stays ignored."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Ended while nobody handles it better. Outside the main thread: nothing."""
+def ended_by_signals() -> Iterator[None]:
+    """STOP_SIGNALS raise Ended while nobody handles them better; only in the main thread."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise Ended(signal.Signals(number).name)
@@ -47,22 +59,32 @@ def ended_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, end)
+    before = {n: signal.signal(n, end) for n in STOP_SIGNALS if handled(n)}
     try:
         yield
-    finally:  # None: a handler that was not set from Python and cannot be put back
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
+    finally:
+        for number, handler in before.items():
+            # None: a handler that was not set from Python and cannot be put back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-@ended_by_sigterm()
 def command(prog: str, body: Callable[[], int]) -> int:
     """Runs a command's body and returns its exit code; whatever it raises becomes one line.
 
     An error that is not the user's is a bug: its traceback is shown where ELSTM_TRACEBACK=1 is set.
     """
+    with lasting_streams() as streams, ended_by_signals():
+        code = _command(prog, body)
+        lost = streams.lost()
+        if lost is not None:
+            say_error(prog, f"cannot write standard output: {lost.strerror}")
+        return code if lost is None else code or FAILED
+
+
+def _command(prog: str, body: Callable[[], int]) -> int:
     try:
         code = body()
-        sys.stdout.flush()  # here, so that a closed pipe is met here
+        sys.stdout.flush()  # here, so that an error of a replaced stream is met here
         return code
     except UserError as error:
         say_error(prog, error)
@@ -72,9 +94,6 @@ def command(prog: str, body: Callable[[], int]) -> int:
         if not getattr(interrupt, "said", False):
             say(f"{prog}: interrupted by {name}")
         return exit_code(name)
-    except BrokenPipeError:  # elstm-train --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except Exception as error:
         if os.environ.get("ELSTM_TRACEBACK") == "1":
             traceback.print_exc()
@@ -96,6 +115,14 @@ def summary(error: BaseException) -> str:
     """The type of an exception and the first line of its message."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def home_path(text: str) -> Path:
+    """A path of the command line; ~ is the home folder, also where no shell has replaced it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody without a home
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
 def plural(count: int, noun: str) -> str:
@@ -122,9 +149,12 @@ class Parser(argparse.ArgumentParser):
 
     def add_run(self) -> None:
         """The run that a command works on, and which checkpoint of it."""
-        self.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN")
+        self.add_argument(
+            "run_dir", type=home_path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN"
+        )
         self.add_argument(
             "--checkpoint", default="best", metavar="best|last|PATH",
+            type=lambda text: str(home_path(text)),
             help="best by validation accuracy (default), last, or a file",
         )  # fmt: skip
 

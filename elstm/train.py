@@ -46,9 +46,9 @@ def _main(words: list[str]) -> int:
         return 0
     if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
         return resume(words)
-    from elstm.config.compose import Composer, without_no_option
+    from elstm.config.compose import Composer, with_home, without_no_option
 
-    args.overrides = without_no_option(args.overrides)
+    args.overrides = with_home(without_no_option(args.overrides))
     composer = Composer(args.config_dir)
     if args.shell_completion or args.hydra_help or args.info or args.cfg:
         return _show(args, composer)
@@ -151,7 +151,10 @@ def resume(words: Sequence[str]) -> int:
         )
     if value in ("", "null"):
         raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/RUN")
-    run_dir = Path(value).expanduser()
+    try:
+        run_dir = Path(value).expanduser()
+    except RuntimeError as error:  # ~somebody without a home
+        raise UserError(f"trainer.resume={show(value)}: {error}") from error
     try:
         config = load_run_config(run_dir)
     except UserError as error:
@@ -184,7 +187,7 @@ def _show(args: argparse.Namespace, composer: Composer) -> int:
                     hydra.show_info(args.info, CONFIG_NAME, words)
             else:
                 hydra.show_cfg(CONFIG_NAME, words, args.cfg, args.package, args.resolve)
-    except (UserError, BrokenPipeError):
+    except UserError:
         raise
     except Exception as error:
         raise explain(error) from error

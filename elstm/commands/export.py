@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elstm.cli import Parser, command, say
+from elstm.cli import Parser, command, home_path, say
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -42,7 +42,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=("all", *FORMATS), default="all", help="default: both of them"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: RUN_DIR/export")
+    parser.add_argument(
+        "-o", "--output", type=home_path, metavar="DIR", help="default: RUN_DIR/export"
+    )
     parser.add_argument(
         "--images", type=int, default=1000, metavar="N", help="test images of the check (1000)"
     )

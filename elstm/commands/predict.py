@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
-from elstm.cli import FAILED, Parser, command, plural, say
+from elstm.cli import FAILED, Parser, command, home_path, plural, say
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -46,7 +46,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE|FOLDER",
+        "images", type=home_path, nargs="+", metavar="IMAGE|FOLDER",
         help="image files; of a folder all files whose names end like an image's, except hidden "
         "ones",
     )  # fmt: skip
@@ -63,7 +63,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         help="find the digit in each picture, crop it, and scale and centre it as MNIST does, for "
         "pictures of your own; without it the full picture is scaled",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument("--output", type=home_path, metavar="FILE", help="default: standard output")
     return parser.parse_args(list(_with_values(words)))
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from elstm.cli import command
+from elstm.cli import command, home_path
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -76,14 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "folders",
         nargs="+",
-        type=Path,
+        type=home_path,
         metavar="RUN_OR_SWEEP_DIR",
         help="where to look for runs and archives",
     )
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=home_path,
         metavar="DIR",
         help="where to write; files of an earlier report there are replaced (outputs/report; with "
         "--pack, the folder itself)",

@@ -48,6 +48,8 @@ _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
+PATH_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "data.root")
+_HOME = re.compile(r"""(?:(?<=^)|(?<=[,(]))([ ]*['"]?)(~[\w.-]*)(?=[/'",)]|$)""", re.ASCII)
 NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
 NO_GROUPS = ("study",)  # conf/study: read by scripts/study.py
 # Options of those groups that come with a package, and elstm's extra that brings it.
@@ -92,7 +94,10 @@ class Composer:
                 f"{traceback.extract_tb(error.__traceback__)[-1].filename}; upgrade or uninstall it"
             ) from error
         if extra_dir is not None:
-            folder = Path(extra_dir).absolute()
+            try:
+                folder = Path(extra_dir).expanduser().absolute()
+            except RuntimeError as error:  # ~somebody without a home
+                raise UserError(f"--config-dir {show(extra_dir)}: {error}") from error
             if not folder.is_dir():
                 raise UserError(f"--config-dir {show(extra_dir)}: there is no such folder")
             self.search_path.prepend(
@@ -299,6 +304,37 @@ def without_no_option(words: Sequence[str]) -> list[str]:
         else:
             kept.append(word)
     return kept
+
+
+def with_home(words: Sequence[str]) -> list[str]:
+    """The words with ~ replaced by the home folder where a value is a path.
+
+    A shell does not do it, since the value stands after a "=" and in quotes.
+
+    Raises:
+        UserError: there is no such home.
+    """
+
+    def expand(word: str) -> str:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") not in PATH_KEYS:
+            return word
+
+        def home(match: re.Match[str]) -> str:
+            try:
+                folder = str(Path(match[2]).expanduser())
+            except RuntimeError as error:
+                raise UserError(f"{show(word)}: {error}") from error
+            quote = match[1].strip()
+            if quote:
+                folder = folder.replace(quote, f"\\{quote}")
+            else:
+                folder = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", folder)
+            return f"{match[1]}{folder}"
+
+        return f"{word[: -len(value)]}{_HOME.sub(home, value)}" if value else word
+
+    return [expand(word) for word in words]
 
 
 def values(override: Override) -> list[Any]:

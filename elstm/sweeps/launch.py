@@ -24,7 +24,7 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from elstm.cli import Ended, plural, summary
+from elstm.cli import STOP_SIGNALS, Ended, handled, plural, summary
 from elstm.config.compose import Composer
 from elstm.config.messages import explain
 from elstm.records.status import read_status
@@ -169,7 +169,7 @@ class Launcher:
             # Ctrl-C comes to all processes of a terminal; those that are started from this thread
             # inherit that they do not see it, and are asked to stop by the sweep.
             if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
             answer.append(self._call(runs))
 
         thread = threading.Thread(target=call, daemon=True, name="elstm-launcher")
@@ -200,7 +200,7 @@ class Launcher:
 
     @contextmanager
     def _signals(self) -> Iterator[list[str]]:
-        """Ctrl-C and SIGTERM ask the runs to stop, a second Ctrl-C at once; yields what came."""
+        """Signals ask the runs to stop, a second Ctrl-C at once; yields their names."""
         came: list[str] = []
 
         def ask(number: int, frame: object) -> None:
@@ -209,7 +209,8 @@ class Launcher:
 
         before: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+            signals = filter(handled, (signal.SIGINT, *STOP_SIGNALS))
+            before = {n: signal.signal(n, ask) for n in signals}
         try:
             yield came
         finally:

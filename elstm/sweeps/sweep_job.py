@@ -19,7 +19,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, ended_by_sigterm, interrupted_by
+from elstm.cli import FAILED, ended_by_signals, interrupted_by
 from elstm.files.atomic import write_atomic
 from elstm.sweeps.job import Watch, train_job
 
@@ -93,7 +93,7 @@ class SweepJob:
         if self._asked():
             return math.nan
         try:
-            with ended_by_sigterm(), self._stopped_by_file():
+            with ended_by_signals(), self._stopped_by_file():
                 return train_job(cfg, terminal=False, watch=self.watch)
         except KeyboardInterrupt as interrupt:
             if not self._asked():

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and what SLURM sends before it takes a job away: finish the step and save."""
+"""Ctrl-C, SIGTERM, SIGHUP and what SLURM sends before a job's end: finish the step and save."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from elstm.cli import handled
+
 # SIGUSR1 and SIGUSR2: SLURM's --signal at the end of a job's time, or before a preemption.
 SIGNALS = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
 
@@ -26,8 +28,9 @@ class Interrupts:
     """While it is entered, each of SIGNALS sets `requested` and the run goes on.
 
     Before `graceful` is set there is nothing to save, and they raise KeyboardInterrupt at once; so
-    does a second Ctrl-C. On leaving, the handlers are those of before: a sweep runs many jobs in
-    one process. Outside the main thread Python has no handlers, and none are set.
+    does a second Ctrl-C. A signal that is ignored stays so, as nohup ignores SIGHUP. On leaving,
+    the handlers are those of before: a sweep runs many jobs in one process. Outside the main thread
+    Python has no handlers, and none are set.
     """
 
     def __init__(self) -> None:
@@ -37,7 +40,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in filter(handled, SIGNALS):
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

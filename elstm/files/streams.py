@@ -1,0 +1,98 @@
+"""Standard streams that outlast their reader: closed, a pipe without a reader, a terminal gone.
+
+Whoever writes to them writes on and learns nothing of it, be it print, logging or tqdm. So a run
+does not end because `| head -1` or a closed terminal has stopped to read what it prints.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_NAMES = ("stdin", "stdout", "stderr")
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)  # nobody reads any more
+
+
+class _Lasting(io.FileIO):
+    """A descriptor that becomes os.devnull at the first error."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.lost = error
+            _null(self.fileno())
+            return len(memoryview(data).cast("B"))
+
+
+class Streams:
+    """The streams while `lasting_streams` is entered."""
+
+    def __init__(self) -> None:
+        self.raw: list[_Lasting] = []
+
+    def flush(self) -> None:
+        for name in _NAMES[1:]:
+            with suppress(OSError, ValueError):
+                getattr(sys, name).flush()
+
+    def lost(self) -> OSError | None:
+        """What standard output could not hold, on a full disk; None where only its reader left."""
+        self.flush()
+        errors = (raw.lost for raw in self.raw if raw.fileno() == 1)
+        return next((e for e in errors if e is not None and e.errno not in _GONE), None)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[Streams]:
+    """Opens those of the three streams that are closed, and makes output outlast its reader.
+
+    A descriptor that stays closed would be given to the next file: metrics.csv would then get what
+    a library writes to standard error. Streams that a caller has replaced are left alone.
+    """
+    for number, name in enumerate(_NAMES):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                _null(number)
+            mode = "w" if number else "r"
+            null = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, null)
+    streams, before = Streams(), (sys.stdout, sys.stderr)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue
+        with suppress(OSError):
+            stream.flush()
+        raw = _Lasting(number, "w", closefd=False)
+        streams.raw.append(raw)
+        lasting = io.TextIOWrapper(
+            io.BufferedWriter(raw), stream.encoding, stream.errors,
+            line_buffering=stream.line_buffering, write_through=number == 2,
+        )  # fmt: skip
+        setattr(sys, name, lasting)
+    try:
+        yield streams
+    finally:
+        streams.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _null(number: int) -> None:
+    """Makes a descriptor that of os.devnull."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null == number:
+        os.set_inheritable(number, True)
+    else:
+        os.dup2(null, number)
+        os.close(null)
