@@ -13,7 +13,7 @@ import elstm
 
 ROOT = Path(elstm.__file__).parent
 ORDER = (
-    "elstm", "errors", "cli", "nn", "files", "data", "models", "config", "records", "training",
+    "elstm", "errors", "nn", "files", "cli", "data", "models", "config", "records", "training",
     "sweeps", "reporting", "commands", "evaluate", "predict", "export", "report", "train",
 )  # fmt: skip
 HEAVY = {"torch", "torchvision", "accelerate", "tensorboard", "sklearn", "matplotlib"}
