@@ -209,12 +209,23 @@ def test_overfitting_repeats_the_same_batches(
     assert not torch.equal(seen[0], seen[1])
 
 
-def test_early_stopping(folders: Any) -> None:
-    folder = next(folders)
+def test_early_stopping(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    folder, full = next(folders), next(folders)
     config = small_config(lr=1e-12, max_epochs=9, early_stopping_epochs=2)
-    assert run(config, folder).status["epoch"] <= 5
+    epoch = run(config, folder).status["epoch"]
+    assert epoch <= 5
     values = [r["val_accuracy"] for r in rows(folder) if r["val_accuracy"]]
     assert max(values[-2:]) <= max(values[:-2])
+    best = 100 * max(map(float, values))
+    reason = (
+        f"stopped early at epoch {epoch:g}: validation accuracy has not risen above {best:.2f}% "
+        "for 2 evaluations (trainer.early_stopping_epochs=2)"
+    )
+    assert caplog.messages.count(reason) == 1
+    caplog.clear()
+    run(small_config(max_steps=1), full)
+    assert "stopped early" not in caplog.text
 
 
 def test_one_process_runs_jobs_of_different_settings(folders: Any) -> None:

@@ -1,0 +1,100 @@
+"""A training step: what it computes, and that it never waits for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import MODELS, small_config
+
+from elstm.config.schema import (
+    AdamConfig,
+    Config,
+    CosineConfig,
+    OptimizerConfig,
+    RMSpropConfig,
+    SGDConfig,
+)
+from elstm.training.build import Parts, build_parts
+from elstm.training.optim import set_lr
+from elstm.training.state import StepSums
+
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    "adam": AdamConfig(),
+    "adamw": AdamConfig(name="adamw", weight_decay=0.1),
+    "rmsprop": RMSpropConfig(momentum=0.9),
+    "sgd": SGDConfig(momentum=0.9),
+}
+
+
+def built(config: Config) -> Parts:
+    return build_parts(config, Accelerator(cpu=True))
+
+
+class NoHostReads(TorchDispatchMode):
+    """Refuses to turn a tensor into a Python number, which synchronises with a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "_local_scalar_dense" not in str(func), "a host read"
+        assert "nonzero" not in str(func), "a shape that depends on values"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_is_forward_backward_clip_and_update() -> None:
+    config = small_config(clip_grad_norm=0.05, scheduler=CosineConfig())
+    parts, other = built(config), built(config)
+    x, y = next(parts.data.train_batches(0, 0))
+    result = parts.step(x, y)
+    logits = other.model(x)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    weights = list(other.model.parameters())
+    norms = torch.stack([w.grad.norm() for w in weights if w.grad is not None])
+    total = torch.nn.utils.clip_grad_norm_(weights, 0.05)
+    assert total > 0.05
+    other.optimizer.step()
+    assert torch.equal(result.loss, loss)
+    assert not result.loss.requires_grad
+    assert result.correct == (logits.argmax(1) == y).sum()
+    torch.testing.assert_close(result.grad_norms, norms)
+    for mine, theirs in zip(parts.model.parameters(), weights, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [*((m, "adam") for m in MODELS), *(("elstm_bn", o) for o in OPTIMIZERS if o != "adam")],
+)
+def test_no_step_reads_from_the_device(model: str, optimizer: str) -> None:
+    config = small_config(model, model={"backend": "reference"})
+    config.optimizer = OPTIMIZERS[optimizer]
+    parts = built(config)
+    sums = StepSums(torch.device("cpu"))
+    x, y = next(parts.data.train_batches(0, 0))
+    parts.step(x, y)  # makes the optimizer's state
+    with NoHostReads():
+        set_lr(parts.optimizer, 1e-3)
+        result = parts.step(x, y)
+        sums.add(result, len(y))
+        sums.flush()
+
+
+def test_a_host_read_would_be_noticed() -> None:
+    with NoHostReads(), pytest.raises(AssertionError, match="host read"):
+        float(torch.ones(()))
+
+
+def test_a_learning_rate_on_the_device_is_changed_in_place() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    rate = torch.tensor(0.5)
+    plain = torch.optim.Adam([weight], lr=0.5)
+    tensor = torch.optim.Adam([{"params": [weight]}], lr=rate)
+    for optimizer in (plain, tensor):
+        set_lr(optimizer, 0.25)
+        assert float(optimizer.param_groups[0]["lr"]) == 0.25
+    assert tensor.param_groups[0]["lr"] is rate
+    assert isinstance(plain.param_groups[0]["lr"], float)
