@@ -48,7 +48,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.files.atomic import write_atomic
     from elstm.records.pictures import confusion_figure
     from elstm.training import device as runtime
-    from elstm.training.evaluation import evaluate_both
+    from elstm.training.evaluation import score_with_both_statistics
     from elstm.training.trained import check_same_data, is_stratified, load_trained
 
     require_one_process(PROG)
@@ -69,7 +69,7 @@ def _main(args: argparse.Namespace) -> int:
     data = load_data(source, stratify=is_stratified(trained.facts))
     check_same_data(trained.facts, data)
     with runtime.process_settings(trainer):
-        population, in_batch = evaluate_both(
+        population, in_batch = score_with_both_statistics(
             trained.model.to(device),
             data.to(device),
             args.split,

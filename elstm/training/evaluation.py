@@ -1,4 +1,4 @@
-"""What a model is worth: accuracy, loss, confusion; with population and with batch statistics."""
+"""Measures accuracy, loss and confusion, with population statistics and with batch statistics."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from elstm.config.schema import Config
 from elstm.data.sequences import ImageSequences
 from elstm.models import SequenceClassifier
 
-OVER_TIME_BATCH = 64  # sequences: a graph of T steps has to fit in memory
+OVER_TIME_BATCH = 64  # sequences, so that a graph of T steps fits in memory
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Of all images of a split.
+class SplitScore:
+    """Loss and confusion over all images of a split.
 
     Attributes:
         loss: mean cross-entropy.
-        confusion: int64 (C, C) on the CPU; row: the true class, column: the predicted one.
+        confusion: int64 (C, C) on the CPU; rows are true classes, columns predicted ones.
     """
 
     loss: float
@@ -39,18 +39,18 @@ class Evaluation:
 
 
 def has_statistics(model: nn.Module) -> bool:
-    """Whether anything in it is batch-normalised."""
+    """Returns whether the model has any batch normalisation."""
     return next(elstm_nn.statistics_norms(model), None) is not None
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The forward pass in the run's precision: fp32, bf16 or fp16."""
+    """Runs the forward pass in the run's precision: fp32, bf16 or fp16."""
     dtype = PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 @torch.no_grad()
-def evaluate(
+def score_split(
     model: nn.Module,
     data: ImageSequences,
     split: str,
@@ -58,16 +58,16 @@ def evaluate(
     *,
     batch_stats: bool = False,
     precision: str = "fp32",
-    between: Callable[[], None] | None = None,
-) -> Evaluation:
-    """Evaluates in eval mode, on the device of the data; the model's mode stays as it was.
+    before_batch: Callable[[], None] | None = None,
+) -> SplitScore:
+    """Scores a model in eval mode, on the device of the data; the model's mode is restored.
 
     Args:
         model: logits (B, C) from x (T, B, F).
         split: train, val or test.
         batch_stats: normalise each batch with its own statistics, as in training. A last batch of
-            a single image has no variance and takes the population's.
-        between: called before each batch; what it raises ends the evaluation.
+            a single image has no variance, so it takes the population statistics.
+        before_batch: called before each batch; an exception that it raises ends the evaluation.
     """
     classes, device = data.num_classes, data.test.labels.device
     total_loss = torch.zeros((), device=device)
@@ -76,8 +76,8 @@ def evaluate(
     model.eval()
     try:
         for x, y in data.eval_batches(split, batch_size):
-            if between is not None:
-                between()
+            if before_batch is not None:
+                before_batch()
             in_batch = (
                 elstm_nn.batch_statistics(model) if batch_stats and len(y) > 1 else nullcontext()
             )
@@ -89,20 +89,22 @@ def evaluate(
         for module, training in modes.items():
             module.training = training
     confusion = confusion.view(classes, classes).cpu()
-    return Evaluation(float(total_loss) / int(confusion.sum()), confusion)
+    return SplitScore(float(total_loss) / int(confusion.sum()), confusion)
 
 
-def evaluate_both(
+def score_with_both_statistics(
     model: nn.Module, data: ImageSequences, split: str, batch_size: int, **options: Any
-) -> tuple[Evaluation, Evaluation]:
-    """With population statistics, and with those of each batch: the gap is what the former lose.
+) -> tuple[SplitScore, SplitScore]:
+    """Scores with population statistics, and with the statistics of each batch.
 
-    A model without normalisation is evaluated once; the second is then the first.
+    The gap shows what population statistics lose. A model without normalisation is scored once, and
+    both results are the same object.
     """
-    population = evaluate(model, data, split, batch_size, **options)
+    population = score_split(model, data, split, batch_size, **options)
     if not has_statistics(model):
         return population, population
-    return population, evaluate(model, data, split, batch_size, batch_stats=True, **options)
+    in_batch = score_split(model, data, split, batch_size, batch_stats=True, **options)
+    return population, in_batch
 
 
 def measure(
@@ -110,12 +112,12 @@ def measure(
     data: ImageSequences,
     split: str,
     config: Config,
-    between: Callable[[], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Loss and both accuracies of a split, as columns of metrics.csv."""
+    """Returns loss and both accuracies of a split, as columns of metrics.csv."""
     size, precision = config.data.eval_batch_size, config.trainer.precision
-    population, in_batch = evaluate_both(
-        model, data, split, size, precision=precision, between=between
+    population, in_batch = score_with_both_statistics(
+        model, data, split, size, precision=precision, before_batch=before_batch
     )
     return {
         f"{split}_loss": population.loss,
@@ -129,19 +131,19 @@ def recompute_statistics(
     data: ImageSequences,
     config: Config,
     epoch: int,
-    between: Callable[[], None] | None = None,
+    before_batch: Callable[[], None] | None = None,
     *,
     rank: int = 0,
     processes: int = 1,
 ) -> None:
-    """Exact population statistics from training images, in place of the lagging moving averages.
+    """Replaces the lagging moving averages by exact population statistics of training images.
 
-    Training goes on from these values but does not look at them: its batches are normalised by
-    themselves, and the random state is untouched, so the weights do not depend on this call. Of
-    several processes each takes its share of the batches, and all get the same statistics.
+    Training continues from these values but does not use them, because its batches are normalised
+    with their own statistics. The random state is untouched, so the weights do not depend on this
+    call. Each process takes its share of the batches, and all get the same statistics.
 
-    One large batch by default: what is pooled over several may fit none of them
-    (elstm.nn.recompute_statistics).
+    The default is one large batch, because statistics pooled over several batches may fit none of
+    them (elstm.nn.recompute_statistics).
     """
     trainer = config.trainer
     if not trainer.recompute_batches or not has_statistics(model):
@@ -152,8 +154,8 @@ def recompute_statistics(
         for x in data.statistics_batches(
             trainer.recompute_batches, size, config.seed, epoch, rank, processes
         ):
-            if between is not None:
-                between()
+            if before_batch is not None:
+                before_batch()
             yield x
 
     with autocast(data.train.images.device, trainer.precision):
@@ -161,15 +163,15 @@ def recompute_statistics(
 
 
 def _statistics_batch_size(data: ImageSequences, config: Config) -> int:
-    """5,000, or fewer, down to 1,000, where their hidden states would take more than 512 MiB.
+    """Returns 5,000, or fewer, down to 1,000, if the hidden states would take more than 512 MiB.
 
-    Sequences of 784 steps and 100 units: 1,711.
+    It is 1,711 for sequences of 784 steps and 100 units.
     """
     return min(5000, max(1000, 2**27 // (data.num_steps * config.model.hidden_size)))
 
 
 def over_time(model: SequenceClassifier, data: ImageSequences) -> dict[str, np.ndarray]:
-    """|dL/dh_t| and the cell over t, on the first training images: the same ones each time."""
+    """Returns |dL/dh_t| and the cell over t, always on the same first training images."""
     images, y = data.train.images[:OVER_TIME_BATCH], data.train.labels[:OVER_TIME_BATCH]
     found = elstm_nn.over_time(
         model.rnn,

@@ -110,11 +110,11 @@ class TrainingLoop:
         with it again.
         """
         parts, accelerator = self.parts, self.parts.accelerator
-        between = self.signals.check if accelerator.num_processes == 1 else None
+        before_batch = self.signals.check if accelerator.num_processes == 1 else None
         evaluation.recompute_statistics(
-            parts.model, parts.data, self.config, self.state.epoch, between,
+            parts.model, parts.data, self.config, self.state.epoch, before_batch,
             rank=accelerator.process_index, processes=accelerator.num_processes,
         )  # fmt: skip
-        values = evaluation.measure(parts.model, parts.data, "val", self.config, between)
+        values = evaluation.measure(parts.model, parts.data, "val", self.config, before_batch)
         # What is decided on these values has to be the same in all processes.
         return broadcast_object_list([values])[0]

@@ -38,7 +38,7 @@ def all_at_once(
 
 def test_loss_accuracy_and_confusion() -> None:
     _, data, model = built()
-    found = evaluation.evaluate(model.train(), data, "val", 64)
+    found = evaluation.score_split(model.train(), data, "val", 64)
     assert model.training
     logits, y = all_at_once(model, data)
     predicted = logits.argmax(1)
@@ -52,7 +52,7 @@ def test_loss_accuracy_and_confusion() -> None:
 
 def test_batch_statistics_are_those_of_each_batch() -> None:
     _, data, model = built()
-    population, in_batch = evaluation.evaluate_both(model, data, "val", 200)
+    population, in_batch = evaluation.score_with_both_statistics(model, data, "val", 200)
     with batch_statistics(model), torch.no_grad():
         logits = model(data.sequences(data.val.images))
     assert in_batch.loss == pytest.approx(F.cross_entropy(logits, data.val.labels).item(), rel=1e-6)
@@ -61,7 +61,7 @@ def test_batch_statistics_are_those_of_each_batch() -> None:
 
 def test_a_last_batch_of_one_image_takes_the_populations() -> None:
     _, data, model = built()
-    found = evaluation.evaluate(model, data, "val", 199, batch_stats=True)
+    found = evaluation.score_split(model, data, "val", 199, batch_stats=True)
     with torch.no_grad():
         x = data.sequences(data.val.images)
         with batch_statistics(model):
@@ -72,7 +72,7 @@ def test_a_last_batch_of_one_image_takes_the_populations() -> None:
 
 def test_a_model_without_normalisation_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _, data, model = built("lstm")
-    population, in_batch = evaluation.evaluate_both(model, data, "val", 64)
+    population, in_batch = evaluation.score_with_both_statistics(model, data, "val", 64)
     assert in_batch is population
     assert not evaluation.has_statistics(model)
 
@@ -114,7 +114,7 @@ def test_what_is_raised_between_batches_ends_it() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluation.evaluate(model, data, "val", 64, between=stop)
+        evaluation.score_split(model, data, "val", 64, before_batch=stop)
     with pytest.raises(KeyboardInterrupt):
         evaluation.recompute_statistics(model, data, config, 0, stop)
     assert all(module.training for module in model.modules())
@@ -163,8 +163,8 @@ def test_no_recomputation_keeps_the_moving_averages() -> None:
 
 def test_reduced_precision() -> None:
     _, data, model = built()
-    full = evaluation.evaluate(model, data, "val", 64)
-    half = evaluation.evaluate(model, data, "val", 64, precision="bf16")
+    full = evaluation.score_split(model, data, "val", 64)
+    half = evaluation.score_split(model, data, "val", 64, precision="bf16")
     assert half.loss != full.loss
     assert half.loss == pytest.approx(full.loss, rel=0.02)
 
