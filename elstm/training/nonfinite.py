@@ -1,7 +1,7 @@
-"""Detects steps whose loss or gradient is not finite, without synchronising with the device.
+"""Names the cause of a step whose loss or gradient is not finite.
 
 The run ends at the next log point or checkpoint, before weights or records of such a step reach
-the disk.
+the disk (`Checkpoints.check_finite`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 def culprit(
     names: Sequence[str], loss: float, norms: Sequence[float], before: Sequence[float]
 ) -> str:
-    """What was not finite in a step, in words.
+    """Names what was not finite in a step, in words.
 
     Args:
-        names: of the parameters, as are `norms`, those of their gradients.
-        before: the norms in the step before; zeros where there was none.
+        names: names of the parameters.
+        norms: the norms of their gradients in the step.
+        before: the norms in the step before; zeros if there was none.
     """
     bad = [name for name, norm in zip(names, norms, strict=True) if not _finite(norm)]
     if _finite(loss) and bad:

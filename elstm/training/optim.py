@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules from their configs."""
+"""Builds optimizers and computes learning-rate schedules from their configs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from elstm.config.schema import (
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """Adam, AdamW, RMSprop or SGD.
+    """Builds Adam, AdamW, RMSprop or SGD.
 
-    Weight decay acts on all parameters, as in torch, or with `decay_all=False` on matrices alone:
-    biases and the normalisations' gamma and beta, which are vectors, stay where training puts them.
+    Weight decay acts on all parameters, as in torch. With `decay_all=False` it acts on matrices
+    alone, and not on vectors, which are the biases and the normalisations' gamma and beta.
 
-    One fused call for all parameters where torch has it: on a CPU it takes a third of the time of
-    the loop over parameters, which at rows is 2 % of a training step.
+    The update is one fused call for all parameters if torch has it. On a CPU it takes a third of
+    the time of the loop over parameters.
     """
     lr, decay = config.lr, config.weight_decay
     fused: dict[str, Any] = {"fused": True} if device.type in ("cpu", "cuda") else {}
@@ -39,7 +39,7 @@ def build_optimizer(
         adam = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
         betas = (config.beta1, config.beta2)
         return adam(groups, lr=lr, betas=betas, eps=config.eps, weight_decay=decay, **fused)
-    if isinstance(config, RMSpropConfig):  # has no fused form
+    if isinstance(config, RMSpropConfig):  # torch has no fused RMSprop
         return torch.optim.RMSprop(
             groups,
             lr=lr,
@@ -79,19 +79,20 @@ def set_lr(optimizer: Any, lr: float) -> None:
 
 
 class Schedule:
-    """The learning rate of each training step.
+    """Computes the learning rate of each training step.
 
         lr(s) = base * min(1, (s + 1) / warmup_steps) * factor(s)
 
-    with the step s counted from 0. factor is constant at 1; half a cosine over the steps after the
-    warm-up; gamma^(epoch // step_epochs); or, for the plateau, what `after_epoch` has made it. The
-    plateau alone has a state; the others follow from s, so that a resume is exact.
+    with the step s counted from 0. The factor is 1 for `constant`, half a cosine over the steps
+    after the warm-up for `cosine`, gamma^(epoch // step_epochs) for `step`, and for `plateau` the
+    one that `after_epoch` keeps. Only the plateau has a state. The others depend on s alone, so a
+    resume is exact.
 
     Args:
-        config: of one of the schedulers.
+        config: the config of one of the schedulers.
         base: the optimizer's learning rate.
-        total_steps: of the whole run, for the cosine.
-        steps_per_epoch: for the steps by epochs.
+        total_steps: number of steps of the full run, for the cosine.
+        steps_per_epoch: number of steps of an epoch, for `step`.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Schedule:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.plateau_factor = 1.0
         self.best = -math.inf
-        self.waited = 0  # epochs since `best`
+        self.epochs_since_best = 0
 
     def lr(self, step: int) -> float:
         config, warmup = self.config, self.config.warmup_steps
@@ -117,20 +118,22 @@ class Schedule:
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 
     def after_epoch(self, accuracy: float) -> None:
-        """The plateau: times `factor` once more than `patience` epochs in a row brought no gain."""
+        """Lowers the plateau's factor after more than `patience` epochs without a gain."""
         if not isinstance(self.config, PlateauConfig):
             return
         if accuracy > self.best:
-            self.best, self.waited = accuracy, 0
+            self.best, self.epochs_since_best = accuracy, 0
             return
-        self.waited += 1
-        if self.waited > self.config.patience:
+        self.epochs_since_best += 1
+        if self.epochs_since_best > self.config.patience:
             self.plateau_factor *= self.config.factor
-            self.waited = 0
+            self.epochs_since_best = 0
 
     def state_dict(self) -> dict[str, float]:
-        return {"factor": self.plateau_factor, "best": self.best, "waited": self.waited}
+        """Returns the plateau's state under the names that all checkpoints have."""
+        waited = self.epochs_since_best
+        return {"factor": self.plateau_factor, "best": self.best, "waited": waited}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.plateau_factor, self.best = state["factor"], state["best"]
-        self.waited = int(state["waited"])
+        self.epochs_since_best = int(state["waited"])
