@@ -11,6 +11,7 @@ import pytest
 import torch
 from backend_calls import assert_as_exact, served
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elstm.nn import BNLSTM, ELSTMBN
 from elstm.nn.backends import cuda
@@ -184,3 +185,52 @@ def compile_for_hopper() -> list[tuple[str, str]]:
         ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
     assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
     return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
+
+
+class Operations(TorchDispatchMode):
+    """Records the operations of torch that launch something on a GPU: no views, no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        schema = operation._schema
+        name = schema.name.removeprefix("aten::")
+        is_view = not schema.is_mutable and any(part.alias_info for part in schema.returns)
+        if not is_view and "empty" not in name and not name.startswith(("split", "detach")):
+            self.names.append(name)
+        return operation(*args, **(kwargs or {}))
+
+
+def launches(layer: torch.nn.Module, x: Any, classifier: bool) -> tuple[list[str], list[str]]:
+    """Names the kernels and the operations of torch in a training step on a GPU.
+
+    Nothing is computed: the kernels are not run. `classifier`: the loss depends on h_n alone.
+    """
+    kernels: list[str] = []
+
+    def step() -> None:
+        for parameter in layer.parameters():
+            parameter.grad = None
+        output, (h_n, _) = layer(x)
+        end = output if isinstance(output, Tensor) else output.data
+        end = h_n if classifier else end
+        end.backward(end.detach())
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(autograd, "interpreted", lambda: True)  # takes CPU tensors
+        monkeypatch.setattr(launch, "persistent", lambda device: True)
+        monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
+        monkeypatch.setattr(
+            launch, "start", lambda kernel, *rest: kernels.append(kernel.fn.__name__)
+        )
+        launch.blocks_for.cache_clear()
+        step()  # what is made once
+        kernels.clear()
+        with Operations() as operations:
+            step()
+    launch.blocks_for.cache_clear()
+    return kernels, operations.names

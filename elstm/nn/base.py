@@ -151,7 +151,12 @@ class RecurrentBase(nn.Module):
         elif self.learn_initial_state:
             state = [getattr(self, name).expand(-1, size, -1) for name in sizes]
         else:
-            state = [x.new_zeros(rows, size, features) for features in sizes.values()]
+            # One operation for all parts; h is smaller than c in an LSTM with proj_size.
+            zeros = x.new_zeros(len(sizes), rows, size, max(sizes.values()))
+            state = [
+                part[..., :features]
+                for part, features in zip(zeros.unbind(0), sizes.values(), strict=True)
+            ]
         if self.state_noise and self.training:
             state[0] = state[0] + self.state_noise * torch.randn_like(state[0])
         return tuple(state)
@@ -197,7 +202,11 @@ class RecurrentBase(nn.Module):
             x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
             if self.dropout and self.training and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout)
-        state = tuple(torch.stack(parts) for parts in zip(*final, strict=True))
+        # A stack of one would be a copy.
+        state = tuple(
+            torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
+            for parts in zip(*final, strict=True)
+        )
         return pack_like(batch, x, state, self.batch_first)
 
     def _direction(self, suffix: str) -> Any:

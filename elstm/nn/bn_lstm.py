@@ -12,9 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.base import Direction, OwnWeights, State
-from elstm.nn.norm import StepBatchNorm
+from elstm.nn.norm import Counts, StepBatchNorm, take_statistics
 from elstm.nn.recurrence import CELL_NORMS, Call, Recurrence
-from elstm.nn.sequences import active_counts
+from elstm.nn.sequences import places
 from elstm.nn.sync import Group, exchange_counts, several_processes
 
 DEFAULT_EPS = 0.1
@@ -250,10 +250,15 @@ class NormalizedLSTM(OwnWeights):
         call = Call(x, sizes, h_0, c_0, *weights, ih, hh, c, c2, cell_norm, self.recompute)
         output, h_n, c_n, statistics = self._by_backend(call, recurrence)
         if batch_steps:
-            numbers = active_counts(active[:batch_steps], x.device)
-            for norm, use, found in zip(norms, by_batch, statistics, strict=True):
-                if norm is not None and use and found is not None:
-                    norm.take(found, numbers, start_step)
+            seen = [
+                (norm, found)
+                for norm, use, found in zip(norms, by_batch, statistics, strict=True)
+                if norm is not None and use and found is not None
+            ]
+            numbers: Counts = active[0]
+            if active[batch_steps - 1] != active[0]:  # they do not increase
+                numbers = places(active, x.device).counts[:batch_steps].to(seen[0][1].mean.dtype)
+            take_statistics(seen, numbers, start_step)
         return output if counts is None else output[:steps], (h_n, c_n)
 
     def forward(

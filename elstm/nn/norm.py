@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import BatchCounts
 
+Counts = int | Tensor  # active sequences: the same at all steps, or (batch_steps,)
+
 
 class Pool(Protocol):
     """Collects the statistics of batches; elstm.nn.statistics has one."""
 
-    def add(self, batch: Statistics, counts: Tensor, start_step: int) -> None: ...
+    def add(self, batch: Statistics, counts: Counts, start_step: int) -> None: ...
 
 
 class StepBatchNorm(nn.Module):
@@ -110,44 +112,21 @@ class StepBatchNorm(nn.Module):
         row = torch.arange(start, end, device=tracked.device).clamp(max=last)
         return self.running_mean[row], self.running_var[row]
 
-    def take(self, batch: Statistics, counts: Tensor, start_step: int) -> None:
-        """Tracks the statistics of one batch, or adds them to a pool if one is collecting.
-
-        Args:
-            batch: of the steps from `start_step` on.
-            counts: (batch_steps,), the number of active sequences at each.
-        """
-        if self.pool is not None:
-            self.pool.add(batch, counts, start_step)
-        elif self.training:
-            self._track(batch, counts, start_step)
-
-    @torch.no_grad()
-    def _track(self, batch: Statistics, counts: Tensor, start_step: int) -> None:
-        rows, mean, var, counts = self.fold(batch, counts, start_step)
-        tracked = self.num_batches_tracked[rows].add_(1)
-        unbiased = var * (counts / (counts - 1)).unsqueeze(1)
-        if self.momentum is None:
-            rate: Tensor | float = tracked.to(mean.dtype).reciprocal().unsqueeze(1)
-        else:
-            rate = self.momentum
-        self.running_mean[rows].lerp_(mean.to(self.running_mean), rate)
-        self.running_var[rows].lerp_(unbiased.to(self.running_var), rate)
-
     def fold(
-        self, batch: Statistics, counts: Tensor, start_step: int
-    ) -> tuple[slice, Tensor, Tensor, Tensor]:
+        self, batch: Statistics, counts: Counts, start_step: int
+    ) -> tuple[slice, Tensor, Tensor, Counts]:
         """Pools the steps from max_steps - 1 on into the last row.
 
         Returns:
             The rows of the statistics, and mean, variance and number of sequences for each.
         """
         mean, var = batch
-        counts = counts.to(mean)
         first = min(start_step, self.max_steps - 1)
         own = self.max_steps - 1 - first  # steps before the last row
         if mean.shape[0] <= own + 1:
             return slice(first, first + mean.shape[0]), mean, var, counts
+        if isinstance(counts, int):
+            counts = torch.full(mean.shape[:1], counts, dtype=mean.dtype, device=mean.device)
         total = counts[own:].sum()
         share = (counts[own:] / total).unsqueeze(1)
         pooled = (share * mean[own:]).sum(0)
@@ -182,3 +161,45 @@ class StepBatchNorm(nn.Module):
         return (
             f"{self.features}, max_steps={self.max_steps}, eps={self.eps}, momentum={self.momentum}"
         )
+
+
+@torch.no_grad()
+def take_statistics(
+    seen: Sequence[tuple[StepBatchNorm, Statistics]], counts: Counts, start_step: int
+) -> None:
+    """Tracks the statistics of one batch, or adds them to the pools of norms that collect.
+
+    All norms of a layer are updated together, because on a GPU each small operation costs more to
+    launch than to run.
+
+    Args:
+        seen: the norms of one layer, with the batch statistics of the steps from `start_step` on.
+        counts: active sequences at each of these steps.
+        start_step: the step of a longer sequence with which the batch starts.
+    """
+    for norm, batch in seen:
+        if norm.pool is not None:
+            norm.pool.add(batch, counts, start_step)
+    norms = [norm for norm, _ in seen if norm.pool is None and norm.training]
+    if not norms:
+        return
+    folded = [norm.fold(batch, counts, start_step) for norm, batch in seen if norm in norms]
+    rows, _, _, counts = folded[0]  # the same for all norms of a layer
+    tracked = [norm.num_batches_tracked[rows] for norm in norms]
+    torch._foreach_add_(tracked, 1)
+    means, variances = [mean for _, mean, _, _ in folded], [var for _, _, var, _ in folded]
+    if isinstance(counts, int):
+        unbiased = list(torch._foreach_mul(variances, counts / (counts - 1)))
+    else:
+        factor = (counts / (counts - 1)).unsqueeze(1)
+        unbiased = [var * factor for var in variances]
+    running = [norm.running_mean[rows] for norm in norms]
+    running += [norm.running_var[rows] for norm in norms]
+    towards = [part.to(running[0]) for part in (*means, *unbiased)]
+    momentum = norms[0].momentum
+    if momentum is not None:
+        torch._foreach_lerp_(running, towards, momentum)
+        return
+    rates = [count.to(towards[0].dtype).reciprocal().unsqueeze(1) for count in tracked]
+    for old, new, rate in zip(running, towards, rates * 2, strict=True):
+        old.lerp_(new, rate)  # the cumulative average

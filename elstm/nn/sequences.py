@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 
 class Batch(NamedTuple):
     """Sequences as the recurrences take them."""
 
-    x: Tensor  # (T, B, F); where sizes is given, rows by falling length
+    x: Tensor  # (T, B, F); where sizes is given, rows by falling length, not zero where inactive
     sizes: list[int] | None  # active rows at each step, for a packed batch
     packed: PackedSequence | None
     unbatched: bool
@@ -35,8 +37,8 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     if isinstance(input, PackedSequence):
         sizes = input.batch_sizes.tolist()
         # Padding here keeps the packed order: rows sorted by length.
-        in_order = PackedSequence(input.data, input.batch_sizes)
-        x, _ = pad_packed_sequence(in_order)
+        rows = places(sizes, input.data.device).rows
+        x = input.data.index_select(0, rows).view(len(sizes), sizes[0], features)
         return Batch(x, sizes, input, False)
     x = input.unsqueeze(1) if input.dim() == 2 else input
     if batch_first and input.dim() == 3:
@@ -77,9 +79,9 @@ def pack_like(
         return output.squeeze(1), tuple(part.squeeze(1) for part in state)
     if batch.packed is None:
         return output.transpose(0, 1) if batch_first else output, state
-    lengths = sequence_lengths(batch.sizes or [])
-    data = pack_padded_sequence(output, lengths).data
     _, sizes, order, back = batch.packed
+    data = output.flatten(0, 1)
+    data = data.index_select(0, places(batch.sizes or [], output.device).active)
     if back is not None:
         state = tuple(part.index_select(1, back) for part in state)
     return PackedSequence(data, sizes, order, back), state
@@ -97,31 +99,73 @@ def zero_ended(active: Tensor, size: int) -> Tensor:
     return active if count == size else F.pad(active, (0, 0, 0, size - count))
 
 
-def sequence_lengths(sizes: list[int]) -> Tensor:
+def sequence_lengths(sizes: Sequence[int]) -> Tensor:
     """Returns the lengths of the rows, (B,) on the CPU, from the number of active rows per step."""
     active = torch.tensor(sizes, device="cpu")
     return (active.unsqueeze(1) > torch.arange(sizes[0], device="cpu")).sum(0)
 
 
-def active_counts(counts: list[int], device: torch.device) -> Tensor:
-    """Returns the number of active sequences at each step, (T,) int32 on the device.
+class Places(NamedTuple):
+    """Where the sequences of a packed batch lie in (T, B), on the device of the batch.
 
-    Equal counts are filled in by the device itself. So an unpacked batch needs no copy from the
-    host, which a CUDA graph could not capture. Other counts are copied from pinned memory, so that
-    the host does not wait for the GPU.
+    Attributes:
+        counts: (T,) int32, the number of active rows at each step.
+        rows: (T * B,) the row of the packed data for each place; 0 where no sequence is active.
+        active: (N,) the place of each row of the packed data.
+        reversed: (T * B,) each place's own sequence turned round; inactive places stay.
     """
-    if counts[0] == counts[-1]:  # they do not increase
-        return torch.full((len(counts),), counts[0], dtype=torch.int32, device=device)
-    pinned = device.type == "cuda"
-    on_host = torch.tensor(counts, dtype=torch.int32, device="cpu", pin_memory=pinned)
-    return on_host.to(device, non_blocking=True)
+
+    counts: Tensor
+    rows: Tensor
+    active: Tensor
+    reversed: Tensor
+
+
+def places(sizes: Sequence[int], device: torch.device) -> Places:
+    """Returns the Places of a packed batch, of the last batches from a cache.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, and the batch is not in the cache.
+    """
+    if torch.compiler.is_compiling():
+        return _places(sizes, device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _captured(tuple(sizes), device)
+    return _cached(tuple(sizes), device)
+
+
+def _places(sizes: Sequence[int], device: torch.device) -> Places:
+    """Computes on the host, and copies from pinned memory, so that no call waits for the GPU."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a CUDA graph cannot copy the lengths of a packed batch to the GPU: call the layer once"
+            " with a batch of these lengths before the capture"
+        )
+    with torch.inference_mode(False):  # a cached tensor must be allowed to take part in training
+        counts = torch.tensor(sizes, device="cpu")
+        steps, batch = len(sizes), sizes[0]
+        t = torch.arange(steps, device="cpu").unsqueeze(1)
+        b = torch.arange(batch, device="cpu")
+        is_active = b < counts.unsqueeze(1)
+        first = counts.cumsum(0) - counts
+        rows = torch.where(is_active, first.unsqueeze(1) + b, 0).flatten()
+        backwards = torch.where(is_active, sequence_lengths(sizes) - 1 - t, t) * batch + b
+        active = is_active.flatten().nonzero().squeeze(1)
+        together = torch.cat((rows, active, backwards.flatten()))
+        narrow = counts.int()
+        if device.type == "cuda":
+            together, narrow = together.pin_memory(), narrow.pin_memory()
+        on_device = together.to(device, non_blocking=True)
+        lengths = [len(rows), len(active), len(rows)]
+        return Places(narrow.to(device, non_blocking=True), *on_device.split(lengths))
+
+
+_cached = lru_cache(maxsize=64)(_places)
+_captured = cache(_cached)  # a graph reads the tensors for as long as it is replayed
 
 
 def reverse_active(x: Tensor, sizes: list[int] | None) -> Tensor:
     """Reverses each sequence of x (T, B, F) within its own length; padding stays in place."""
     if sizes is None:
         return x.flip(0)
-    lengths = sequence_lengths(sizes).to(x.device)
-    t = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    source = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
-    return x.gather(0, source.unsqueeze(2).expand_as(x))
+    return x.flatten(0, 1).index_select(0, places(sizes, x.device).reversed).view_as(x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from elstm.nn.norm import StepBatchNorm
+from elstm.nn.norm import Counts, StepBatchNorm
 from elstm.nn.recurrence import Statistics
 from elstm.nn.sync import Group, gather, several_processes
 
@@ -26,10 +26,13 @@ class StatisticsPool:
         self.deviation = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
         self.batches = torch.zeros(norm.max_steps, device="cpu", dtype=torch.int64)
 
-    def add(self, batch: Statistics, counts: Tensor, start_step: int) -> None:
-        rows, *parts = self.norm.fold(batch, counts, start_step)
-        mean, var, n = (part.cpu().double() for part in parts)
-        n = n.unsqueeze(1)
+    def add(self, batch: Statistics, counts: Counts, start_step: int) -> None:
+        rows, mean, var, counts = self.norm.fold(batch, counts, start_step)
+        mean, var = mean.cpu().double(), var.cpu().double()
+        if isinstance(counts, int):
+            n = mean.new_full((len(mean), 1), counts)
+        else:
+            n = counts.cpu().double().unsqueeze(1)
         self._merge(rows, n, mean, var * n)
         self.batches[rows] += 1
 

@@ -16,7 +16,7 @@ from elstm.nn.backends.cuda.launch import (
     interpreted,
 )
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
-from elstm.nn.sequences import active_counts
+from elstm.nn.sequences import places
 
 _CELL_NORMS = ("none", "output", "update")
 _SLICE_BYTES = 2**24  # of W_x x_t, which is computed a third time in slices of about this size
@@ -56,7 +56,7 @@ def recurrence(call: Call) -> Results:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     norms = call.norms[:3]
-    active = None if call.batch_sizes is None else active_counts(call.batch_sizes, x.device)
+    active = None if call.batch_sizes is None else places(call.batch_sizes, x.device).counts
     pairs = _statistics(norms, x.shape[0], batch_steps)
     eps = tuple(0.0 if norm is None else float(norm.eps) for norm in norms)
     plan = _Plan(active, batch_steps, call.cell_norm, pairs, eps)
@@ -158,6 +158,7 @@ class _Recurrence(torch.autograd.Function):
             own |= {"h_n": torch.empty_like(h_0), "c_n": torch.empty_like(c_0)}
             launcher.step_by_step("forward", steps, z_x=wx, weight_hh=weight_hh, **own)
         ctx.plan = plan
+        ctx.set_materialize_grads(False)  # zeros would be written and read for nothing
         statistics = [part for pair in plan.statistics for part in pair or (None, None)]
         states, cells = own["states"], own["cells"]
         ctx.save_for_backward(x, weight_ih, weight_hh, *parameters, states, cells, *statistics)
@@ -165,13 +166,13 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        device = gradients[0].device
-        with torch.autocast(device.type, enabled=False), torch.cuda.device_of(gradients[0]):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x = ctx.saved_tensors[0]
+        with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             return _backward(ctx, *gradients)
 
 
-def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     d_output, d_h, d_c = map(_contiguous, gradients)
     x, weight_ih, weight_hh, *parameters, states, cells = ctx.saved_tensors[:10]
     plan, needs = ctx.plan, ctx.needs_input_grad
@@ -189,7 +190,7 @@ def _backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     of_steps = {"scale_hh": scale_hh, "shift_c": shift_c, "scale_c": scale_c, "cells": cells}
     launcher.all_steps("before_backward", steps, hidden, wx=wx, wh=wh, **of_steps)
 
-    sums, d_c_0 = x.new_empty(blocks.chunks, 10 * hidden), torch.empty_like(d_c)
+    sums, d_c_0 = x.new_empty(blocks.chunks, 10 * hidden), x.new_empty(x.shape[1], hidden)
     launcher.step_by_step(
         "backward", steps, backwards=True, gates=wx, hats=wh, weight_hh=weight_hh,
         exchange=x.new_empty(blocks.chunks, 2, 4 * hidden, blocks.BLOCK_B), d_output=d_output,

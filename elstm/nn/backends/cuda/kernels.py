@@ -166,7 +166,7 @@ def backward(
     hats,  # (4H, T, B) BN(W_h h_{t-1}; 1, 0); replaced by the gradient of W_h h_{t-1}
     weight_hh, cells,
     exchange,  # (chunks, 2, 4H, BLOCK_B): the gradient of W_h h_{t-1} in slot t % 2
-    d_output, d_h, d_c,  # gradients of the output (T, B, H), of h_n and of c_n (B, H)
+    d_output, d_h, d_c,  # gradients of the output (T, B, H), of h_n and of c_n (B, H), or None
     d_c_0,  # (B, H) written: gradient of the cell before t_start; read where t_end < T
     gamma_hh, gamma_c, beta_c, scale_hh, shift_c, scale_c,
     sums,  # (chunks, 10 H) gradients of b, γ_hh (4H each), γ_c, β_c (H each) from steps >= t_start
@@ -203,10 +203,13 @@ def backward(
     if gamma_c is not None:
         g_c = tl.load(gamma_c + units, mask=in_units, other=0.0)
         b_c = tl.load(beta_c + units, mask=in_units, other=0.0)[:, None]
-    dh_n = tl.load(d_h + out_tile, mask=in_tile, other=0.0)
-    first = t_end == steps  # no launch was before this one
-    dc = tl.load(d_c + out_tile, mask=in_tile & first, other=0.0)
-    dc += tl.load(d_c_0 + out_tile, mask=in_tile & (t_end < steps), other=0.0)
+    dh_n = tl.zeros((UNITS, BLOCK_B), tl.float32)
+    if d_h is not None:
+        dh_n = tl.load(d_h + out_tile, mask=in_tile, other=0.0)
+    # What an earlier launch has left, where there was one.
+    dc = tl.load(d_c_0 + out_tile, mask=in_tile & (t_end < steps), other=0.0)
+    if d_c is not None:
+        dc += tl.load(d_c + out_tile, mask=in_tile & (t_end == steps), other=0.0)
     summed = in_units & (t_end < steps)
     bias_i = tl.load(sums + units, mask=summed, other=0.0)
     bias_f = tl.load(sums + H + units, mask=summed, other=0.0)
@@ -239,7 +242,8 @@ def backward(
             scale_f = tl.load(scales + H, mask=in_units, other=0.0)
             scale_g = tl.load(scales + 2 * H, mask=in_units, other=0.0)
             scale_o = tl.load(scales + 3 * H, mask=in_units, other=0.0)
-        dh_t = tl.load(d_output + t * stride + out_tile, mask=live, other=0.0)
+        if d_output is not None:
+            dh_t = tl.load(d_output + t * stride + out_tile, mask=live, other=0.0)
         c_before = tl.load(cells + t * stride + cell_tile, mask=live, other=0.0)
         shown = f * c_before + i * g
         if gamma_c is not None:
@@ -260,7 +264,9 @@ def backward(
         )
         dh = tl.sum(of_places, 1)
         dh = tl.where((rows < active_next)[None, :], dh, dh_n)
-        dh = tl.where(live, dh + dh_t, 0.0)
+        if d_output is not None:
+            dh += dh_t
+        dh = tl.where(live, dh, 0.0)
 
         d_shown = dh * o * (1 - shown * shown)
         d_new = tl.where(live, dc, 0.0)

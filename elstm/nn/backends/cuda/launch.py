@@ -46,6 +46,13 @@ def interpreted() -> bool:
     return not isinstance(kernels()["forward"], JITFunction)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Returns how many programs can be resident at once."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 3  # under the interpreter: few, since they run one after another
+
+
 @cache
 def blocks_for(
     batch: int, hidden: int, whole: bool, device: torch.device
@@ -58,9 +65,7 @@ def blocks_for(
         whole: batch statistics are computed, so that the batch cannot be cut into chunks.
         device: the GPU, whose programs must all be resident at once.
     """
-    processors = 3  # under the interpreter: few programs, since they run one after another
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    processors = multiprocessors(device)
     forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4, whole=whole)
     backward = choose_blocks(batch, hidden, processors, depth=4 * hidden, width=1, whole=whole)
     return None if forward is None or backward is None else (forward, backward)
