@@ -1,0 +1,116 @@
+"""Defines what every reader of own data returns: labelled sequences, before they are split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from elstm.errors import UserError
+
+SPLITS = ("train", "val", "test")
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSet:
+    """Sequences of one split, or of a set that is still to be split.
+
+    Attributes:
+        values: float32 (N, T, F); what lies beyond a sequence's length is zero.
+        lengths: int64 (N,), each from 1 to T.
+        labels: one text a sequence; numbers are written as the shortest text (3, not 3.0).
+        ids: one text a sequence, by which messages and predictions name it.
+        files: what was read.
+        features: the names of the F features, where the file has them.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    files: tuple[Path, ...]
+    features: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+# By split; a source that has no splits of its own holds one set under the name "all".
+Source = dict[str, LabelledSet]
+
+
+def label_text(value: object) -> str:
+    """Returns a label as text: 3, 3.0 and "3" are one class.
+
+    Raises:
+        ValueError: the label is missing, or is neither a number nor text.
+    """
+    if isinstance(value, bytes):
+        value = value.decode("utf-8")
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        if not np.isfinite(value):
+            raise ValueError("a label is missing (NaN)")
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"a label is neither a number nor text: {value!r}")
+    text = value.strip()
+    if not text:
+        raise ValueError("a label is empty")
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return label_text(number) if np.isfinite(number) else text
+
+
+def class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the classes in the order of their numbers, or of their text if one is no number."""
+    names = set(labels)
+    try:
+        return tuple(sorted(names, key=float))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def check_memory(what: str, count: int) -> None:
+    """Raises UserError if so many float32 numbers do not fit into the memory that is free."""
+    free = free_memory()
+    needed = 3 * count * FLOAT32_BYTES  # the file's numbers, float32, and the standardised copy
+    if free is not None and needed > free:
+        raise UserError(
+            f"{what} needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "
+            "free: keep fewer sequences, steps or features in the file"
+        )
+
+
+def free_memory() -> int | None:
+    """Returns the bytes that a process may still take, where the system says so."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def padded(sequences: Sequence[np.ndarray], what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns arrays (T_n, F) as one of (N, T, F), with zeros at the end, and the lengths (N,)."""
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    features = sequences[0].shape[1]
+    steps = int(lengths.max())
+    check_memory(what, len(sequences) * steps * features)
+    values = np.zeros((len(sequences), steps, features), np.float32)
+    for row, sequence in enumerate(sequences):
+        values[row, : len(sequence)] = sequence
+    return values, lengths

@@ -1,0 +1,152 @@
+"""Reads `.npz` files: X and y, or X_train, y_train, X_val, ..., optionally with lengths.
+
+A file is never unpickled, and how large its arrays are is read from their headers first.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory, label_text
+from elstm.errors import UserError
+
+# The axes of X in the file; F is 1 for `nt`.
+LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
+REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def read_arrays(path: Path, layout: str = "ntc") -> Source:
+    """Reads labelled sequences from an `.npz` file.
+
+    Args:
+        path: a file with `X` and `y`, or with `X_train`, `y_train` and the same for `val` and
+            `test` where it has them. `lengths` (`lengths_train`, ...) holds the steps of each
+            sequence; without it all have T.
+        layout: the axes of X: "ntc" (N, T, F), "nct" (N, F, T) as aeon and sktime have them, or
+            "nt" (N, T) for one feature.
+
+    Raises:
+        UserError: an array is missing, holds Python objects, or does not fit the others.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
+                raise UserError(f"{path} holds one array: save X and y together by numpy.savez")
+        headers = _headers(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            return _read(path, arrays, headers, layout)
+    except UserError:
+        raise
+    except REASONS as error:
+        raise UserError(f"{path} cannot be read as an .npz file: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    if "allow_pickle" in text:
+        return "it holds Python objects, which are never loaded; save numbers or text only"
+    return text or type(error).__name__
+
+
+def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Returns shape and dtype of each array, without reading its numbers."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }.get(version)
+                if read is None:
+                    raise ValueError(f"{name} has the unknown format version {version}")
+                shape, _, dtype = read(member)
+                found[name.removesuffix(".npy")] = (shape, dtype)
+    return found
+
+
+def _read(path: Path, file: Any, headers: dict[str, Any], layout: str) -> Source:
+    names = {split: f"_{split}" for split in SPLITS if f"X_{split}" in headers}
+    if "X" in headers:
+        if names:
+            raise UserError(f"{path} holds X beside X_{next(iter(names))}: keep one of the two")
+        names = {"all": ""}
+    if not names or ("all" not in names and "train" not in names):
+        raise UserError(
+            f"{path} holds {', '.join(headers) or 'no array'}: needed are X and y, or X_train and "
+            "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
+        )
+    return {split: _set(path, file, headers, end, layout) for split, end in names.items()}
+
+
+def _set(path: Path, file: Any, headers: dict[str, Any], end: str, layout: str) -> LabelledSet:
+    x_name, y_name, l_name = f"X{end}", f"y{end}", f"lengths{end}"
+    if y_name not in headers:
+        raise UserError(f"{path} holds {x_name} without {y_name}, the labels")
+    shape, dtype = headers[x_name]
+    axes = LAYOUTS[layout]
+    if len(shape) != len(axes.split(",")):
+        fits = [name for name, wanted in LAYOUTS.items() if len(wanted.split(",")) == len(shape)]
+        hint = f"data.layout={' or '.join(fits)} fits such an array" if fits else "2 or 3 axes fit"
+        raise UserError(
+            f"{path}: {x_name} has {len(shape)} axes ({' x '.join(map(str, shape))}), and "
+            f"data.layout={layout} means ({axes}): {hint}"
+        )
+    if 0 in shape:
+        raise UserError(f"{path}: {x_name} is empty ({' x '.join(map(str, shape))})")
+    if dtype.hasobject or dtype.kind not in "fiub":
+        raise UserError(f"{path}: {x_name} holds {dtype} and not numbers")
+    labels_shape = headers[y_name][0]
+    if labels_shape not in ((shape[0],), (shape[0], 1)):
+        given = " x ".join(map(str, labels_shape)) or "1"
+        raise UserError(
+            f"{path}: {x_name} is {' x '.join(map(str, shape))} and {y_name} is {given}: the "
+            f"first axis of {x_name} has to count the sequences, with one label for each"
+        )
+    check_memory(f"{path}: {x_name}", math.prod(shape))
+    values = file[x_name]
+    if layout == "nct":
+        values = values.transpose(0, 2, 1)
+    elif layout == "nt":
+        values = values[:, :, None]
+    with np.errstate(over="ignore"):
+        values = np.array(values, np.float32, order="C")  # a copy: it is padded below
+    lengths = _lengths(path, file, headers, l_name, values.shape[:2])
+    beyond = np.arange(values.shape[1])[None, :] >= lengths[:, None]
+    values[beyond] = 0
+    try:
+        labels = tuple(label_text(label) for label in file[y_name].reshape(-1))
+    except ValueError as error:
+        raise UserError(f"{path}: {y_name}: {_reason(error)}") from error
+    ids = tuple(f"{x_name}[{row}]" for row in range(len(values)))
+    return LabelledSet(values, lengths, labels, ids, (path,))
+
+
+def _lengths(
+    path: Path, file: Any, headers: dict[str, Any], name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    count, steps = shape
+    if name not in headers:
+        return np.full(count, steps, np.int64)
+    lengths = file[name]
+    if lengths.shape != (count,) or lengths.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: {name} has to hold {count} integers, one for each sequence, and is "
+            f"{lengths.dtype} {' x '.join(map(str, lengths.shape))}"
+        )
+    wrong = np.flatnonzero((lengths < 1) | (lengths > steps))
+    if len(wrong):
+        raise UserError(
+            f"{path}: {name}[{wrong[0]}] is {lengths[wrong[0]]}, and X has {steps} steps: a "
+            f"length is from 1 to {steps} ({len(wrong)} of {count} are not; is data.layout right?)"
+        )
+    return np.asarray(lengths.astype(np.int64))

@@ -1,0 +1,239 @@
+"""Reads long tables, a row for each time step, from CSV or Parquet files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory, label_text, padded
+from elstm.errors import UserError
+
+SUFFIXES = (".csv", ".parquet")
+MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual names
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Says which column is what.
+
+    Attributes:
+        id: rows with the same value are one sequence.
+        label: its class; the same in all rows of a sequence.
+        time: rows are sorted by it within a sequence; None: they are in order, and the rows of a
+            sequence stand together.
+        features: the columns that are fed to the model; None: all others.
+        separator: between the cells of a CSV file.
+    """
+
+    id: str
+    label: str
+    time: str | None = None
+    features: tuple[str, ...] | None = None
+    separator: str = ","
+
+
+@dataclass
+class _Sequence:
+    label: str
+    line: int  # of its first row
+    last: int  # number of its last row, to see whether rows stand together
+    rows: list[list[float]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+
+def read_table(path: Path, columns: Columns) -> Source:
+    """Reads labelled sequences from one table, or from train, val and test files of a folder.
+
+    Raises:
+        UserError: a column is missing, a cell is no number, rows do not belong together, or the
+            file is not a table.
+    """
+    return {split: _read(file, columns) for split, file in _files(path).items()}
+
+
+def _files(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        return {"all": path}
+    files = {
+        split: [path / f"{split}{end}" for end in SUFFIXES if (path / f"{split}{end}").is_file()]
+        for split in SPLITS
+    }
+    double = next((found for found in files.values() if len(found) > 1), None)
+    if double:
+        raise UserError(f"{path} holds both {double[0].name} and {double[1].name}: keep one")
+    if not files["train"]:
+        raise UserError(f"{path} holds no train.csv or train.parquet: give that, or a file itself")
+    return {split: found[0] for split, found in files.items() if found}
+
+
+def _read(path: Path, columns: Columns) -> LabelledSet:
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path, columns.separator)
+    _, names = next(rows)
+    places, features = _places(path, names, columns)
+    sequences: dict[str, _Sequence] = {}
+    count = 0
+    for count, (line, cells) in enumerate(rows, 1):
+        _add(f"{path}, line {line}", sequences, cells, places, features, columns, count, line)
+        if count % 1_000_000 == 0:
+            check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
+    if not sequences:
+        raise UserError(f"{path} holds no row below its header")
+    arrays = []
+    for name, sequence in sequences.items():
+        values = np.array(sequence.rows, np.float32).reshape(len(sequence.rows), len(features))
+        if columns.time is not None:
+            order = np.argsort(sequence.times, kind="stable")
+            sorted_times = np.array(sequence.times)[order]
+            if len(sorted_times) > 1 and not np.diff(sorted_times).all():
+                twice = sorted_times[:-1][np.diff(sorted_times) == 0][0]
+                raise UserError(
+                    f"{path}: {columns.id}={name} has two rows with {columns.time}={twice:g}: "
+                    "two sequences may have the same id"
+                )
+            values = values[order]
+        arrays.append(values)
+        sequence.rows.clear()
+    values, lengths = padded(arrays, str(path))
+    labels = tuple(sequence.label for sequence in sequences.values())
+    return LabelledSet(values, lengths, labels, tuple(sequences), (path,), tuple(features))
+
+
+def _places(
+    path: Path, names: Sequence[str], columns: Columns
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns where the named columns and the features stand."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has two columns named {twice!r}")
+    wanted = {"data.id": columns.id, "data.label": columns.label}
+    if columns.time is not None:
+        wanted["data.time"] = columns.time
+    given = columns.features
+    for option, name in [*wanted.items(), *(("data.features", name) for name in given or ())]:
+        if name not in names:
+            hint = ""
+            if len(names) == 1 and ";" in names[0]:
+                hint = "; its cells are apart by semicolons: set data.separator=';'"
+            elif len(names) == 1 and "\t" in names[0]:
+                hint = "; its cells are apart by tabs: set data.separator='\\t'"
+            raise UserError(
+                f"{path} has no column {name!r} ({option}); it has {', '.join(names)}{hint}"
+            )
+    places = {option.removeprefix("data."): names.index(name) for option, name in wanted.items()}
+    chosen = given if given is not None else [n for n in names if n not in wanted.values()]
+    overlap = next((name for name in chosen if name in wanted.values()), None)
+    if overlap is not None:
+        raise UserError(f"data.features names {overlap!r}, which is the id, label or time")
+    if not chosen:
+        raise UserError(f"{path} has no column beside id, label and time: there are no features")
+    return places, {name: names.index(name) for name in chosen}
+
+
+def _add(
+    where: str, sequences: dict[str, _Sequence], cells: Sequence[Any], places: dict[str, int],
+    features: dict[str, int], columns: Columns, number: int, line: int,
+) -> None:  # fmt: skip
+    """Adds one row to the sequence that it belongs to."""
+    name = str(cells[places["id"]]).strip()
+    if not name:
+        raise UserError(f"{where}: the column {columns.id!r} is empty")
+    try:
+        label = label_text(cells[places["label"]])
+    except ValueError as error:
+        raise UserError(f"{where}: {columns.label}: {error}") from error
+    sequence = sequences.setdefault(name, _Sequence(label, line, number - 1))
+    if sequence.label != label:
+        raise UserError(
+            f"{where}: {columns.id}={name} has the label {label!r}, and {sequence.label!r} in line "
+            f"{sequence.line}: a sequence has one label"
+        )
+    if columns.time is None and sequence.last != number - 1:
+        raise UserError(
+            f"{where}: {columns.id}={name} began in line {sequence.line}, and other rows stand in "
+            "between: two sequences have the same id, or the table needs sorting (data.time=COLUMN "
+            "sorts it)"
+        )
+    sequence.last = number
+    if columns.time is not None:
+        time = _number(where, columns.time, cells[places["time"]])
+        if math.isnan(time):
+            raise UserError(f"{where}: the column {columns.time!r} is empty")
+        sequence.times.append(time)
+    sequence.rows.append([_number(where, name, cells[place]) for name, place in features.items()])
+
+
+def _number(where: str, column: str, cell: Any) -> float:
+    if cell is None:
+        return math.nan
+    if isinstance(cell, str):
+        text = cell.strip()
+        if text.lower() in MISSING:
+            return math.nan
+        try:
+            return float(text)
+        except ValueError:
+            raise UserError(
+                f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; leave "
+                "it out with data.features=[...]"
+            ) from None
+    if isinstance(cell, int | float):  # bool is an int
+        return float(cell)
+    if hasattr(cell, "timestamp"):
+        return float(cell.timestamp())
+    raise UserError(f"{where}: the column {column!r} holds {cell!r}, which is no number")
+
+
+def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yields line number and cells, the header first; a BOM and CRLF make no difference."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            width = 0
+            for cells in reader:
+                if not cells:
+                    continue  # an empty line
+                if not width:
+                    width = len(cells)
+                    cells = [cell.strip() for cell in cells]
+                elif len(cells) != width:
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(cells)} cells, and the header has "
+                        f"{width}"
+                    )
+                yield reader.line_num, cells
+            if not width:
+                raise UserError(f"{path} is empty")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is not a CSV file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
+    """Yields row number and cells, the header first, a batch of rows in memory at a time."""
+    try:
+        from pyarrow import ArrowException, parquet  # an extra: most installs have none
+    except ImportError as error:
+        raise UserError(
+            f"{path}: Parquet files need pyarrow: pip install 'elstm[parquet]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            yield 0, names
+            number = 0
+            for batch in file.iter_batches():
+                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    number += 1
+                    yield number, cells
+    except (OSError, ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a Parquet file: {reason}") from error

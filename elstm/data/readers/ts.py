@@ -1,0 +1,163 @@
+"""Reads the UCR/UEA archive's `.ts` files (timeseriesclassification.com).
+
+Format: lines of `@key value`, then `@data`, then a sequence a line: its dimensions apart by colons,
+the values of a dimension by commas, and the class label last. `?` or NaN marks a missing value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from elstm.data.labelled import LabelledSet, Source, label_text, padded
+from elstm.errors import UserError
+
+MAX_BYTES = 4_000_000_000
+ENDS = {"_TRAIN": "train", "_TEST": "test"}
+HEADER_KEYS = (
+    "@problemname", "@timestamps", "@missing", "@univariate", "@dimension", "@dimensions",
+    "@equallength", "@serieslength", "@classlabel", "@targetlabel", "@data",
+)  # fmt: skip
+
+
+def read_ts(path: Path) -> Source:
+    """Reads NAME_TRAIN.ts and NAME_TEST.ts of a folder, the partner of a file, or one file.
+
+    Raises:
+        UserError: there is no such file, or it is not one that can be classified.
+    """
+    files = _files(path)
+    source = {split: _read(file) for split, file in files.items()}
+    shapes = {split: part.values.shape[2] for split, part in source.items()}
+    if len(set(shapes.values())) > 1:
+        raise UserError(f"{path}: the files have different numbers of dimensions: {shapes}")
+    return source
+
+
+def _files(path: Path) -> dict[str, Path]:
+    if path.is_dir():
+        found: dict[str, list[Path]] = {
+            split: sorted(path.glob(f"*{end}.ts")) for end, split in ENDS.items()
+        }
+        if len(found["train"]) != 1 or len(found["test"]) > 1:
+            names = [file.name for files in found.values() for file in files]
+            raise UserError(
+                f"{path} has to hold one NAME_TRAIN.ts and at most one NAME_TEST.ts, and holds "
+                f"{', '.join(names) or 'none'}: give the file itself"
+            )
+        return {split: files[0] for split, files in found.items() if files}
+    for end in ENDS:
+        if path.stem.endswith(end):
+            stem = path.stem.removesuffix(end)
+            files = {split: path.with_name(f"{stem}{e}.ts") for e, split in ENDS.items()}
+            return {split: file for split, file in files.items() if file.is_file()}
+    return {"all": path}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes")
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                text = line.strip()
+                if text and not text.startswith(("#", "%")):
+                    yield number, text
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def _read(path: Path) -> LabelledSet:
+    lines = _lines(path)
+    classes = _header(path, lines)
+    sequences: list[np.ndarray] = []
+    labels: list[str] = []
+    ids: list[str] = []
+    for number, line in lines:
+        where = f"{path}, line {number}"
+        *dimensions, label = line.split(":")
+        if not dimensions:
+            raise UserError(f"{where}: there is no class label behind a colon")
+        try:
+            text = label_text(label)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        if text not in classes:
+            raise UserError(
+                f"{where}: the class label is {text!r}, and @classLabel names "
+                f"{', '.join(sorted(classes))}"
+            )
+        sequence = _sequence(where, dimensions)
+        if sequences and sequence.shape[1] != sequences[0].shape[1]:
+            raise UserError(
+                f"{where}: {sequence.shape[1]} dimensions, and {sequences[0].shape[1]} in the "
+                "first sequence"
+            )
+        sequences.append(sequence)
+        labels.append(text)
+        ids.append(f"{path.stem}:{number}")
+    if not sequences:
+        raise UserError(f"{path} holds no sequence behind @data")
+    values, lengths = padded(sequences, str(path))
+    return LabelledSet(values, lengths, tuple(labels), tuple(ids), (path,))
+
+
+def _header(path: Path, lines: Iterator[tuple[int, str]]) -> set[str]:
+    """Reads up to @data and returns the classes."""
+    classes: set[str] | None = None
+    for number, line in lines:
+        key, *values = line.split()
+        key = key.lower()
+        if key not in HEADER_KEYS:
+            raise UserError(f"{path}, line {number}: {line[:40]!r} is no line of a .ts header")
+        if key == "@timestamps" and values[:1] and values[0].lower() == "true":
+            raise UserError(
+                f"{path}: sequences with time stamps (@timeStamps true) cannot be read: write "
+                "values at equal distances, with @timeStamps false"
+            )
+        if key == "@targetlabel" and values[:1] and values[0].lower() == "true":
+            raise UserError(f"{path} is a set for regression (@targetLabel), and has no classes")
+        if key == "@classlabel" and values[:1] and values[0].lower() == "true":
+            classes = {label_text(value) for value in values[1:]}
+        if key == "@data":
+            if not classes:
+                raise UserError(
+                    f"{path} has no class labels (@classLabel true NAME NAME ...): there is "
+                    "nothing to learn"
+                )
+            return classes
+    raise UserError(f"{path} is not a .ts file: it has no line @data")
+
+
+def _sequence(where: str, dimensions: list[str]) -> np.ndarray:
+    """Returns float32 (T, F) of the text of F dimensions."""
+    columns = []
+    for index, text in enumerate(dimensions):
+        cells = [cell.strip() for cell in text.split(",")]
+        if cells == [""]:
+            raise UserError(f"{where}: dimension {index + 1} is empty")
+        try:
+            columns.append([np.nan if cell == "?" else float(cell) for cell in cells])
+        except ValueError:
+            wrong = next(cell for cell in cells if cell != "?" and not _is_number(cell))
+            raise UserError(
+                f"{where}: dimension {index + 1} holds {wrong[:40]!r}, which is no number"
+            ) from None
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"{where}: its dimensions have {min(lengths)} to {max(lengths)} values: all "
+            "dimensions of a sequence need the same number of steps"
+        )
+    return np.array(columns, np.float32).T
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,378 @@
+"""Each reader of own data: what it reads, and one clear message for each thing that is wrong."""
+
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elstm.data import labelled
+from elstm.data.labelled import class_names, label_text
+from elstm.data.readers.arrays import read_arrays
+from elstm.data.readers.image_folders import read_image_folders
+from elstm.data.readers.table import Columns, read_table
+from elstm.data.readers.ts import read_ts
+from elstm.errors import UserError
+
+COLUMNS = Columns(id="id", label="kind")
+
+
+def test_labels_are_numbers_or_text():
+    assert [label_text(v) for v in (3, 3.0, "3", " 3 ", np.int8(3), True, b"3", "3.0")] == (
+        ["3", "3", "3", "3", "3", "1", "3", "3"]
+    )
+    assert label_text(2.5) == label_text("2.5") == "2.5"
+    for wrong in (float("nan"), "", None, 1j):
+        with pytest.raises(ValueError, match="label"):
+            label_text(wrong)
+    assert class_names(["10", "9", "9", "1"]) == ("1", "9", "10")
+    assert class_names(["10", "9", "cat"]) == ("10", "9", "cat")
+
+
+# --- arrays
+
+
+@pytest.fixture
+def npz(tmp_path):
+    def save(**arrays):
+        path = tmp_path / "set.npz"
+        np.savez(path, **arrays)
+        return path
+
+    return save
+
+
+X = np.arange(24.0).reshape(2, 4, 3)
+
+
+def test_the_layout_says_what_the_axes_are(npz):
+    y = np.array(["a", "b"])
+    plain = read_arrays(npz(X=X, y=y))["all"]
+    np.testing.assert_array_equal(plain.values, X)
+    assert plain.values.dtype == np.float32
+    assert plain.labels == ("a", "b")
+    assert plain.lengths.tolist() == [4, 4]
+    turned = read_arrays(npz(X=X.transpose(0, 2, 1), y=y), "nct")["all"]
+    np.testing.assert_array_equal(turned.values, X)
+    flat = read_arrays(npz(X=X[:, :, 0], y=y), "nt")["all"]
+    np.testing.assert_array_equal(flat.values, X[:, :, :1])
+
+
+def test_splits_and_lengths_of_arrays(npz):
+    y = np.array([1, 2])
+    path = npz(X_train=X, y_train=y, X_test=X + 1, y_test=y, lengths_train=np.array([2, 4]))
+    source = read_arrays(path)
+    assert set(source) == {"train", "test"}
+    assert source["train"].lengths.tolist() == [2, 4]
+    assert not source["train"].values[0, 2:].any()  # what lies beyond the length is zero
+    np.testing.assert_array_equal(source["train"].values[1], X[1])
+    np.testing.assert_array_equal(source["test"].values, X + 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "layout", "phrase"),
+    [
+        ({"X": X}, "ntc", "X without y"),
+        ({"x": X, "y": np.zeros(2)}, "ntc", "needed are X and y"),
+        ({"X_test": X, "y_test": np.zeros(2)}, "ntc", "or X_train and y_train"),
+        ({"X": X, "X_train": X, "y": np.zeros(2)}, "ntc", "X beside X_train"),
+        ({"X": X[:, :, 0], "y": np.zeros(2)}, "ntc", "data.layout=nt fits"),
+        ({"X": X, "y": np.zeros(2)}, "nt", "data.layout=ntc or nct fits"),
+        ({"X": X, "y": np.zeros(4)}, "ntc", "has to count the sequences"),
+        ({"X": X, "y": np.zeros((2, 2))}, "ntc", "one label for each"),
+        ({"X": X, "y": np.array([1.0, np.nan])}, "ntc", "a label is missing"),
+        ({"X": X, "y": np.zeros(2), "lengths": np.array([4, 5])}, "ntc", "lengths[1] is 5, and X"),
+        ({"X": X, "y": np.zeros(2), "lengths": np.array([0, 4])}, "ntc", "from 1 to 4"),
+        ({"X": X, "y": np.zeros(2), "lengths": np.array([4.0, 4.0])}, "ntc", "2 integers"),
+        ({"X": X, "y": np.zeros(2), "lengths": np.array([4])}, "ntc", "one for each sequence"),
+        ({"X": X[:0], "y": np.zeros(0)}, "ntc", "is empty"),
+        ({"X": X.astype("U9"), "y": np.zeros(2)}, "ntc", "not numbers"),
+        ({"X": np.array([[1, "a"], [2, None]], object), "y": np.zeros(2)}, "nt", "not numbers"),
+        ({"X": X, "y": np.array(["a", None], object)}, "ntc", "Python objects, which are never"),
+    ],
+)
+def test_arrays_that_do_not_fit(npz, arrays, layout, phrase):
+    with pytest.raises(UserError) as caught:
+        read_arrays(npz(**arrays), layout)
+    assert phrase in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Trap:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+def test_no_pickle_is_loaded(tmp_path):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", pickle.dumps(Trap()))
+        archive.writestr("y.npy", pickle.dumps(Trap()))
+    with pytest.raises(UserError, match=r"cannot be read as an \.npz file"):
+        read_arrays(path)
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UserError, match=r"cannot be read as an \.npz file"):
+        read_arrays(path)
+    single = tmp_path / "one.npy"
+    np.save(single, X)
+    with pytest.raises(UserError, match="one array"):
+        read_arrays(single)
+    with pytest.raises(UserError, match="No such file"):
+        read_arrays(tmp_path / "gone.npz")
+
+
+def test_the_size_is_known_before_anything_is_loaded(tmp_path):
+    """The header promises 4 TB; the file has 80 bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (1_000_000, 1000, 1000)}
+    )
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("X.npy", header.getvalue())
+        labels = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            labels, {"descr": "<i8", "fortran_order": False, "shape": (1_000_000,)}
+        )
+        archive.writestr("y.npy", labels.getvalue())
+    with pytest.raises(UserError, match=r"needs about 12,000\.0 GB of memory"):
+        read_arrays(path)
+
+
+# --- tables
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text, encoding="utf-8"):
+        path = tmp_path / "set.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+TABLE = "id,kind,t,a,b\nx,cat,2,3,4\nx,cat,1,1,2\ny,dog,1,5,6\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_rows_become_sequences(csv, encoding, newline):
+    path = csv(TABLE.replace("\n", newline), encoding)
+    read = read_table(path, Columns("id", "kind", time="t"))["all"]
+    np.testing.assert_array_equal(read.values, [[[1, 2], [3, 4]], [[5, 6], [0, 0]]])
+    assert read.lengths.tolist() == [2, 1]
+    assert read.labels == ("cat", "dog")
+    assert read.ids == ("x", "y")
+    assert read.features == ("a", "b")
+    unsorted = read_table(path, COLUMNS)["all"]  # the time is a feature as others are
+    np.testing.assert_array_equal(unsorted.values[0], [[2, 3, 4], [1, 1, 2]])
+    chosen = read_table(path, Columns("id", "kind", "t", features=("b",)))["all"]
+    np.testing.assert_array_equal(chosen.values[:, 0, 0], [2, 6])
+
+
+def test_missing_cells_are_nan(csv):
+    read = read_table(csv("id,kind,a\nx,cat,\nx,cat,?\ny,dog,NA\n"), COLUMNS)["all"]
+    assert np.isnan(read.values[0]).all()
+
+
+def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
+    csv(TABLE).rename(tmp_path / "train.csv")
+    csv(TABLE).rename(tmp_path / "test.csv")
+    assert set(read_table(tmp_path, COLUMNS)) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        (TABLE.replace("kind", "type"), "no column 'kind' (data.label); it has id, type, t, a, b"),
+        (TABLE.replace(",", ";"), "apart by semicolons: set data.separator=';'"),
+        (TABLE.replace(",", "\t"), "apart by tabs"),
+        (TABLE + "y,dog,2,5\n", "line 5: 4 cells, and the header has 5"),
+        (TABLE + "y,cat,2,5,6\n", "the label 'cat', and 'dog' in line 4"),
+        (TABLE + "x,cat,3,5,6\n", "two sequences have the same id"),
+        (TABLE + "y,dog,2,five,6\n", "column 'a' holds 'five', which is no number"),
+        (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
+        (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
+        ("id,kind,a,a\nx,cat,1,2\n", "two columns named 'a'"),
+        ("id,kind\nx,cat\n", "no column beside id, label"),
+        ("id,kind,a\n", "no row below its header"),
+        ("", "is empty"),
+        ('id,kind,a\nx,"cat,1\n', "is not a CSV file"),
+    ],
+)
+def test_tables_that_do_not_fit(csv, text, phrase):
+    with pytest.raises(UserError) as caught:
+        read_table(csv(text), COLUMNS)
+    assert phrase in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_rows_of_one_time(csv):
+    text = TABLE.replace("x,cat,1,", "x,cat,2,")
+    with pytest.raises(UserError, match="id=x has two rows with t=2"):
+        read_table(csv(text), Columns("id", "kind", time="t"))
+
+
+def test_parquet_without_pyarrow_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (tmp_path / "set.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pip install 'elstm\[parquet\]'"):
+        read_table(tmp_path / "set.parquet", COLUMNS)
+
+
+def test_parquet_is_read_as_csv_is(csv, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    path = csv(TABLE)
+    parquet.write_table(arrow_csv.read_csv(path), tmp_path / "set.parquet")
+    columns = Columns("id", "kind", time="t")
+    a, b = (read_table(p, columns)["all"] for p in (path, tmp_path / "set.parquet"))
+    np.testing.assert_array_equal(a.values, b.values)
+    assert (a.labels, a.ids) == (b.labels, b.ids)
+
+
+# --- .ts
+
+TS = """# a comment
+@problemName Two
+@timeStamps false
+@missing true
+@univariate false
+@dimensions 2
+@equalLength false
+@classLabel true cat dog
+@data
+1,2,3:4,5,6:cat
+7,?:8,NaN:dog
+"""
+
+
+def test_ts_files_with_dimensions_missing_values_and_unequal_lengths(tmp_path):
+    (tmp_path / "Two_TRAIN.ts").write_text(TS)
+    (tmp_path / "Two_TEST.ts").write_text(TS.replace("7,?:8,NaN:dog\n", ""))
+    for path in (tmp_path, tmp_path / "Two_TEST.ts"):
+        source = read_ts(path)
+        assert [len(source[split]) for split in ("train", "test")] == [2, 1]
+        train = source["train"]
+        np.testing.assert_array_equal(
+            train.values, [[[1, 4], [2, 5], [3, 6]], [[7, 8], [np.nan, np.nan], [0, 0]]]
+        )
+        assert train.lengths.tolist() == [3, 2]
+        assert train.labels == ("cat", "dog")
+    (tmp_path / "Own.ts").write_text(TS)
+    assert set(read_ts(tmp_path / "Own.ts")) == {"all"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "phrase"),
+    [
+        ("@timeStamps false", "@timeStamps true", "time stamps (@timeStamps true) cannot"),
+        ("@classLabel true cat dog", "@classLabel false", "has no class labels"),
+        ("@classLabel true cat dog", "@targetLabel true", "a set for regression"),
+        ("@classLabel true cat dog\n", "", "has no class labels"),
+        ("dog\n@data", "dog", "'1,2,3:4,5,6:cat' is no line of a .ts header"),
+        (":cat", ":bird", "line 10: the class label is 'bird', and @classLabel names cat, dog"),
+        ("4,5,6", "4,5", "its dimensions have 2 to 3 values"),
+        ("7,?:8,NaN:dog", "7,?:dog", "line 11: 1 dimensions, and 2 in the first"),
+        ("1,2,3", "1,two,3", "dimension 1 holds 'two', which is no number"),
+        ("1,2,3", "", "dimension 1 is empty"),
+        ("1,2,3:4,5,6:cat", "1", "there is no class label behind a colon"),
+        ("1,2,3:4,5,6:cat\n7,?:8,NaN:dog\n", "", "holds no sequence behind @data"),
+    ],
+)
+def test_ts_files_that_do_not_fit(tmp_path, old, new, phrase):
+    assert old in TS
+    path = tmp_path / "Own.ts"
+    path.write_text(TS.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        read_ts(path)
+    assert phrase in str(caught.value)
+
+
+def test_a_folder_with_two_sets(tmp_path):
+    for name in ("A_TRAIN", "B_TRAIN"):
+        (tmp_path / f"{name}.ts").write_text(TS)
+    with pytest.raises(UserError, match=r"holds A_TRAIN\.ts, B_TRAIN\.ts: give the file itself"):
+        read_ts(tmp_path)
+
+
+# --- pictures
+
+
+def picture(path, level, size=(3, 2), mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, level).save(path)
+
+
+def test_class_folders_with_and_without_splits(tmp_path):
+    plain, split = tmp_path / "plain", tmp_path / "split"
+    picture(plain / "cat" / "b.png", 7)
+    picture(plain / "cat" / "a.PNG", 8)
+    picture(plain / "dog" / "sub" / "c.bmp", 9)
+    picture(plain / "dog" / ".hidden.png", 1)
+    (plain / "dog" / "notes.txt").write_text("no picture")
+    (plain / ".git").mkdir()
+    read = read_image_folders(plain)["all"]
+    assert read.images.shape == (3, 2, 3, 1)
+    assert read.images[:, 0, 0, 0].tolist() == [8, 7, 9]
+    assert read.labels == ("cat", "cat", "dog")
+    assert read.ids == ("cat/a.PNG", "cat/b.png", "dog/sub/c.bmp")
+    for part, level in (("train", 1), ("test", 2)):
+        picture(split / part / "cat" / "a.png", level)
+    source = read_image_folders(split)
+    assert {name: part.images.max() for name, part in source.items()} == {"train": 1, "test": 2}
+
+
+def test_colours_and_sizes(tmp_path):
+    picture(tmp_path / "cat" / "a.png", (10, 20, 30), mode="RGB")
+    picture(tmp_path / "cat" / "b.png", 5, size=(6, 4))
+    with pytest.raises(UserError, match=r"b\.png is 4 x 6 and others are 2 x 3.*data\.image_size"):
+        read_image_folders(tmp_path)
+    read = read_image_folders(tmp_path, channels=3, image_size=(4, 4))["all"]
+    assert read.images.shape == (2, 4, 4, 3)
+    assert read.images[0, 0, 0].tolist() == [10, 20, 30]
+    assert read.images[1, 0, 0].tolist() == [5, 5, 5]
+
+
+def test_a_picture_is_upright(tmp_path):
+    image = Image.new("L", (3, 2))
+    image.putpixel((0, 0), 255)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    (tmp_path / "cat").mkdir()
+    image.save(tmp_path / "cat" / "a.png", exif=exif)
+    read = read_image_folders(tmp_path)["all"]
+    assert read.images[0, :, :, 0].tolist() == [[0, 0, 0], [0, 0, 255]]
+
+
+def test_folders_that_do_not_fit(tmp_path):
+    with pytest.raises(UserError, match="holds no folder"):
+        read_image_folders(tmp_path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_image_folders(tmp_path / "gone")
+    picture(tmp_path / "cat" / "a.png", 1)
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(UserError, match="dog holds no picture"):
+        read_image_folders(tmp_path)
+    (tmp_path / "dog" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a\.png is no picture that can be read"):
+        read_image_folders(tmp_path)
+    Image.new("I;16", (3, 2), 200).save(tmp_path / "dog" / "a.png")
+    with pytest.raises(UserError, match="grey levels of 16 bits"):
+        read_image_folders(tmp_path)
+    picture(tmp_path / "dog" / "a.png", 1)
+    picture(tmp_path / "train" / "cat" / "a.png", 1)
+    with pytest.raises(UserError, match=r"the splits train and also cat, dog"):
+        read_image_folders(tmp_path)
+
+
+def test_pictures_that_do_not_fit_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled, "free_memory", lambda: 1)
+    picture(tmp_path / "cat" / "a.png", 1)
+    with pytest.raises(UserError, match="GB of memory"):
+        read_image_folders(tmp_path)
