@@ -34,7 +34,7 @@ class ServedModel(nn.Module):
 
     Args:
         model: in eval mode, on the CPU.
-        facts: how its images become sequences (elstm.training.trained.data_facts).
+        facts: how its images become sequences (elstm.data.sequences.SequenceData.facts).
 
     Raises:
         TypeError: its recurrent layers are of a kind that is not known here.

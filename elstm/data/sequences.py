@@ -1,21 +1,126 @@
-"""Image sets as sequences: rows, pixels or permuted pixels; uint8 on the device, cut by index.
+"""Cuts labelled sequences into batches; image sets as rows, pixels or permuted pixels.
 
-These sets are small, so there are no worker processes and no work per image: a batch is one
-indexing and one pass that turns bytes into normalised floats of shape (T, B, F).
+These sets are small, so there are no worker processes: all data lie on the device, and a batch is
+one indexing there. For images, one pass turns bytes into normalised floats of shape (T, B, F).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import Self
 
 from elstm.data.catalog import DataOptions, check_sizes
 from elstm.data.image_sets import Split, load_image_set, random_order, stratified
+
+Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
+
+
+class LabelledRows(Protocol):
+    """One split: what a row holds is the data set's own; each has a label."""
+
+    labels: Tensor  # int64 (N,)
+
+    def __len__(self) -> int: ...
+
+
+class SequenceData(ABC):
+    """A data set, split and ready to be cut into batches of sequences.
+
+    All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
+    alone and is drawn on the CPU, so that it is the same on every device.
+
+    Attributes:
+        name: what runs and reports call it.
+        batch_size: of training.
+        num_steps: steps that have population statistics of their own.
+        input_size: features of a step.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    batch_size: int
+    train: Any  # LabelledRows, as `val` and `test`
+    val: Any
+    test: Any
+
+    @property
+    @abstractmethod
+    def num_steps(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int: ...
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self: ...
+
+    @abstractmethod
+    def inputs(self, part: Any, rows: slice | Tensor) -> Inputs:
+        """Returns what a model takes for rows of a split: a slice, or int64 on the CPU."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Returns how files become inputs, in plain values; checkpoints and predictions need it."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.train.labels.device
+        return device
+
+    @property
+    def num_train_batches(self) -> int:
+        """Batches of an epoch; an incomplete last one is dropped."""
+        return len(self.train) // self.batch_size
+
+    def split(self, name: str) -> Any:
+        """Returns "train", "val" or "test"."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def train_order(self, seed: int, epoch: int) -> Tensor:
+        """Returns the rows of an epoch in their order, int64 on the CPU."""
+        return random_order(len(self.train), "train", seed, epoch)
+
+    def train_batches(
+        self, seed: int, epoch: int, start: int = 0, stride: int = 1
+    ) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yields an epoch's batches start, start + stride, ...: x (T, B, F), y int64 (B,)."""
+        batches = self.train_order(seed, epoch).split(self.batch_size)
+        for rows in batches[start : self.num_train_batches : stride]:
+            yield self.inputs(self.train, rows), self.train.labels[rows.to(self.device)]
+
+    def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yields all of a split in order; the last batch may be smaller."""
+        part = self.split(split)
+        for first in range(0, len(part), batch_size):
+            rows = slice(first, first + batch_size)
+            yield self.inputs(part, rows), part.labels[rows]
+
+    def statistics_batches(
+        self, count: int, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
+    ) -> Iterator[Inputs]:
+        """Yields distinct training sequences for population statistics: x (T, B, F).
+
+        `count` batches, or as many full ones as there are; the whole split if it is smaller than
+        one; of these number start, start + stride, and so on. The order is not the training's, so
+        the statistics are not those of its last batches.
+        """
+        rows = random_order(len(self.train), "statistics", seed, epoch)
+        count = max(1, min(count, len(rows) // batch_size))
+        for batch in rows.split(batch_size)[start:count:stride]:
+            yield self.inputs(self.train, batch)
 
 
 def to_sequences(
@@ -41,12 +146,8 @@ def to_sequences(
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSequences:
-    """An image set, split and ready to be cut into batches of sequences.
-
-    All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
-    alone and is drawn on the CPU, so that it is the same on every device.
-    """
+class ImageSequences(SequenceData):
+    """An image set: step t holds pixels t F ... (t + 1) F - 1 of each image."""
 
     name: str
     class_names: tuple[str, ...]
@@ -55,15 +156,11 @@ class ImageSequences:
     mean: float  # of the pixels in [0, 1] of the training split
     std: float
     permutation: Tensor | None  # int64 (pixels,): the order of the pixels if it is not their own
-    batch_size: int  # of training
+    batch_size: int
     train: Split
     val: Split
     test: Split
     stratified: bool = True  # how `train_size` chose the training images
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     @property
     def num_steps(self) -> int:
@@ -72,11 +169,6 @@ class ImageSequences:
     @property
     def input_size(self) -> int:
         return self.pixels_per_step
-
-    @property
-    def num_train_batches(self) -> int:
-        """In an epoch; an incomplete last batch is dropped."""
-        return len(self.train) // self.batch_size
 
     def to(self, device: torch.device | str) -> ImageSequences:
         return dataclasses.replace(
@@ -91,37 +183,24 @@ class ImageSequences:
         """uint8 (B, pixels) -> float32 (T, B, F): normalised, permuted, cut into steps."""
         return to_sequences(images, self.pixels_per_step, self.mean, self.std, self.permutation)
 
-    def train_batches(
-        self, seed: int, epoch: int, start: int = 0, stride: int = 1
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch's batches start, start + stride, ...: x float32 (T, B, F), y int64 (B,)."""
-        rows = random_order(len(self.train), "train", seed, epoch).to(self.train.images.device)
-        for batch in rows.split(self.batch_size)[start : self.num_train_batches : stride]:
-            images = self.train.images.index_select(0, batch)
-            yield self.sequences(images), self.train.labels.index_select(0, batch)
+    def inputs(self, part: Split, rows: slice | Tensor) -> Tensor:
+        if isinstance(rows, slice):
+            return self.sequences(part.images[rows])
+        return self.sequences(part.images.index_select(0, rows.to(self.device)))
 
-    def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of "train", "val" or "test" in order; the last batch may be smaller."""
-        part: Split = {"train": self.train, "val": self.val, "test": self.test}[split]
-        for images, labels in zip(
-            part.images.split(batch_size), part.labels.split(batch_size), strict=True
-        ):
-            yield self.sequences(images), labels
-
-    def statistics_batches(
-        self, count: int, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
-    ) -> Iterator[Tensor]:
-        """Distinct training images for population statistics: x float32 (T, B, F).
-
-        `count` batches, or as many full ones as there are; the whole split if it is smaller than
-        one; of these number start, start + stride, and so on. The order is not the training's, so
-        the statistics are not those of its last batches.
-        """
-        rows = random_order(len(self.train), "statistics", seed, epoch)
-        rows = rows.to(self.train.images.device)
-        count = max(1, min(count, len(rows) // batch_size))
-        for batch in rows.split(batch_size)[start:count:stride]:
-            yield self.sequences(self.train.images.index_select(0, batch))
+    def facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "image_size": list(self.image_size),
+            "pixels": self.num_steps * self.input_size,
+            "pixels_per_step": self.pixels_per_step,
+            "mean": self.mean,
+            "std": self.std,
+            "permutation": None if self.permutation is None else self.permutation.cpu(),
+            "train_images": len(self.train),
+            "stratified": self.stratified,
+        }
 
 
 def load_data(options: DataOptions, *, stratify: bool = True) -> ImageSequences:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elstm import nn as elstm_nn
 from elstm.config.schema import Config
-from elstm.data.sequences import ImageSequences
+from elstm.data.sequences import Inputs, SequenceData
 from elstm.models import SequenceClassifier
 
 OVER_TIME_BATCH = 64  # sequences, so that a graph of T steps fits in memory
@@ -52,7 +52,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 @torch.no_grad()
 def score_split(
     model: nn.Module,
-    data: ImageSequences,
+    data: SequenceData,
     split: str,
     batch_size: int,
     *,
@@ -69,7 +69,7 @@ def score_split(
             a single image has no variance, so it takes the population statistics.
         before_batch: called before each batch; an exception that it raises ends the evaluation.
     """
-    classes, device = data.num_classes, data.test.labels.device
+    classes, device = data.num_classes, data.device
     total_loss = torch.zeros((), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     modes = {module: module.training for module in model.modules()}
@@ -93,7 +93,7 @@ def score_split(
 
 
 def score_with_both_statistics(
-    model: nn.Module, data: ImageSequences, split: str, batch_size: int, **options: Any
+    model: nn.Module, data: SequenceData, split: str, batch_size: int, **options: Any
 ) -> tuple[SplitScore, SplitScore]:
     """Scores with population statistics, and with the statistics of each batch.
 
@@ -109,7 +109,7 @@ def score_with_both_statistics(
 
 def measure(
     model: nn.Module,
-    data: ImageSequences,
+    data: SequenceData,
     split: str,
     config: Config,
     before_batch: Callable[[], None] | None = None,
@@ -128,7 +128,7 @@ def measure(
 
 def recompute_statistics(
     model: nn.Module,
-    data: ImageSequences,
+    data: SequenceData,
     config: Config,
     epoch: int,
     before_batch: Callable[[], None] | None = None,
@@ -150,7 +150,7 @@ def recompute_statistics(
         return
     size = trainer.recompute_batch_size or _statistics_batch_size(data, config)
 
-    def batches() -> Iterator[Tensor]:
+    def batches() -> Iterator[Inputs]:
         for x in data.statistics_batches(
             trainer.recompute_batches, size, config.seed, epoch, rank, processes
         ):
@@ -158,11 +158,11 @@ def recompute_statistics(
                 before_batch()
             yield x
 
-    with autocast(data.train.images.device, trainer.precision):
+    with autocast(data.device, trainer.precision):
         elstm_nn.recompute_statistics(model, batches(), across_processes=processes > 1)
 
 
-def _statistics_batch_size(data: ImageSequences, config: Config) -> int:
+def _statistics_batch_size(data: SequenceData, config: Config) -> int:
     """Returns 5,000, or fewer, down to 1,000, if the hidden states would take more than 512 MiB.
 
     It is 1,711 for sequences of 784 steps and 100 units.
@@ -170,12 +170,13 @@ def _statistics_batch_size(data: ImageSequences, config: Config) -> int:
     return min(5000, max(1000, 2**27 // (data.num_steps * config.model.hidden_size)))
 
 
-def over_time(model: SequenceClassifier, data: ImageSequences) -> dict[str, np.ndarray]:
+def over_time(model: SequenceClassifier, data: SequenceData) -> dict[str, np.ndarray]:
     """Returns |dL/dh_t| and the cell over t, always on the same first training images."""
-    images, y = data.train.images[:OVER_TIME_BATCH], data.train.labels[:OVER_TIME_BATCH]
+    rows = slice(OVER_TIME_BATCH)
+    y = data.train.labels[rows]
     found = elstm_nn.over_time(
         model.rnn,
-        data.sequences(images),
+        data.inputs(data.train, rows),
         lambda _, state: F.cross_entropy(model.logits(state), y),
     )
     return {name: values.cpu().numpy() for name, values in found.items()}

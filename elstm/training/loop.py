@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from elstm.config.schema import Config
+from elstm.data.sequences import Inputs
 from elstm.training import evaluation
 from elstm.training.build import Parts
 from elstm.training.optim import set_lr
@@ -76,7 +77,7 @@ class TrainingLoop:
             self.recorder.stopped_early(state)
         return True
 
-    def rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def rest_of_epoch(self) -> Iterator[tuple[Inputs, Tensor]]:
         """Yields this process's remaining batches: of n processes, each takes every n-th batch."""
         epoch = 0 if self.config.trainer.overfit_batches else self.state.epoch
         accelerator = self.parts.accelerator

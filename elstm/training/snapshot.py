@@ -29,7 +29,7 @@ from elstm.training.content import (
     integer,
 )
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
-from elstm.training.trained import check_same_data, check_same_settings, data_facts, settings
+from elstm.training.trained import check_same_data, check_same_settings, settings
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Snapshot:
             "random_others": self.other_random_states,
             "processes": accelerator.num_processes,
             "global_batch_size": parts.data.batch_size * accelerator.num_processes,
-            "data": data_facts(parts.data),
+            "data": parts.data.facts(),
             "settings": settings(self.config),
             "files": file_sizes,
         }

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from elstm.data.sequences import Inputs
+
 
 class StepResult(NamedTuple):
     """What a step measured, as tensors on the device.
@@ -51,11 +53,11 @@ class TrainStep:
         owner = optimizer if accelerator.scaler is None else prepared_optimizer
         self.take_step = owner.step
 
-    def __call__(self, x: Tensor, y: Tensor) -> StepResult:
+    def __call__(self, x: Inputs, y: Tensor) -> StepResult:
         """Takes one optimizer step.
 
         Args:
-            x: (T, B, F).
+            x: (T, B, F), or packed sequences.
             y: (B,).
         """
         logits = self.model(x)

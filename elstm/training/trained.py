@@ -13,7 +13,7 @@ from elstm.config.check import load_run_config, show
 from elstm.config.schema import Config, DataConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import random_order
-from elstm.data.sequences import ImageSequences
+from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
@@ -26,7 +26,7 @@ class Trained:
     """A model in eval mode on the CPU, and what it was trained on.
 
     Attributes:
-        facts: see `data_facts`.
+        facts: see elstm.data.sequences.SequenceData.facts.
         step: optimizer steps behind it.
         epoch: epochs behind it.
     """
@@ -189,7 +189,7 @@ def size_limit(config: Config) -> int:
 
 
 def _expected_facts(data: DataConfig) -> dict[str, Any]:
-    """What `data_facts` says of a data set, as far as it is known without its files."""
+    """What `SequenceData.facts` says of a data set, as far as it is known without its files."""
     source = DATA_SETS[data.name]
     class_names, (rows, columns) = source.class_names, source.image_size
     return {
@@ -201,22 +201,6 @@ def _expected_facts(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def data_facts(data: ImageSequences) -> dict[str, Any]:
-    """How images become sequences, for a checkpoint: predicting then needs no data set."""
-    return {
-        "name": data.name,
-        "class_names": list(data.class_names),
-        "image_size": list(data.image_size),
-        "pixels": data.num_steps * data.input_size,
-        "pixels_per_step": data.pixels_per_step,
-        "mean": data.mean,
-        "std": data.std,
-        "permutation": None if data.permutation is None else data.permutation.cpu(),
-        "train_images": len(data.train),
-        "stratified": data.stratified,
-    }
-
-
 def is_stratified(facts: dict[str, Any] | None) -> bool:
     """Whether the training images of a checkpoint, or of a new run, keep the classes' shares.
 
@@ -225,9 +209,9 @@ def is_stratified(facts: dict[str, Any] | None) -> bool:
     return facts is None or bool(facts.get("stratified"))
 
 
-def check_same_data(facts: dict[str, Any], data: ImageSequences) -> None:
+def check_same_data(facts: dict[str, Any], data: SequenceData) -> None:
     """Raises UserError where `data` are not what a checkpoint's model was trained on."""
-    here = data_facts(data)
+    here = data.facts()
     for name, value in here.items():
         saved = facts.get(name, False if name == "stratified" else None)
         if isinstance(value, torch.Tensor):

@@ -1,0 +1,239 @@
+"""Prepares own data for training: splits, folds, classes, missing values and standardising.
+
+Everything here is a function of the files and of the options, so that a resume finds the same
+numbers; every draw follows from `split_seed` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from elstm.data.image_sets import random_order
+from elstm.data.labelled import SPLITS, LabelledSet, Source, class_names
+from elstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MISSING = ("error", "zero", "forward")
+FEW = 10  # steps that fewer sequences reach have rough statistics
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Says how the splits that the files do not give are drawn.
+
+    Attributes:
+        val_fraction, test_fraction: shares of the sequences that are split.
+        split_seed: what the draw follows from.
+        folds: with k-fold cross-validation, into how many parts the training data are cut.
+        fold: which part is the test set, from 0; validation is drawn from the others.
+    """
+
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    split_seed: int = 0
+    folds: int | None = None
+    fold: int | None = None
+
+
+def fingerprint(source: Source) -> str:
+    """Returns a checksum of all that was read: values, lengths, labels and their splits."""
+    digest = hashlib.sha256()
+    for split in sorted(source):
+        part = source[split]
+        digest.update(f"{split} {part.values.shape} {part.labels!r}".encode())
+        digest.update(np.ascontiguousarray(part.values).tobytes())
+        digest.update(part.lengths.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def take(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
+    """Returns the sequences in `rows`."""
+    rows = np.asarray(rows, np.int64)
+    return dataclasses.replace(
+        part,
+        values=part.values[rows],
+        lengths=part.lengths[rows],
+        labels=tuple(part.labels[row] for row in rows),
+        ids=tuple(part.ids[row] for row in rows),
+    )
+
+
+def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndarray]:
+    """Deals rows out to `count` parts, class by class, so that each has every class's share."""
+    names = class_names(labels)
+    index = np.array([names.index(label) for label in labels])
+    parts: list[list[int]] = [[] for _ in range(count)]
+    dealt = 0
+    for label in range(len(names)):
+        rows = np.flatnonzero(index == label)
+        for row in rows[random_order(len(rows), "deal", label, *key).numpy()]:
+            parts[dealt % count].append(int(row))
+            dealt += 1
+    return [np.sort(np.array(part, np.int64)) for part in parts]
+
+
+def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray:
+    """Returns the rows of a stratified draw, in order; at least one, and one of each class of 3.
+
+    A class's share is rounded to the nearest number; a class of one or two keeps them for training.
+    """
+    names = class_names(labels)
+    index = np.array([names.index(label) for label in labels])
+    chosen: list[int] = []
+    for label in range(len(names)):
+        rows = np.flatnonzero(index == label)
+        quota = int(len(rows) * fraction + 0.5)
+        quota = min(max(quota, 1), len(rows) - 1) if len(rows) >= 3 else 0
+        order = random_order(len(rows), "draw", label, *key).numpy()
+        chosen += [int(row) for row in rows[order[:quota]]]
+    if not chosen:
+        raise UserError(
+            f"{len(labels)} sequences are too few to draw a split from: at least one class needs 3"
+        )
+    return np.sort(np.array(chosen, np.int64))
+
+
+def split(source: Source, options: SplitOptions) -> dict[str, LabelledSet]:
+    """Returns train, val and test; what the files do not give is drawn, and the log says so."""
+    found = dict(source)
+    seed = options.split_seed
+    whole = found.pop("all", None)
+    if whole is not None:
+        found["train"] = whole
+    if options.folds is not None:
+        found = _fold(found, options)
+    for name, fraction in (("test", options.test_fraction), ("val", options.val_fraction)):
+        if name in found:
+            continue
+        part = found["train"]
+        rows = drawn(part.labels, fraction, name, seed)
+        rest = np.setdiff1d(np.arange(len(part)), rows)
+        found[name], found["train"] = take(part, rows), take(part, rest)
+        log.info(
+            "%s split: %d of %d sequences, drawn class by class with data.split_seed=%d",
+            name, len(rows), len(part), seed,
+        )  # fmt: skip
+    return {name: found[name] for name in SPLITS}
+
+
+def _fold(found: dict[str, LabelledSet], options: SplitOptions) -> dict[str, LabelledSet]:
+    folds, fold = options.folds, options.fold
+    assert folds is not None
+    if fold is None:
+        raise UserError(f"data.folds={folds} needs data.fold=0 ... {folds - 1}: which part tests")
+    part = found["train"]
+    if fold >= folds or folds > len(part):
+        raise UserError(
+            f"data.fold={fold} of data.folds={folds}: folds are numbered from 0, and there are "
+            f"{len(part)} sequences to cut"
+        )
+    rows = parts_of(part.labels, folds, "fold", options.split_seed)[fold]
+    rest = np.setdiff1d(np.arange(len(part)), rows)
+    log.info(
+        "fold %d of %d tests: %d of %d training sequences%s", fold, folds, len(rows), len(part),
+        "; the test split of the files is not used" if "test" in found else "",
+    )  # fmt: skip
+    return {"test": take(part, rows), "train": take(part, rest)}
+
+
+def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
+    """Returns the classes of all splits.
+
+    Raises:
+        UserError: there is one class alone.
+    """
+    names = class_names([label for part in parts.values() for label in part.labels])
+    if len(names) < 2:
+        raise UserError(f"all sequences have the label {names[0]!r}: there is nothing to learn")
+    for split_name, what in (("train", "training"), ("val", "validation")):
+        missing = [name for name in names if name not in set(parts[split_name].labels)]
+        if missing:
+            log.warning(
+                "the %s split holds no sequence of %s %s", what,
+                "class" if len(missing) == 1 else "classes", ", ".join(missing),
+            )  # fmt: skip
+    return names
+
+
+def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledSet]:
+    """Handles NaN: "error" refuses it, "forward" repeats the value before it, "zero" leaves it.
+
+    What is NaN afterwards becomes zero when the values are standardised: the training mean.
+
+    Raises:
+        UserError: there are infinite values, or missing ones with "error"; it counts and places
+            them.
+    """
+    filled = {}
+    for name, part in parts.items():
+        values = part.values
+        for bad, what in ((np.isinf(values), "infinite"), (np.isnan(values), "missing (NaN)")):
+            if not bad.any() or (what != "infinite" and how != "error"):
+                continue
+            row, step, feature = (int(i) for i in np.argwhere(bad)[0])
+            label = part.features[feature] if part.features else f"{feature}"
+            hint = "" if what == "infinite" else "; data.missing=zero or forward fills them"
+            raise UserError(
+                f"{int(bad.sum()):,} values of {name} are {what}, in "
+                f"{int(bad.any((1, 2)).sum()):,} of {len(part):,} sequences; the first is in "
+                f"{part.ids[row]}, step {step}, feature {label}{hint}"
+            )
+        if how == "forward":
+            values = values.copy()
+            for step in range(1, values.shape[1]):
+                gap = np.isnan(values[:, step])
+                values[:, step] = np.where(gap, values[:, step - 1], values[:, step])
+        filled[name] = dataclasses.replace(part, values=values)
+    return filled
+
+
+def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation of each feature over all steps, (F,), in float64.
+
+    A feature that is constant has the deviation 1, so that it becomes zero.
+    """
+    active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
+    steps = part.values[active].astype(np.float64)  # (steps of all sequences, F)
+    known = ~np.isnan(steps)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, steps, 0).sum(0) / count
+    variance = np.where(known, (steps - mean) ** 2, 0).sum(0) / count
+    std = np.sqrt(variance)
+    return mean, np.where(std > 1e-12 * np.maximum(np.abs(mean), 1), std, 1.0)
+
+
+def standardized(part: LabelledSet, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
+    """Returns float32 (N, T, F): standardised, zero where a value is missing or past the end."""
+    values = ((part.values - mean) / std).astype(np.float32)
+    values[np.isnan(values)] = 0
+    values[np.arange(values.shape[1])[None, :] >= part.lengths[:, None]] = 0
+    return torch.from_numpy(values)
+
+
+def describe(parts: dict[str, LabelledSet], names: Sequence[str]) -> str:
+    """Says in one line what was read: sizes, lengths, features, classes, files."""
+    train, val, test = (parts[name] for name in SPLITS)
+    lengths = np.concatenate([part.lengths for part in parts.values()])
+    low, high = int(lengths.min()), int(lengths.max())
+    steps = f"{low:,} to {high:,}" if low != high else f"{high:,}"
+    features = train.values.shape[2]
+    files = dict.fromkeys(str(file) for part in parts.values() for file in part.files)
+    return (
+        f"{len(train):,} training, {len(val):,} validation, {len(test):,} test sequences of "
+        f"{steps} steps x {features:,} feature{'' if features == 1 else 's'}, "
+        f"{len(names):,} classes, from {', '.join(files)}"
+    )
+
+
+def rare_steps(lengths: np.ndarray) -> int:
+    """Returns how many steps fewer than FEW sequences reach."""
+    reached = (lengths[:, None] > np.arange(lengths.max())[None, :]).sum(0)
+    return int((reached < FEW).sum())

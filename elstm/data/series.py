@@ -1,0 +1,109 @@
+"""Holds own data as batches of sequences, packed where their lengths differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from elstm.data.image_sets import random_order
+from elstm.data.sequences import Inputs, SequenceData
+
+BUCKET_BATCHES = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesSplit:
+    """Sequences of one split."""
+
+    values: Tensor  # float32 (N, T, F), standardised; zero past a sequence's end
+    lengths: Tensor  # int64 (N,), on the CPU, where packing needs them
+    labels: Tensor  # int64 (N,)
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> SeriesSplit:
+        return dataclasses.replace(
+            self, values=self.values.to(device), labels=self.labels.to(device)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesData(SequenceData):
+    """Own data: sequences of numbers.
+
+    Attributes:
+        mean, std: of each feature over the steps of the training split, float64 (F,).
+        fingerprint: a checksum of what was read.
+        description: what was read, in one line.
+        bucket: sort batches by length within groups of BUCKET_BATCHES, which saves steps where
+            lengths differ; still a function of (seed, epoch).
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    batch_size: int
+    train: SeriesSplit
+    val: SeriesSplit
+    test: SeriesSplit
+    fingerprint: str
+    description: str
+    bucket: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """The longest training sequence; longer ones use the statistics of its last step."""
+        return int(self.train.lengths.max())
+
+    @property
+    def input_size(self) -> int:
+        return self.train.values.shape[2]
+
+    @cached_property
+    def unequal(self) -> bool:
+        """Whether any two sequences differ in length."""
+        lengths = torch.cat([part.lengths for part in (self.train, self.val, self.test)])
+        return bool((lengths != lengths[0]).any())
+
+    def to(self, device: torch.device | str) -> SeriesData:
+        return dataclasses.replace(
+            self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device)
+        )
+
+    def inputs(self, part: SeriesSplit, rows: slice | Tensor) -> Inputs:
+        place = rows if isinstance(rows, slice) else rows.to(part.values.device)
+        lengths = part.lengths[rows]
+        steps = int(lengths.max())
+        values = part.values[place, :steps].transpose(0, 1)  # (T, B, F)
+        if not self.unequal:
+            return values.contiguous()
+        return pack_padded_sequence(values, lengths, enforce_sorted=False)
+
+    def train_order(self, seed: int, epoch: int) -> Tensor:
+        order = super().train_order(seed, epoch)
+        if not self.bucket or not self.unequal:
+            return order
+        groups = order.split(self.batch_size * BUCKET_BATCHES)
+        order = torch.cat([rows[self.train.lengths[rows].argsort(stable=True)] for rows in groups])
+        full = order[: self.num_train_batches * self.batch_size].view(-1, self.batch_size)
+        return full[random_order(len(full), "buckets", seed, epoch)].flatten()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "class_names": list(self.class_names),
+            "fingerprint": self.fingerprint,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "input_size": self.input_size,
+            "num_steps": self.num_steps,
+        }

@@ -1,0 +1,144 @@
+"""Splits, folds, missing values and standardising of own data."""
+
+import numpy as np
+import pytest
+
+from elstm.data import preparing
+from elstm.data.labelled import LabelledSet
+from elstm.data.preparing import SplitOptions, split
+from elstm.errors import UserError
+
+
+def make(labels, values=None, lengths=None, steps=3, features=2):
+    count = len(labels)
+    if values is None:
+        values = np.arange(count * steps * features, dtype=np.float32)
+        values = values.reshape(count, steps, features)
+    lengths = np.full(count, values.shape[1]) if lengths is None else np.array(lengths)
+    ids = tuple(f"s{row}" for row in range(count))
+    return LabelledSet(values, lengths, tuple(labels), ids, ())
+
+
+LABELS = ["a"] * 60 + ["b"] * 30 + ["c"] * 10
+
+
+def test_splits_are_drawn_class_by_class(caplog):
+    with caplog.at_level("INFO"):
+        parts = split({"all": make(LABELS)}, SplitOptions(0.2, 0.1, split_seed=3))
+    ids = [set(part.ids) for part in parts.values()]
+    assert sum(map(len, ids)) == 100
+    assert set.union(*ids) == {f"s{row}" for row in range(100)}
+
+    def counts(part):
+        return [part.labels.count(label) for label in "abc"]
+
+    assert counts(parts["test"]) == [6, 3, 1]
+    assert counts(parts["val"]) == [11, 5, 2]  # a fifth of 54, 27 and 9
+    assert "test split: 10 of 100 sequences, drawn class by class with data.split_seed=3" in (
+        caplog.text
+    )
+    again = split({"all": make(LABELS)}, SplitOptions(0.2, 0.1, split_seed=3))
+    other = split({"all": make(LABELS)}, SplitOptions(0.2, 0.1, split_seed=4))
+    assert again["val"].ids == parts["val"].ids != other["val"].ids
+
+
+def test_splits_of_the_files_are_kept():
+    train, test = make(LABELS), make(["a", "b", "c"])
+    parts = split({"train": train, "test": test}, SplitOptions())
+    assert parts["test"] is test
+    assert len(parts["val"]) + len(parts["train"]) == 100
+    val = make(["c"])
+    parts = split({"train": train, "val": val, "test": test}, SplitOptions())
+    assert parts == {"train": train, "val": val, "test": test}
+
+
+def test_small_classes():
+    parts = split({"all": make(["a"] * 3 + ["b"] * 2 + ["c"] * 4)}, SplitOptions())
+    assert parts["train"].labels.count("b") == 2  # a class of two is left for training
+    with pytest.raises(UserError, match="too few to draw a split from"):
+        split({"all": make(["a", "b"])}, SplitOptions())
+
+
+def test_every_sequence_is_in_one_test_fold():
+    found = []
+    for fold in range(5):
+        parts = split({"all": make(LABELS)}, SplitOptions(folds=5, fold=fold))
+        assert len(parts["test"]) == 20
+        assert [parts["test"].labels.count(label) for label in "abc"] == [12, 6, 2]
+        assert not set(parts["val"].ids) & set(parts["test"].ids)
+        assert not set(parts["train"].ids) & set(parts["test"].ids)
+        found += parts["test"].ids
+    assert sorted(found) == sorted(f"s{row}" for row in range(100))
+    given = split({"train": make(LABELS), "test": make(["z"])}, SplitOptions(folds=5, fold=0))
+    assert "z" not in given["test"].labels  # folds are cut from the training data
+    for folds, fold in ((5, None), (5, 5), (101, 0)):
+        with pytest.raises(UserError, match=r"data\.folds"):
+            split({"all": make(LABELS)}, SplitOptions(folds=folds, fold=fold))
+
+
+def test_classes(caplog):
+    parts = {"train": make(["2", "2"]), "val": make(["10"]), "test": make(["3"])}
+    assert preparing.classes(parts) == ("2", "3", "10")
+    assert "the training split holds no sequence of classes 3, 10" in caplog.text
+    assert "the validation split holds no sequence of classes 2, 3" in caplog.text
+    with pytest.raises(UserError, match="all sequences have the label 'a'"):
+        preparing.classes({name: make(["a"]) for name in ("train", "val", "test")})
+
+
+def test_missing_values_are_counted_and_placed():
+    values = np.zeros((2, 3, 2), np.float32)
+    values[1, 2, 0] = values[1, 1, 1] = np.nan
+    parts = {"train": make("ab", values)}
+    with pytest.raises(UserError) as caught:
+        preparing.fill_missing(parts, "error")
+    assert str(caught.value) == (
+        "2 values of train are missing (NaN), in 1 of 2 sequences; the first is in s1, step 1, "
+        "feature 1; data.missing=zero or forward fills them"
+    )
+    values[0, 0, 0] = np.inf
+    for how in preparing.MISSING:
+        with pytest.raises(UserError, match="1 values of train are infinite, in 1 of 2"):
+            preparing.fill_missing(parts, how)
+
+
+def test_missing_values_are_filled():
+    values = np.array([[[np.nan], [2], [np.nan], [4], [np.nan]]], np.float32)
+    part = make("a", values, lengths=[5])
+    forward = preparing.fill_missing({"train": part}, "forward")["train"]
+    np.testing.assert_array_equal(forward.values[0, 1:, 0], [2, 2, 4, 4])
+    mean, std = preparing.moments(part)  # of the values that are there
+    assert (mean, std) == (3, 1)
+    zero = preparing.fill_missing({"train": part}, "zero")["train"]
+    found = preparing.standardized(zero, mean, std)
+    assert found[0, :, 0].tolist() == [0, -1, 0, 1, 0]
+
+
+def test_moments_are_of_active_steps():
+    values = np.array([[[1, 5], [3, 5], [99, 99]], [[5, 5], [99, 99], [99, 99]]], np.float32)
+    part = make("ab", values, lengths=[2, 1])
+    mean, std = preparing.moments(part)
+    np.testing.assert_allclose(mean, [3, 5])
+    np.testing.assert_allclose(std, [np.sqrt(8 / 3), 1])  # constant: 1
+    found = preparing.standardized(part, mean, std)
+    assert found[1, 1:].abs().max() == 0
+    assert found[:, :, 1].abs().max() == 0
+
+
+def test_the_fingerprint_follows_the_content():
+    source = {"all": make("ab")}
+    same = preparing.fingerprint({"all": make("ab")})
+    assert preparing.fingerprint(source) == same
+    changed = [{"all": make("ba")}, {"train": make("ab")}, {"all": make("ab", lengths=[3, 2])}]
+    values = make("ab").values.copy()
+    values[1, 2, 1] += 1
+    changed.append({"all": make("ab", values)})
+    assert len({preparing.fingerprint(other) for other in changed} | {same}) == 5
+
+
+def test_what_was_read_is_said():
+    parts = {"train": make("ab" * 600, lengths=[2] * 1200), "val": make("a"), "test": make("b")}
+    assert preparing.describe(parts, ("a", "b")) == (
+        "1,200 training, 1 validation, 1 test sequences of 2 to 3 steps x 2 features, 2 classes, "
+        "from "
+    )
+    assert preparing.rare_steps(np.array([2] * 10 + [5] * 9)) == 3
