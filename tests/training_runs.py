@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from elstm.config.schema import (
     AdamConfig,
@@ -75,12 +75,17 @@ def rows(run_dir: Path) -> list[dict[str, str]]:
 
 
 def events(run_dir: Path) -> list[tuple[int, str, bytes]]:
-    """(step, tag, value) of the one event file, in order, without the clocks."""
-    (path,) = run_dir.glob("events.out.tfevents.*")
-    found = []
-    for record in RawEventFileLoader(str(path)).Load():
-        event = Event.FromString(record)
-        found += [(event.step, v.tag, v.SerializeToString()) for v in event.summary.value]
+    """(step, tag, value) that TensorBoard shows of the event files, in order, without the clocks.
+
+    A SessionLog.START makes it drop what it has from that step on.
+    """
+    found: list[tuple[int, str, bytes]] = []
+    for path in sorted(run_dir.glob("events.out.tfevents.*")):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            if event.session_log.status == SessionLog.START:
+                found = [e for e in found if e[0] < event.step]
+            found += [(event.step, v.tag, v.SerializeToString()) for v in event.summary.value]
     clocks = {TAGS[column] for column in CLOCK_COLUMNS if column in TAGS}
     return [e for e in found if e[1] not in clocks and not e[1].startswith("_hparams_")]
 

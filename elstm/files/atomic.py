@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,17 +155,33 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def cut(file: IO[bytes], path: Path, size: int) -> int:
-    """Cuts `file`, open for appending at `path`, back to its first `size` bytes.
+def open_append(path: Path) -> IO[bytes]:
+    """Opens a plain file for appending and reading; it is made if it does not exist.
 
-    Returns the bytes missing: 0, or by how much the file was shorter than `size`.
+    Nothing is written through a link, and no pipe or device is waited for: these are refused when
+    the file is opened, so that nothing can take its place after a check.
+
+    Raises:
+        UserError: it cannot be opened, or is no plain file.
     """
+    refuse_links(path)  # for its message, and where the system has no O_NOFOLLOW
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
     with writing(path):
-        missing = max(size - file.seek(0, os.SEEK_END), 0)
-        if not missing:
-            file.truncate(size)
-            file.seek(0, os.SEEK_END)
-    return missing
+        descriptor = os.open(path, flags, 0o666)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UserError(f"{path} is not a plain file: delete it")
+        return os.fdopen(descriptor, "a+b")
+
+
+def is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one that has the name `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def open_locked(path: Path, owner: Path) -> IO[bytes]:
@@ -179,8 +196,7 @@ def open_locked(path: Path, owner: Path) -> IO[bytes]:
     Raises:
         UserError: it cannot be written, or another process has claimed it.
     """
-    with writing(path):
-        file = path.open("ab")
+    file = open_append(path)
     try:
         import fcntl
 

@@ -34,8 +34,10 @@ over_time.csv has a row for each time step, as the latest evaluation found it on
 The event file has the scalars of the rows of metrics.csv; and at each evaluation, of a long run at
 about 100 of them, histograms of every normalisation and a picture of |dL/dh_t|: 20 KB or more.
 
-All but over_time.csv are appended to, and a resume cuts them back to the sizes that they had at its
-checkpoint: no point is lost, doubled or out of order.
+All but over_time.csv are appended to. A resume takes the CSV files back to what they were at its
+checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
+lost, doubled or out of order. A file that another program changed is copied aside first, with a
+warning. A file that is removed during the run is written again, with a warning.
 """
 
 from __future__ import annotations
@@ -44,16 +46,13 @@ import csv
 import io
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import summary as summaries
 
@@ -62,6 +61,8 @@ from elstm.config.schema import Config, settings_without_effect
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
+from elstm.records.event_file import EventFile
+from elstm.records.table_file import TableFile
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
 TAGS = {  # column: scalar in TensorBoard
@@ -89,7 +90,7 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes the records of one run.
 
-    Making it claims the run's folder for this process; `start` begins the files or cuts them back.
+    Making it claims the run's folder for this process; `start` opens the files.
 
     Args:
         run_dir: the run's folder.
@@ -98,35 +99,43 @@ class Tracker:
 
     def __init__(self, run_dir: Path, *, active: bool = True) -> None:
         self.run_dir, self.active = run_dir, active
-        self.csv_path = run_dir / "metrics.csv"
         self.norms_path = run_dir / "norms.csv"
         self.over_time_path = run_dir / "over_time.csv"
-        self._csv: IO[bytes] | None = None
-        self._norms: IO[bytes] | None = None
+        self._csv: TableFile | None = None
+        self._norms: TableFile | None = None
         self._events: EventFile | None = None
+        self._over_time: bytes | None = None
         if active:
-            files.refuse_links(self.csv_path, self.norms_path)
-            self._csv = files.open_locked(self.csv_path, run_dir)
+            files.refuse_links(run_dir / "metrics.csv", self.norms_path)
+            self._csv = TableFile(run_dir / "metrics.csv", COLUMNS, owner=run_dir)
 
-    def start(self, hparams: Mapping[str, Any], sizes: Mapping[str, int] | None = None) -> None:
-        """Begins the files, or goes on where they had the `sizes` that a checkpoint holds."""
+    def start(
+        self, hparams: Mapping[str, Any], sizes: Mapping[str, Any] | None = None, step: int = 0
+    ) -> None:
+        """Opens the files.
+
+        Args:
+            sizes: what `sizes` returned at the checkpoint that the run resumes from; None: none.
+            step: of that checkpoint.
+        """
         if self._csv is None:
             return
-        missing = files.cut(self._csv, self.csv_path, sizes["metrics"] if sizes else 0)
-        self._events = EventFile(self.run_dir, sizes["events"] if sizes else None)
-        norms = sizes.get("norms", 0) if sizes else 0
-        if norms or self.norms_path.exists():
-            with files.writing(self.norms_path):
-                self._norms = self.norms_path.open("ab")
-            missing += files.cut(self._norms, self.norms_path, norms)
-        if missing or self._events.missing:
+        known = sizes or {}
+        tables = {"metrics": self._csv}
+        if known.get("norms") or os.path.lexists(self.norms_path):
+            tables["norms"] = self._norms = TableFile(self.norms_path, NORM_COLUMNS)
+        whole = True
+        for name, table in tables.items():
+            whole &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
+        self._events = EventFile(self.run_dir, step, known.get("events"))
+        if not whole or self._events.missing:
             log.warning(
-                "metrics.csv, norms.csv or the event file in %s is shorter than it was at the "
+                "metrics.csv, norms.csv or the event file in %s is not complete up to the "
                 "checkpoint: their curves have a gap",
                 self.run_dir,
             )
-        if sizes is None:
-            self._write_row(self._csv, COLUMNS)
+        self._csv.write_header()
+        if sizes is None or self._events.missing:
             # Session info alone, and no experiment summary: TensorBoard then gathers the table's
             # columns from all runs. Of several experiment summaries it would show only the first.
             _, begin, _ = summaries.hparams(dict(hparams), {})
@@ -143,7 +152,7 @@ class Tracker:
         if self._events is None or self._csv is None:
             return
         cells = {**position, **values}
-        self._write_row(self._csv, [_cell(cells[c]) if c in cells else "" for c in COLUMNS])
+        self._csv.write_row([_cell(cells[c]) if c in cells else "" for c in COLUMNS])
         scalars = [Summary.Value(tag=TAGS[c], simple_value=v) for c, v in values.items()]
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
@@ -174,10 +183,7 @@ class Tracker:
 
     def _write_norm(self, name: str, norm: StepBatchNorm, position: Mapping[str, float]) -> None:
         if self._norms is None:
-            with files.writing(self.norms_path):
-                self._norms = self.norms_path.open("ab")
-        if not self._norms.tell():
-            self._write_row(self._norms, NORM_COLUMNS)
+            self._norms = TableFile(self.norms_path, NORM_COLUMNS)
         cells: list[str] = []
         for weights in (norm.weight, norm.bias):
             if weights is None:
@@ -187,7 +193,7 @@ class Tracker:
                 cells += [f"{values.mean():.6g}", f"{values.std(correction=0):.6g}"]
         spread = norm.running_var.float().mean().sqrt()
         at = [_cell(position["epoch"]), _cell(position["step"])]
-        self._write_row(self._norms, [*at, name, *cells, f"{spread:.6g}"])
+        self._norms.write_row([*at, name, *cells, f"{spread:.6g}"])
 
     def write_over_time(self, columns: Mapping[str, np.ndarray]) -> None:
         """over_time.csv, anew.
@@ -202,7 +208,8 @@ class Tracker:
         writer.writerow(["t", *columns])
         for t, values in enumerate(zip(*columns.values(), strict=True), start=1):
             writer.writerow([t, *(f"{value:.6g}" for value in values)])
-        files.write_atomic(self.over_time_path, text.getvalue().encode(), sync=False)
+        self._over_time = text.getvalue().encode()
+        files.write_atomic(self.over_time_path, self._over_time, sync=False)
 
     def log_picture(self, tag: str, draw: Callable[[], bytes], step: int) -> None:
         """Draws a picture; one that cannot be drawn costs a warning and never the epoch.
@@ -228,86 +235,44 @@ class Tracker:
             self.flush()
 
     def flush(self) -> None:
-        """Lets readers see everything that was logged."""
+        """Lets readers see everything that was logged; writes removed files again."""
         with files.writing(self.run_dir):
-            for file in self._open_files():
-                file.flush()
+            for record in self._open_records():
+                record.file.flush()
+        for record in self._open_records():
+            path, happened = record.path, record.repair()
+            if happened is not None:
+                log.warning("%s %s", path, happened)
+        if self._over_time is not None and not self.over_time_path.exists():
+            log.warning("%s was removed during the run: it is written again", self.over_time_path)
+            files.write_atomic(self.over_time_path, self._over_time, sync=False)
 
-    def sizes(self) -> dict[str, int]:
-        """Sizes of the files, for a checkpoint; their bytes are on the disk when it returns."""
+    def sizes(self) -> dict[str, Any]:
+        """Returns sizes and fingerprints of the files, for a checkpoint.
+
+        Their bytes are on the disk when it returns.
+        """
         if self._csv is None or self._events is None:
             return {}
         self.flush()
         with files.writing(self.run_dir):
-            for file in self._open_files():
-                os.fsync(file.fileno())
-        return {
-            "metrics": self._csv.tell(),
-            "norms": 0 if self._norms is None else self._norms.tell(),
-            "events": self._events.file.tell(),
-        }
+            for record in self._open_records():
+                os.fsync(record.file.fileno())
+        norms = {"norms": 0} if self._norms is None else self._norms.mark("norms")
+        return {**self._csv.mark("metrics"), **norms, "events": self._events.total()}
 
     def close(self) -> None:
         """Never fails, so that it cannot hide the error that ended the run."""
-        for file in self._open_files():
+        for record in self._open_records():
             try:
-                file.close()
+                record.file.close()
             except OSError as error:
                 log.warning("cannot write to %s: %s", self.run_dir, error)
         self._csv = self._norms = self._events = None
 
-    def _open_files(self) -> list[IO[bytes]]:
-        events = None if self._events is None else self._events.file
-        return [file for file in (self._csv, self._norms, events) if file is not None]
-
-    def _write_row(self, file: IO[bytes], cells: Any) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        with files.writing(Path(file.name)):
-            file.write(line.getvalue().encode())
-
-
-class EventFile:
-    """The run's one event file, in TensorBoard's record format.
-
-    torch's SummaryWriter starts a file for each process, named after the machine, and writes from a
-    thread; here a resume goes on in the same file, whose size is known at every checkpoint.
-
-    On a resume the file is cut back and gets a new name: a TensorBoard that is watching would
-    otherwise look for more bytes at its old place in it. The SessionLog.START at the file's head
-    makes it drop what it had read before.
-
-    Args:
-        folder: the run's.
-        size: at the checkpoint; None: a new file, in place of any others.
-    """
-
-    def __init__(self, folder: Path, size: int | None) -> None:
-        # Named by the time, since TensorBoard reads the files of a folder in order of name.
-        self.path = folder / f"events.out.tfevents.{time.time_ns()}.elstm"
-        self.missing = 0  # bytes that the file lacked
-        existing = sorted(folder.glob("events.out.tfevents.*.elstm"))
-        files.refuse_links(*existing)
-        with files.writing(self.path):
-            if size is not None and existing:
-                existing.pop().replace(self.path)
-            for stale in existing:
-                stale.unlink()
-            self.file = self.path.open("ab")
-        if size is not None:
-            self.missing = files.cut(self.file, self.path, size)
-        self._records = RecordWriter(self.file)
-        if self.file.tell() == 0:
-            self._write(Event(file_version="brain.Event:2"))
-            self._write(Event(session_log=SessionLog(status=SessionLog.START)))
-
-    def add(self, summary: Summary, step: int) -> None:
-        self._write(Event(summary=summary, step=step))
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        with files.writing(self.path):
-            self._records.write(event.SerializeToString())
+    def _open_records(self) -> list[TableFile | EventFile]:
+        records = (self._csv, self._norms, self._events)
+        return [record for record in records if record is not None]
 
 
 def hparams(config: Config) -> dict[str, int | float | str]:

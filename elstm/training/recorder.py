@@ -65,7 +65,7 @@ class Recorder:
     # --- the start
 
     def start(
-        self, state: TrainState, file_sizes: Mapping[str, int] | None, *, resume: bool
+        self, state: TrainState, file_sizes: Mapping[str, Any] | None, *, resume: bool
     ) -> None:
         """Opens the record files and logs what is trained.
 
@@ -73,7 +73,7 @@ class Recorder:
             file_sizes: of the record files at the checkpoint; None for a run without one.
             resume: the user asked to resume.
         """
-        self.tracker.start(hparams(self.config), file_sizes)
+        self.tracker.start(hparams(self.config), file_sizes, state.step)
         count = sum(p.numel() for p in self.parts.model.parameters())
         self.status.update(parameters=count)
         self._describe(count)

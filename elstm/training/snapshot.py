@@ -71,7 +71,7 @@ class Snapshot:
             self.total_sums = self.sums.reduced(accelerator)
 
     def content(self, file_sizes: dict[str, Any]) -> dict[str, Any]:
-        """Returns the content of a checkpoint; `file_sizes` are those of the run's records."""
+        """Returns the content of a checkpoint; `file_sizes` are what `Tracker.sizes` returns."""
         parts, accelerator = self.parts, self.parts.accelerator
         sums = self.sums.state_dict()
         if self.total_sums is not None:
@@ -93,7 +93,7 @@ class Snapshot:
         }
 
     def restore(self, content: dict[str, Any]) -> dict[str, Any]:
-        """Goes back to a checkpoint and returns its file sizes.
+        """Goes back to a checkpoint and returns its sizes of the record files.
 
         Raises:
             UserError: the checkpoint is of another model, data set or version, or holds a value
@@ -173,7 +173,7 @@ class Checkpoints:
         """Writes last.pt, and best.pt before it if this is the best epoch.
 
         Everything that was recorded until now is on the disk before, because the checkpoint holds
-        the sizes of the record files.
+        the sizes and fingerprints of the record files.
 
         Raises:
             UserError: a value is not finite, or a file cannot be written.
