@@ -81,15 +81,15 @@ def test_the_streams_of_a_caller_are_left_alone(capsys):
 SIGNALLED = """if True:
     import os, signal, sys, time
     from elstm.cli import command
-    from elstm.training.signals import Interrupts, Interrupted
+    from elstm.training.signals import StopSignals, Interrupted
     def body():
-        with Interrupts() as interrupts:
-            interrupts.graceful = True
+        with StopSignals() as signals:
+            signals.graceful = True
             print("ready", flush=True)
             for _ in range(100):
                 time.sleep(0.02)
                 try:
-                    interrupts.check()
+                    signals.raise_if_requested()
                 except Interrupted as interrupted:
                     print("saved by", interrupted, flush=True)
                     os.kill(os.getpid(), signal.SIGHUP)  # a second one changes nothing

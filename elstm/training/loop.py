@@ -17,7 +17,7 @@ from elstm.training import evaluation
 from elstm.training.build import Parts
 from elstm.training.optim import set_lr
 from elstm.training.recorder import Recorder
-from elstm.training.signals import Interrupts
+from elstm.training.signals import StopSignals
 from elstm.training.snapshot import Checkpoints
 from elstm.training.state import Clock, StepSums, TrainState
 
@@ -39,7 +39,7 @@ class TrainingLoop:
     state: TrainState
     sums: StepSums
     clock: Clock
-    signals: Interrupts
+    signals: StopSignals
     recorder: Recorder
     checkpoints: Checkpoints
 
@@ -72,7 +72,7 @@ class TrainingLoop:
             if pruned and not state.finished:
                 self.recorder.pruned(state)
                 return False
-            self.signals.check_together(parts.accelerator)
+            self.signals.raise_if_requested_by_any(parts.accelerator)
         if state.stopped_early:
             self.recorder.stopped_early(state)
         return True
@@ -102,7 +102,7 @@ class TrainingLoop:
         if trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0:
             self.checkpoints.save()
         if state.limits.processes == 1 or state.step % SIGNAL_STEPS == 0:
-            self.signals.check_together(self.parts.accelerator)
+            self.signals.raise_if_requested_by_any(self.parts.accelerator)
 
     def evaluate(self) -> dict[str, float]:
         """Recomputes the population statistics and measures on validation images.
@@ -111,7 +111,7 @@ class TrainingLoop:
         with it again.
         """
         parts, accelerator = self.parts, self.parts.accelerator
-        before_batch = self.signals.check if accelerator.num_processes == 1 else None
+        before_batch = self.signals.raise_if_requested if accelerator.num_processes == 1 else None
         evaluation.recompute_statistics(
             parts.model, parts.data, self.config, self.state.epoch, before_batch,
             rank=accelerator.process_index, processes=accelerator.num_processes,

@@ -27,7 +27,7 @@ from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.recorder import Recorder, run_facts
-from elstm.training.signals import Interrupted, Interrupts
+from elstm.training.signals import Interrupted, StopSignals
 from elstm.training.snapshot import Checkpoints, Snapshot
 from elstm.training.state import Clock, StepSums, TrainState
 from elstm.training.trained import check_fits, size_limit
@@ -76,7 +76,7 @@ def run(
             log.info("%s is done: nothing is left to train", run_dir)
             return _result(before)
     with (
-        Interrupts() as signals,
+        StopSignals() as signals,
         runtime.process_settings(config.trainer),
         runtime.accelerator_for(config.trainer) as accelerator,
         closing(Tracker(run_dir, active=accelerator.is_main_process)) as tracker,
@@ -112,7 +112,7 @@ def set_up(
     accelerator: Accelerator,
     tracker: Tracker,
     status: Status,
-    signals: Interrupts,
+    signals: StopSignals,
 ) -> TrainingLoop:
     """Builds the run, goes back to its checkpoint if it has one, and opens its records."""
     saved = _read_checkpoint(run_dir, config) if resume else None
@@ -181,7 +181,9 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
         ) from error
     _check_best(best, loop, run_dir)
     parts.model.load_state_dict(best["model"])
-    values = evaluation.measure(parts.model, parts.data, "test", loop.config, loop.signals.check)
+    values = evaluation.measure(
+        parts.model, parts.data, "test", loop.config, loop.signals.raise_if_requested
+    )
     loop.clock.update()
     loop.recorder.tested(state, values)
 

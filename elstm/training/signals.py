@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, SIGHUP and what SLURM sends before a job's end: finish the step and save."""
+"""Handles Ctrl-C, SIGTERM, SIGHUP and SLURM's signals: the run finishes its step and saves."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SIGNALS = [
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; raised between two steps, where everything can be saved."""
+    """A signal asked the run to stop; raised between two steps, where everything can be saved."""
 
 
-class Interrupts:
-    """While it is entered, each of SIGNALS sets `requested` and the run goes on.
+class StopSignals:
+    """A context in which each of SIGNALS sets `requested`, and the run stops when it can save.
 
-    Before `graceful` is set there is nothing to save, and they raise KeyboardInterrupt at once; so
-    does a second Ctrl-C. A signal that is ignored stays so, as nohup ignores SIGHUP. On leaving,
-    the handlers are those of before: a sweep runs many jobs in one process. Outside the main thread
-    Python has no handlers, and none are set.
+    Before `graceful` is set there is nothing to save, and a signal raises KeyboardInterrupt at
+    once; so does a second Ctrl-C. An ignored signal stays ignored, as nohup ignores SIGHUP. The
+    former handlers are restored at the end, because a sweep runs many jobs in one process. Python
+    handles signals in the main thread alone, so in another thread no handlers are set.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Interrupts:
         self.requested: str | None = None  # the signal's name
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in filter(handled, SIGNALS):
                 self._before[number] = signal.signal(number, self._handle)
@@ -46,22 +46,23 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None: a handler that was not set from Python and cannot be put back
+            # None: a handler that was not set from Python and cannot be restored
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
+    def raise_if_requested(self) -> None:
+        """Raises Interrupted if this process got a signal."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
-    def check_together(self, accelerator: Accelerator) -> None:
-        """The same in all processes of a run, if a signal came to one of them."""
+    def raise_if_requested_by_any(self, accelerator: Accelerator) -> None:
+        """Raises Interrupted in all processes of a run if one of them got a signal."""
         if accelerator.num_processes > 1:
             own = 0 if self.requested is None else signal.Signals[self.requested].value
-            came = int(accelerator.gather(torch.tensor([own], device=accelerator.device)).max())
-            if came and self.requested is None:
-                self.requested = signal.Signals(came).name
-        self.check()
+            highest = accelerator.gather(torch.tensor([own], device=accelerator.device)).max()
+            number = int(highest)
+            if number and self.requested is None:
+                self.requested = signal.Signals(number).name
+        self.raise_if_requested()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None and number == signal.SIGINT

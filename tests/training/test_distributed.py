@@ -55,11 +55,11 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """Also where the second is told to stop in mid-epoch, and a single one goes on."""
-    whole, two = tmp_path / "whole", tmp_path / "two"
+    """They do so too if rank 1 gets a signal in mid-epoch and a single process resumes."""
+    complete, two = tmp_path / "complete", tmp_path / "two"
     words = [*WORDS, "trainer.max_epochs=2"]
     assert start(
-        tmp_path, "0", "", *words, "data.batch_size=128", "hydra.run.dir=whole"
+        tmp_path, "0", "", *words, "data.batch_size=128", "hydra.run.dir=complete"
     ).returncode == 0  # fmt: skip
     ended = start(
         tmp_path, "12", "SIGTERM", *words, "data.batch_size=64", "hydra.run.dir=two",
@@ -69,12 +69,12 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert ended.stdout.count("interrupted by SIGTERM at epoch 2.00, step 20") == 1
     assert "those of all 2 processes, which only the reference recurrence can do" in ended.stdout
     assert "runs on backend reference" in ended.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["two", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["complete", "two"]
     assert last(two)["state"]["step"] == 20
     resumed = start(tmp_path, "0", "", "trainer.resume=two")
     assert "each of 1 processes takes 128 of the run's batches of 128" in resumed.stdout
     assert resumed.returncode == 0
-    assert_same_to_rounding(whole, two)
+    assert_same_to_rounding(complete, two)
 
 
 def test_a_failing_process_ends_the_job(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ PLANS = {
 
 
 def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) -> None:
-    """In a process of its own; `number` 0: nobody is killed."""
+    """Runs in a process of its own; with `number` 0 it is not killed."""
     from elstm.records import pictures as figures
     from elstm.records import tracking
     from elstm.training import evaluation
@@ -76,14 +76,14 @@ def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
         checkpoint_every=2,
         model={"dropout": 0.2, "num_layers": 2, "state_noise": 0.1},
     )
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
+    complete, folder = tmp_path / "complete", tmp_path / "killed"
+    complete.mkdir()
     folder.mkdir()
-    assert attempt(whole, "step", 0) == 0
+    assert attempt(complete, "step", 0) == 0
     for moment, number in PLANS[name]:
         assert attempt(folder, moment, number) == -signal.SIGKILL, (moment, number)
     assert attempt(folder, "step", 0) == 0
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
     names = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "previous.pt"]
 

@@ -103,29 +103,29 @@ def test_the_plateau_is_resumed(folders: Any, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(evaluation, "measure", no_better)
     config = small_config(max_epochs=4, scheduler=PlateauConfig(patience=1))
-    whole, folder = next(folders), next(folders)
-    run(config, whole)
-    assert last(whole)["schedule"]["factor"] == 0.5
+    complete, folder = next(folders), next(folders)
+    run(config, complete)
+    assert last(complete)["schedule"]["factor"] == 0.5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 12, send(signal.SIGTERM)))
         run(config, folder)
     run(config, folder, resume=True)
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_many_interruptions(folders: Any, name: str) -> None:
     """At each third step, whatever the window, the epoch and the checkpoints."""
     config = small_config(name, max_epochs=3, log_every=4, model=RANDOM_MODEL)
-    whole, folder = next(folders), next(folders)
-    run(config, whole)
+    complete, folder = next(folders), next(folders)
+    run(config, complete)
     states = []
     while "done" not in states:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 3, send(signal.SIGTERM)))
             states.append(run(config, folder, resume=True).state)
     assert states == ["interrupted"] * 5 + ["done"]  # 15 steps in all
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
 
 
 def test_a_second_ctrl_c_ends_at_once(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,10 +144,10 @@ def test_a_second_ctrl_c_ends_at_once(folders: Any, monkeypatch: pytest.MonkeyPa
     status = read_status(folder)
     assert status is not None
     assert status["state"] == "interrupted"
-    whole = next(folders)
-    run(config, whole)
+    complete = next(folders)
+    run(config, complete)
     run(config, folder, resume=True)
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
 
 
 def test_a_signal_before_training_ends_at_once(
@@ -176,12 +176,12 @@ def test_a_run_that_is_done_is_left_as_it_is(
 
 def test_nothing_saved_yet_starts_afresh(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    whole, folder = next(folders), next(folders)
-    run(small_config(), whole)
+    complete, folder = next(folders), next(folders)
+    run(small_config(), complete)
     (folder / "metrics.csv").write_text("half a li")
     assert run(small_config(), folder, resume=True).state == "done"
     assert "no checkpoint yet" in caplog.text
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
 
 
 def interrupted(config: Config, folder: Path) -> None:
@@ -193,14 +193,14 @@ def interrupted(config: Config, folder: Path) -> None:
 def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(
     folders: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole, folder = next(folders), next(folders)
-    run(small_config(), whole)
+    complete, folder = next(folders), next(folders)
+    run(small_config(), complete)
     interrupted(small_config(), folder)
     path = checkpoint.last_path(folder)
     path.write_bytes(path.read_bytes()[:-1000])
     assert run(small_config(), folder, resume=True).state == "done"
     assert "going on from" in caplog.text
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
     assert path.with_name("damaged.pt").exists()
 
 
@@ -244,8 +244,8 @@ def test_the_same_config_gives_the_same_run(folders: Any) -> None:
 
 def test_a_checkpoint_with_fields_that_were_removed(folders: Any) -> None:
     """Up to commit d8d01eb checkpoints counted skipped steps."""
-    whole, folder = next(folders), next(folders)
-    run(small_config(), whole)
+    complete, folder = next(folders), next(folders)
+    run(small_config(), complete)
     interrupted(small_config(), folder)
     content = last(folder)
     del content["format"], content["version"]
@@ -253,4 +253,4 @@ def test_a_checkpoint_with_fields_that_were_removed(folders: Any) -> None:
     content["window"]["skipped"] = torch.tensor(0)
     checkpoint.save(content, checkpoint.last_path(folder))
     assert run(small_config(), folder, resume=True).state == "done"
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)

@@ -68,10 +68,6 @@ def test_counters_keep_their_names_in_a_checkpoint() -> None:
     state.load_state_dict({**STORED, "skipped_steps": 0})
     assert state.evaluations_since_best == 2
     assert state.state_dict() == STORED
-    with pytest.raises(TypeError, match="more"):
-        TrainState(LIMITS).load_state_dict({**STORED, "more": 1})
-    with pytest.raises(KeyError, match="waited"):
-        TrainState(LIMITS).load_state_dict({k: v for k, v in STORED.items() if k != "waited"})
 
 
 def result(loss: float, correct: int, *norms: float) -> StepResult:
@@ -110,7 +106,7 @@ def test_sums_are_the_same_whenever_they_are_read_and_after_a_restore(bad: float
         one_by_one.add(step, 4)
         one_by_one.flush()
         restored = StepSums(torch.device("cpu"))
-        restored.load_state_dict({**one_by_one.state_dict(), "skipped": torch.tensor(0)})
+        restored.load_state_dict({**one_by_one.state_dict(), "skipped": torch.tensor(0)}, 2)
         one_by_one = restored
     a, b = at_once.state_dict(), one_by_one.state_dict()
     assert a.keys() == b.keys() == {"sums", "bad", "steps", "samples", "began", "norms"}

@@ -1,4 +1,4 @@
-"""Whole runs on the digits: what they write."""
+"""Tests what full runs on the digits write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from elstm.training.step import StepResult, TrainStep
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest) -> None:
     """Without pictures, but for one test."""
-    if request.function is not test_a_whole_run:
+    if request.function is not test_a_full_run:
         request.getfixturevalue("no_pictures")
 
 
@@ -56,7 +56,7 @@ def test_the_fast_recurrence_trains_as_the_reference(
     torch.testing.assert_close(fast, reference, rtol=bound, atol=0)
 
 
-def test_a_whole_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     folder = next(folders)
     config = small_config(max_epochs=3, log_every=2, scheduler=CosineConfig(), lr=0.05)
@@ -108,8 +108,8 @@ def test_a_long_run_has_histograms_and_pictures_at_some_epochs(
     monkeypatch.setattr(recorder, "MAX_PICTURES", 2)
     folder = next(folders)
     run(small_config(max_epochs=5), folder)
-    for wanted in ("gradient/hidden", "gamma/norm_c_l0", "running_var/norm_c_l0"):
-        assert [step for step, tag, _ in events(folder) if tag == wanted] == [5, 20, 25]
+    for tag_due in ("gradient/hidden", "gamma/norm_c_l0", "running_var/norm_c_l0"):
+        assert [step for step, tag, _ in events(folder) if tag == tag_due] == [5, 20, 25]
     text = (folder / "norms.csv").read_text()
     assert [text.count(f"\n{epoch},{5 * epoch},norm_c_l0,") for epoch in range(1, 6)] == [1] * 5
 
@@ -144,22 +144,22 @@ def test_best_is_the_checkpoint_of_the_best_evaluation(folders: Any) -> None:
 
 
 def test_a_run_that_was_pruned_can_be_finished(folders: Any) -> None:
-    whole, pruned = next(folders), next(folders)
-    config, told = small_config(max_epochs=3), []
+    complete, pruned = next(folders), next(folders)
+    config, reported = small_config(max_epochs=3), []
 
     def prune(epoch: int, accuracy: float) -> bool:
-        told.append((epoch, accuracy))
+        reported.append((epoch, accuracy))
         return epoch == 2
 
     result = run(config, pruned, on_evaluation=prune)
     assert (result.state, result.test_accuracy, result.signal) == ("pruned", None, None)
     accuracies = [float(r["val_accuracy"]) for r in rows(pruned) if r["val_accuracy"]]
-    assert [epoch for epoch, _ in told] == [1, 2]
-    assert [accuracy for _, accuracy in told] == pytest.approx(accuracies)
+    assert [epoch for epoch, _ in reported] == [1, 2]
+    assert [accuracy for _, accuracy in reported] == pytest.approx(accuracies)
     # At its end a run is not pruned any more.
     assert run(config, pruned, resume=True, on_evaluation=lambda *_: True).state == "done"
-    run(config, whole)
-    assert_same_runs(whole, pruned)
+    run(config, complete)
+    assert_same_runs(complete, pruned)
 
 
 def test_the_population_is_recomputed_before_an_evaluation(folders: Any) -> None:

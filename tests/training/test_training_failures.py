@@ -1,4 +1,4 @@
-"""Whole runs on the digits that cannot go on: what they say, and what they leave."""
+"""Runs on the digits that fail: tests what they report and what they leave behind."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def test_an_error_is_in_the_status(folders: Any, monkeypatch: pytest.MonkeyPatch
 def test_a_disk_that_fills_leaves_what_was_there(
     folders: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, folder = next(folders), next(folders)
+    complete, folder = next(folders), next(folders)
     config = small_config(max_epochs=3)
-    run(config, whole)
+    run(config, complete)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_leaves_what_was_there(
         with pytest.raises(UserError, match=r"cannot write .*No space left on device"):
             run(config, folder)
     assert run(config, folder, resume=True).state == "done"
-    assert_same_runs(whole, folder)
+    assert_same_runs(complete, folder)
 
 
 def test_a_picture_that_cannot_be_drawn_costs_no_epoch(
