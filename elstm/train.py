@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,8 @@ def train(composer: Composer, words: Sequence[str]) -> int:
     cfg, config = composer.compose([*words, "hydra.mode=RUN"])
     if not read_ranks().main:
         return execute(config, Path()).code  # in the folder that rank 0 makes
-    _check_run_dir(cfg)
+    run_dir = _check_run_dir(cfg)
+    missing = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     outcomes: list[Outcome] = []
 
     def task(cfg: DictConfig) -> None:
@@ -114,11 +115,17 @@ def train(composer: Composer, words: Sequence[str]) -> int:
         composer.hydra().run(CONFIG_NAME, task, [*words, "hydra.mode=RUN"])
     except OSError as error:
         raise UserError(f"cannot make the run folder: {error}") from error
+    finally:
+        for folder in missing:  # where the run has left none
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        if not missing:
+            run_dir.mkdir(exist_ok=True)  # it was there, and empty
     return outcomes[0].code
 
 
-def _check_run_dir(cfg: DictConfig) -> None:
-    """A folder given by hydra.run.dir has to be new or empty."""
+def _check_run_dir(cfg: DictConfig) -> Path:
+    """Returns hydra.run.dir, but for a name that changes; the folder has to be new or empty."""
     from elstm.config.check import show
     from elstm.config.messages import explain
 
@@ -131,11 +138,14 @@ def _check_run_dir(cfg: DictConfig) -> None:
         foreign = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
     except (OSError, ValueError) as error:
         raise UserError(f"hydra.run.dir={show(given)}: {error}") from error
+    if given.startswith("~"):
+        raise UserError(f"hydra.run.dir={show(given)}: write the folder without ~")
     if foreign:
         raise UserError(
             f"hydra.run.dir={show(run_dir)} is there and not empty: a run wants a folder of its "
             "own; to go on with a run: trainer.resume=RUN_DIR"
         )
+    return run_dir
 
 
 def resume(words: Sequence[str]) -> int:

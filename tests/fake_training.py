@@ -25,6 +25,7 @@ class FakeTraining:
     accuracy: object = lambda config: 0.5
     calls: list = field(default_factory=list)
     commit: str = "0" * 40
+    step: int = 7  # 0: the run ends before its first one
 
     def check_nothing_began(self, captured, said):
         """One line with `said` in it, no run, and no file under the current folder."""
@@ -48,6 +49,7 @@ class FakeTraining:
         status = {
             "state": "failed" if failed else state,
             "error": str(state) if failed else None,
+            "step": self.step,
             "best_val_accuracy": best,
             "test_accuracy": best if state == "done" else None,
             "wall_seconds": 1.5,

@@ -24,6 +24,8 @@ from elstm.config.schema import (
     SCHEMAS,
     BNLSTMConfig,
     Config,
+    GRUConfig,
+    LayerNormLSTMConfig,
     SGDConfig,
     SweepConfig,
     TrainerConfig,
@@ -35,6 +37,7 @@ from elstm.files.bounded import Damaged, read_config
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 _TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _MAX_INT = 2**31 - 1
+ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
 
 
 def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
@@ -175,6 +178,12 @@ def _check_together(config: Config) -> None:
                 "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
                 "compiler would have to see into the exchange between the processes"
             )
+    own = isinstance(model, GRUConfig | LayerNormLSTMConfig)
+    if own and model.backend not in ("auto", "reference"):
+        raise UserError(
+            f"model.backend={model.backend} does not go with model={model.name}: allowed are auto "
+            "and reference"
+        )
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")
@@ -209,7 +218,7 @@ def _fits(value: Any, owner: type[Any], name: str) -> bool:
         return value.isprintable() and ("number_or" not in rule or value in rule["number_or"])
     if isinstance(value, bool):
         return True
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not _in_float32(value):
         return False
     if isinstance(value, int) and rule.get("le") is None and abs(value) > _MAX_INT:
         return False
@@ -220,6 +229,11 @@ def _fits(value: Any, owner: type[Any], name: str) -> bool:
         and (bounds["le"] is None or value <= bounds["le"])
         and (bounds["lt"] is None or value < bounds["lt"])
     )
+
+
+def _in_float32(value: float) -> bool:
+    """Whether a number neither overflows in float32 nor becomes 0: what runs compute in."""
+    return not value or 2.0**-126 <= abs(value) < 2.0**128 - 2.0**103
 
 
 def allowed(owner: type[Any], name: str) -> str:
@@ -239,6 +253,8 @@ def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
     line = f"{key}={show(value)}: has to be {allowed(owner, name)}"
     if isinstance(value, float) and not math.isfinite(value):
         line += ", and finite"
+    elif isinstance(value, float) and not _in_float32(value):
+        line += ", and within the range of float32"
     choices = _field(owner, name).metadata.get("choices", ())
     return UserError(line + did_you_mean(value, choices, always_list=False))
 
@@ -281,6 +297,9 @@ def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
 
 def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
     options, name = [str(option) for option in options], show(name)
+    other = ALIASES.get(name.lower())
+    if other in options:
+        name = other
     near = [option for option in options if len(name) > 2 and option.startswith(name)]
     near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""

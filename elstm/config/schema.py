@@ -18,6 +18,10 @@ MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 # Runs that differ in marked settings alone have the same result: `settings_without_effect`.
 NO_EFFECT = {"affects_result": False}
 
+LARGE = 1_000  # beyond that gates and norms compute nothing but overflow in float32
+TINY = 1e-12  # of the eps of a norm: its gradient holds eps to the power of -1.5
+BACKENDS = ("auto", "cpu", "triton", "reference")  # elstm.nn.BACKENDS, without importing torch
+
 
 def bounded(
     default: Any, *, ge: float | None = None, gt: float | None = None,
@@ -35,7 +39,12 @@ def choice(default: Any, *allowed: Any) -> Any:
 
 def bias(default: float | str) -> Any:
     """A gate bias: a number, or "chrono" for log-uniform over the sequence length."""
-    return field(default=default, metadata={"number_or": ("chrono",)})
+    return field(default=default, metadata={"number_or": ("chrono",), "ge": -LARGE, "le": LARGE})
+
+
+def gamma(default: float | None) -> Any:
+    """The first value of a norm's gain."""
+    return bounded(default, ge=-LARGE, le=LARGE)
 
 
 # --- model: the fields are the constructor arguments of the layers in elstm.nn
@@ -49,9 +58,9 @@ class ModelConfig:
     bidirectional: bool = False
     dropout: float = bounded(0.0, ge=0, lt=1)
     recurrent_init: str = choice("orthogonal", "orthogonal", "identity")
-    state_noise: float = bounded(0.0, ge=0)
+    state_noise: float = bounded(0.0, ge=0, le=LARGE)
     learn_initial_state: bool = False
-    backend: str = "auto"
+    backend: str = choice("auto", *BACKENDS)
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of the layer: every field but the name."""
@@ -79,20 +88,20 @@ class LSTMConfig(GateBiasConfig):
 @dataclass
 class LayerNormLSTMConfig(GateBiasConfig):
     name: str = "ln_lstm"
-    eps: float = bounded(1e-5, gt=0)
-    gamma_ih: float = 1.0
-    gamma_hh: float = 1.0
-    gamma_c: float = 1.0
+    eps: float = bounded(1e-5, ge=TINY, le=LARGE)
+    gamma_ih: float = gamma(1.0)
+    gamma_hh: float = gamma(1.0)
+    gamma_c: float = gamma(1.0)
 
 
 @dataclass
 class BNLSTMConfig(LSTMConfig):
     name: str = "bn_lstm"
-    eps: float | None = bounded(None, gt=0)  # None: by what each norm needs (elstm.nn)
+    eps: float | None = bounded(None, ge=TINY, le=LARGE)  # None: by what each norm needs (elstm.nn)
     momentum: float | None = bounded(0.1, gt=0, le=1)
-    gamma_ih: float = 1.0
-    gamma_hh: float = 1.0
-    gamma_c: float | None = None  # None: 3 for a norm whose result is carried on, else 1
+    gamma_ih: float = gamma(1.0)
+    gamma_hh: float = gamma(1.0)
+    gamma_c: float | None = gamma(None)  # None: 3 for a norm whose result is carried on, else 1
     normalize_input: bool = True
     normalize_hidden: bool = True
 
@@ -128,8 +137,8 @@ class DataConfig:
 @dataclass
 class OptimizerConfig:
     name: str = MISSING
-    lr: float = bounded(1e-3, gt=0)
-    weight_decay: float = bounded(0.0, ge=0)
+    lr: float = bounded(1e-3, gt=0, le=LARGE)
+    weight_decay: float = bounded(0.0, ge=0, le=LARGE)
     decay_all: bool = True  # as in torch; false: biases, gamma and beta are left out
 
 
@@ -140,21 +149,21 @@ class AdamConfig(OptimizerConfig):
     name: str = "adam"
     beta1: float = bounded(0.9, ge=0, lt=1)
     beta2: float = bounded(0.999, ge=0, lt=1)
-    eps: float = bounded(1e-8, gt=0)
+    eps: float = bounded(1e-8, gt=0, le=LARGE)
 
 
 @dataclass
 class RMSpropConfig(OptimizerConfig):
     name: str = "rmsprop"
     alpha: float = bounded(0.99, ge=0, lt=1)
-    momentum: float = bounded(0.0, ge=0)
-    eps: float = bounded(1e-8, gt=0)
+    momentum: float = bounded(0.0, ge=0, le=1)
+    eps: float = bounded(1e-8, gt=0, le=LARGE)
 
 
 @dataclass
 class SGDConfig(OptimizerConfig):
     name: str = "sgd"
-    momentum: float = bounded(0.9, ge=0)
+    momentum: float = bounded(0.9, ge=0, le=1)
     nesterov: bool = False
 
 
@@ -172,7 +181,7 @@ class CosineConfig(SchedulerConfig):
     """Half a cosine from lr to min_lr over all training steps after the warm-up."""
 
     name: str = "cosine"
-    min_lr: float = bounded(0.0, ge=0)
+    min_lr: float = bounded(0.0, ge=0, le=LARGE)
 
 
 @dataclass
@@ -210,7 +219,7 @@ class TrainerConfig:
     log_every: int = bounded(50, ge=1, affects_result=False)
     # steps; None: after each epoch
     checkpoint_every: int | None = bounded(None, ge=1, affects_result=False)
-    threads: int | None = bounded(None, ge=1, affects_result=False)
+    threads: int | None = bounded(None, ge=1, le=1024, affects_result=False)
     sync_batch_stats: bool = False  # of several processes: statistics of their whole batch
     recompute_batches: int = bounded(1, ge=0)  # 0: evaluate with the moving averages
     recompute_batch_size: int | None = bounded(None, ge=2)  # None: 5,000, fewer if T or H is large

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from elstm.cli import FAILED, Ended, say_error, summary
 from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files.atomic import refuse_links
-from elstm.records.status import status_path
+from elstm.records.status import read_status, status_path
 from elstm.training.ranks import Ranks, read_ranks
 
 PROG = "elstm-train"
@@ -29,6 +31,7 @@ LOG = "train.log"
 class Outcome:
     code: int  # of the process's exit
     metric: float  # best validation accuracy, a fraction; NaN where the run failed
+    error: str | None = None
 
 
 # From a run's folder to the `on_evaluation` of elstm.training.run.run; can be pickled.
@@ -48,7 +51,10 @@ def train_job(cfg: DictConfig, *, terminal: bool = True, watch: Watch | None = N
     # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none. One
     # that a cluster gives back to its queue is launched with the words that first began it.
     resume = HydraConfig.get().output_subdir is None or status_path(folder).is_file()
-    return execute(typed(cfg), folder, resume=resume, terminal=terminal, watch=watch).metric
+    outcome = execute(typed(cfg), folder, resume=resume, terminal=terminal, watch=watch)
+    if outcome.error is not None and not folder.exists():  # no status.json says it to the sweep
+        raise UserError(outcome.error)
+    return outcome.metric
 
 
 def folder_made() -> Path:
@@ -69,7 +75,7 @@ def execute(
 ) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
-    All ranks train in rank 0's run folder.
+    A new run that ends before its first step leaves no folder. All ranks train in rank 0's folder.
 
     Args:
         terminal: False: the run says nothing on the terminal, which others share.
@@ -78,7 +84,7 @@ def execute(
     Raises:
         Ended: a signal asked to stop.
     """
-    with run_log(run_dir, terminal):
+    with _removed_unless_started(run_dir, resume), run_log(run_dir, terminal):
         try:
             from elstm.training.run import run  # torch: seconds
 
@@ -87,26 +93,56 @@ def execute(
                 run_dir = _shared_folder(run_dir, config, ranks)
             on_evaluation = None if watch is None else watch(run_dir)
             result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
-        except UserError as error:
-            _append(run_dir, f"error: {error}")
-            if terminal:
-                say_error(PROG, f"{_who()}{error}")
-            return Outcome(FAILED, math.nan)
         except OtherProcessError as error:
             _append(run_dir, f"error: {error}\n{error.details}")
-            return Outcome(FAILED, math.nan)
+            return Outcome(FAILED, math.nan, str(error))
         except KeyboardInterrupt as interrupt:
             _append(run_dir, f"interrupted {interrupt}")
             raise
         except Exception as error:
-            _append(run_dir, traceback.format_exc())
-            if terminal:
-                say_error(PROG, f"{_who()}{summary(error)} (the traceback is in {run_dir / LOG})")
-            return Outcome(FAILED, math.nan)
+            return _failed(error, run_dir, resume=resume, terminal=terminal)
     if result.state == "interrupted":
         raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
     best = result.best_val_accuracy
     return Outcome(0, math.nan if best is None else best)
+
+
+def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) -> Outcome:
+    """Logs an error, and says it in a line."""
+    from elstm.training.memory import explained
+
+    known = explained(error)
+    if isinstance(known, UserError):
+        line = str(known)
+        _append(run_dir, f"error: {known}")
+    else:
+        line = summary(error)
+        _append(run_dir, traceback.format_exc())
+        if resume or _started(run_dir):
+            line += f" (the traceback is in {run_dir / LOG})"
+        else:
+            line += " (a bug; ELSTM_TRACEBACK=1 shows where)"
+            if os.environ.get("ELSTM_TRACEBACK") == "1":
+                traceback.print_exc()
+    if terminal:
+        say_error(PROG, f"{_who()}{line}")
+    return Outcome(FAILED, math.nan, line)
+
+
+def _started(run_dir: Path) -> bool:
+    """Whether a run has trained a step."""
+    status = read_status(run_dir) or {}
+    return bool(status.get("step")) or any((run_dir / "checkpoints").glob("*.pt"))
+
+
+@contextmanager
+def _removed_unless_started(run_dir: Path, resume: bool) -> Iterator[None]:
+    """Removes the folder of a new run that ends before its first step; a resumed one stays."""
+    try:
+        yield
+    finally:
+        if not resume and read_ranks().main and not _started(run_dir):
+            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _who() -> str:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, open_dict
 from elstm.cli import STOP_SIGNALS, Ended, handled, plural, summary
 from elstm.config.compose import Composer
 from elstm.config.messages import explain
+from elstm.errors import UserError
 from elstm.records.status import read_status
 from elstm.sweeps.job import Watch, train_job
 from elstm.sweeps.plan import Run, in_use
@@ -248,4 +249,6 @@ def _kill_workers() -> None:
 def _error(job: JobReturn) -> str | None:
     """Why a run did not even begin; what happens in it, elstm.sweeps.job.execute has caught."""
     raised = job._return_value
+    if isinstance(raised, UserError):
+        return str(raised)
     return summary(raised) if isinstance(raised, Exception) else None

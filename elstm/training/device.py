@@ -20,6 +20,8 @@ from elstm.training.environment import own_environment, report_environment
 from elstm.training.ranks import read_ranks
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
+# Which GPUs a process may see.
+_HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def available_devices() -> list[str]:
@@ -37,12 +39,35 @@ def choose_device(name: str, precision: str = "fp32") -> str:
     device = devices[0] if name == "auto" else name
     if device not in devices:
         there = ", ".join(["auto", *devices])
-        raise UserError(f"trainer.device={name} is not available here; this machine has: {there}")
+        why = f" ({_why_no_cuda()})" if name == "cuda" else ""
+        raise UserError(
+            f"trainer.device={name} is not available here{why}; this machine has: {there}"
+        )
     if device == "cpu" and precision == "fp16":
         raise UserError("trainer.precision=fp16 needs a GPU; on a CPU fp32 and bf16 are possible")
     if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise UserError("trainer.precision=bf16 is not possible on this GPU; take fp32 or fp16")
     return device
+
+
+def _why_no_cuda() -> str:
+    """Why torch finds no GPU."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return (
+            f"torch {torch.__version__} is a build for CPUs alone: pip install --force-reinstall "
+            "torch --index-url https://download.pytorch.org/whl/cu130, or another from "
+            "https://pytorch.org/get-started"
+        )
+    try:
+        torch.cuda.init()
+        reason = "torch finds no GPU"
+    except Exception as error:  # AssertionError, RuntimeError
+        reason = " ".join(str(error).split()).partition(". ")[0]
+    hiding = (f"{n}={os.environ[n]!r}" for n in _HIDING if n in os.environ)
+    hidden = ", ".join(hiding)
+    if "no NVIDIA driver" in reason or not hidden:
+        return reason + (f"; {hidden} in the environment hides GPUs as well" if hidden else "")
+    return f"hidden by {hidden} in the environment: unset it"
 
 
 @contextmanager

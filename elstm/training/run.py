@@ -26,6 +26,7 @@ from elstm.training.build import build_parts
 from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
 from elstm.training.loop import OnEvaluation, TrainingLoop
+from elstm.training.memory import check_memory
 from elstm.training.recorder import Recorder, run_facts
 from elstm.training.signals import Interrupted, StopSignals
 from elstm.training.snapshot import Checkpoints, Snapshot
@@ -84,9 +85,13 @@ def run(
         status = Status(run_dir, active=accelerator.is_main_process)
         try:
             status.update(state="running", **run_facts(config, accelerator))
+            check_memory(config, accelerator.device)
             loop = set_up(config, run_dir, resume, accelerator, tracker, status, signals)
             signals.graceful = True
-            train_and_test(loop, run_dir, on_evaluation or (lambda epoch, accuracy: False))
+            try:
+                train_and_test(loop, run_dir, on_evaluation or (lambda epoch, accuracy: False))
+            finally:
+                status.set(step=loop.state.step)
         except Exception as error:
             first = first_failure(error)
             status.fail(first)

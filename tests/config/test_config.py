@@ -190,9 +190,23 @@ WRONG = [
     ("model.dropout=1", "model.dropout=1.0", "below 1"),
     ("model.cell_norm=updat", "model.cell_norm=updat", "did you mean update?"),
     ("model.cell_norm=x", "model.cell_norm=x", "none, output, update"),
-    ("model.forget_bias=chrno", "model.forget_bias=chrno", "a number or chrono"),
+    ("model.forget_bias=chrno", "model.forget_bias=chrno", "or chrono"),
     ("model.gamma_c=nan", "model.gamma_c=nan", "finite"),
     ("model.gamma_c=-inf", "model.gamma_c=-inf", "finite"),
+    ("model.forget_bias=1e39", "model.forget_bias=1e+39", "at most 1,000"),
+    ("model.gamma_c=1e308", "model.gamma_c=1e+308", "at most 1,000"),
+    ("model.gamma_ih=1e-50", "model.gamma_ih=1e-50", "within the range of float32"),
+    ("model.eps=1e-30", "model.eps=1e-30", "at least 1e-12"),
+    ("optimizer.eps=1e-50", "optimizer.eps=1e-50", "within the range of float32"),
+    ("optimizer.lr=1e39", "optimizer.lr=1e+39", "at most 1,000"),
+    ("trainer.clip_grad_norm=1e39", "trainer.clip_grad_norm=1e+39", "range of float32"),
+    ("trainer.threads=100000", "trainer.threads=100000", "at most 1,024"),
+    ("model.backend=cuda", "model.backend=cuda", "auto, cpu"),
+    ("model.backend=torch", "model.backend=torch", "auto, cpu"),
+    ("model=gru model.backend=cpu", "model.backend=cpu", "auto and reference"),
+    ("model=ln_lstm model.backend=triton", "model.backend=triton", "auto and reference"),
+    ("trainer.device=gpu", "trainer.device=gpu", "did you mean cuda?"),
+    ("trainer=cuda", "trainer=cuda", "did you mean gpu?"),
     ("optimizer.lr=0", "optimizer.lr=0", "above 0"),
     ("optimizer.lr=1e400", "optimizer.lr=inf", "finite"),
     ("seed=-1", "seed=-1", "at least 0"),
@@ -374,3 +388,20 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
     (tmp_path / "run" / ".hydra").symlink_to(elsewhere)
     with pytest.raises(UserError, match="is not a run folder"):
         load_run_config(tmp_path / "run")
+
+
+def test_backends_are_those_of_the_layers():
+    """The schema lists them itself, since it imports no torch."""
+    from elstm.config.schema import BACKENDS as SCHEMA_BACKENDS
+    from elstm.models import RECURRENT_LAYERS
+    from elstm.nn import BACKENDS
+
+    assert set(SCHEMA_BACKENDS) == set(BACKENDS)
+    for model in ("gru", "ln_lstm"):
+        layer = RECURRENT_LAYERS[model]
+        for backend in BACKENDS:
+            if backend in ("auto", "reference"):
+                layer(2, 3, backend=backend)
+            else:
+                with pytest.raises(ValueError, match="auto or reference"):
+                    layer(2, 3, backend=backend)

@@ -1,0 +1,73 @@
+"""Whether a run can fit into memory: a system without free memory kills a process, silently."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from elstm.config.schema import AdamConfig, Config, GRUConfig
+from elstm.data.catalog import DATA_SETS
+from elstm.errors import UserError
+
+_CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_ADVICE = "lower model.hidden_size, model.num_layers or data.batch_size"
+
+
+def check_memory(config: Config, device: torch.device) -> None:
+    """Raises UserError where the least that a run needs is more than the device has."""
+    needed, there = least_memory(config), total_memory(device)
+    if there is not None and needed > there:
+        raise UserError(
+            f"model.hidden_size={config.model.hidden_size} with {config.model.num_layers} layers "
+            f"needs at least {needed / 2**30:,.1f} GiB of memory, and {device.type} has "
+            f"{there / 2**30:,.1f} GiB: {_ADVICE}"
+        )
+
+
+def least_memory(config: Config) -> int:
+    """Bytes of weights, gradients, optimizer state and what the backward pass reads of a batch."""
+    model, data = config.model, config.data
+    hidden, features = model.hidden_size, data.pixels_per_step
+    steps = DATA_SETS[data.name].pixels // features
+    directions = 2 if model.bidirectional else 1
+    gates = 3 if isinstance(model, GRUConfig) else 4
+    first = gates * hidden * (features + hidden)
+    others = gates * hidden * (directions + 1) * hidden
+    weights = directions * (first + (model.num_layers - 1) * others)
+    copies = 4 if isinstance(config.optimizer, AdamConfig) else 3
+    kept = 1 if getattr(model, "recompute", False) else gates
+    states = steps * data.batch_size * hidden * directions * model.num_layers * kept
+    return 4 * (weights * copies + states)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes; None where that is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, OSError, ValueError):  # Windows
+        return None
+    for path in _CGROUP:
+        try:
+            sizes.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # none, or "max"
+            continue
+    return min(size for size in sizes if size > 0)
+
+
+def explained(error: Exception) -> Exception:
+    """A UserError for what torch raises where memory ran out or a backend does not serve."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    ):
+        return UserError(f"out of memory ({text[:160] or type(error).__name__}): {_ADVICE}")
+    if isinstance(error, ValueError) and text.startswith("backend "):
+        return UserError(
+            f"model.{text.replace(' ', '=', 1)}; model.backend=auto takes one that does"
+        )
+    return error
