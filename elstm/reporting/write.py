@@ -12,9 +12,10 @@ from elstm.cli import plural
 from elstm.errors import UserError
 from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
-from elstm.reporting.document import Block, Picture, to_html, to_markdown
+from elstm.reporting.document import Block, Picture, to_markdown
 from elstm.reporting.findings import drawn_groups
 from elstm.reporting.groups import Group, choose_baselines, make_sections
+from elstm.reporting.html_page import to_html
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results

@@ -1,0 +1,42 @@
+"""Writes a document as one HTML file, by the template page.html.jinja."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from elstm.reporting.document import Block, Inline
+
+TEMPLATE = "page.html.jinja"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """Writes the blocks as one HTML file that needs no other and runs no script."""
+    return _template().render(title=title, blocks=blocks)
+
+
+@lru_cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(
+        kind=lambda value: type(value).__name__, pieces=_pieces, base64=_base64
+    )
+    return environment.get_template(TEMPLATE)
+
+
+def _pieces(text: Inline) -> Sequence[str]:
+    return [text] if isinstance(text, str) else text
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
