@@ -212,6 +212,9 @@ def harmless(text: str) -> str:
 
 def one_line(value: object, limit: int = 200) -> str:
     """Any text as one line of printable characters (no terminal escapes), cut at the limit."""
-    words = " ".join(str(value)[: 10 * limit].split())
+    text = str(value)
+    if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
+        return text
+    words = " ".join(text[: 10 * limit].split())
     words = "".join(c if c.isprintable() else "?" for c in words)
     return words if len(words) <= limit else words[: limit - 1] + "…"

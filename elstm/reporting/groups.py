@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,14 +103,17 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
         members[frozenset(kept.items())].append(run)
     configs = [dict(items) for items in members]
     varying = differing_keys(configs)
-    common = {key: value for key, value in configs[0].items() if key not in varying}
+    common = {key: configs[0][key] for key in configs[0].keys() - set(varying)}
+    by_model: dict[Value, list[Config]] = defaultdict(list)
+    for config in configs:
+        by_model[config.get("model.name")].append(config)
+    budget = [key for key in BUDGET if key in varying]
+    telling = {name: sorted({*telling_keys(of), *budget}) for name, of in by_model.items()}
     groups = []
     for config, group_runs in zip(configs, members.values(), strict=True):
         model = group_runs[0].model
-        of_model = [c for c in configs if c.get("model.name") == config.get("model.name")]
         settings = {key: config[key] for key in varying if key in config}
-        telling = {*telling_keys(of_model), *(key for key in BUDGET if key in varying)}
-        label = make_label(model, settings, sorted(telling))
+        label = make_label(model, settings, telling[config.get("model.name")])
         groups.append(_group(label, model, settings, group_runs))
     groups.sort(key=_group_order)
     for index, group in enumerate(groups, start=1):
@@ -202,25 +205,33 @@ def telling_keys(configs: Sequence[Config]) -> list[str]:
 
 
 def make_label(name: str, settings: Config, keys: Sequence[str]) -> str:
-    """The name, then each differing setting under the shortest name that tells it apart."""
-    parts = [
-        f"{short_name(key, settings)}={show_value(settings[key])}"
-        for key in keys
-        if key in settings and key not in ("model.name", "data.name")
-    ]
-    return " ".join([name, *parts])
+    """Returns the name, then each differing setting under the shortest name that tells it apart."""
+    shown = [key for key in keys if key in settings and key not in ("model.name", "data.name")]
+    names = short_names(settings) if shown else {}
+    return " ".join([name, *(f"{names[key]}={show_value(settings[key])}" for key in shown)])
 
 
-def short_name(key: str, keys: Iterable[str]) -> str:
-    """The last part of a dotted key, or as many as needed to be unique among the keys."""
-    parts = key.split(".")
-    if parts[-1] == "name" and len(parts) > 1:  # optimizer.name -> optimizer
-        parts = parts[:-1]
-    for length in range(1, len(parts)):
-        tail = ".".join(parts[-length:])
-        if not any(k != key and (k == tail or k.endswith("." + tail)) for k in keys):
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Returns for each dotted key its last part, or as many as tell it apart from all others."""
+    # optimizer.name -> optimizer, unless that is a key as well
+    shown = {key: key.removesuffix(".name") or key for key in keys}
+    taken = Counter(shown.values())
+    shown = {key: name if taken[name] == 1 else key for key, name in shown.items()}
+    ends = Counter(tail for name in shown.values() for tail in _tails(name))
+    return {key: _short_name(name, ends) for key, name in shown.items()}
+
+
+def _short_name(name: str, ends: Counter[str]) -> str:
+    for tail in _tails(name)[:-1]:
+        if ends[tail] == 1:  # no other key ends with it
             return one_line(tail, 30)
-    return one_line(".".join(parts), 40)
+    return one_line(name, 40)
+
+
+def _tails(key: str) -> list[str]:
+    """Returns the last part of a dotted key, the last two parts, ..., the key."""
+    parts = key.split(".")
+    return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
 
 
 def show_value(value: Value) -> str:
@@ -322,10 +333,11 @@ def _make_unique(
     get: Callable[..., str],
     put: Callable[..., None],
 ) -> None:
-    seen: set[str] = set()
+    taken: set[str] = set()
+    counts: Counter[str] = Counter()
     for item in items:
-        name, count = get(item), 1
-        while get(item) in seen:
-            count += 1
-            put(item, f"{name} ({count})")
-        seen.add(get(item))
+        name = get(item)
+        while get(item) in taken:
+            counts[name] += 1
+            put(item, f"{name} ({counts[name] + 1})")
+        taken.add(get(item))

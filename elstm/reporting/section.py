@@ -19,7 +19,7 @@ from elstm.reporting.document import (
     Table,
 )
 from elstm.reporting.findings import drawn_groups, findings
-from elstm.reporting.groups import foremost, short_name, show_value
+from elstm.reporting.groups import foremost, short_names, show_value
 from elstm.reporting.measures import Analysis, Result
 from elstm.reporting.stats import PairedTest
 
@@ -57,7 +57,8 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
     blocks: list[Block] = [Heading(2, section.title)]
     shared = [k for k in MAIN_KEYS if section.common.get(k) is not None]
     if shared:
-        settings = [f"{short_name(k, shared)}={show_value(section.common[k])}" for k in shared]
+        names = short_names(shared)
+        settings = [f"{names[key]}={show_value(section.common[key])}" for key in shared]
         blocks.append(Paragraph(f"All runs: {', '.join(settings)}."))
     blocks.append(Bullets(findings(analysis)))
     drawn = len(drawn_groups(analysis))
