@@ -178,9 +178,8 @@ def resume(words: Sequence[str]) -> int:
 
 def _show(args: argparse.Namespace, composer: Composer) -> int:
     """What Hydra shows of itself and of the config."""
-    from hydra._internal.utils import get_args_parser
-
     from elstm.config.compose import CONFIG_NAME
+    from elstm.config.hydra_private import get_args_parser
     from elstm.config.messages import explain
 
     hydra, words = composer.hydra(), args.overrides

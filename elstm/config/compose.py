@@ -14,16 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
-from hydra.errors import OverrideParseException
-from hydra.types import RunMode
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, OverrideParseException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from elstm.cli import summary
 from elstm.config.check import (
@@ -34,7 +33,13 @@ from elstm.config.check import (
     unknown_key,
 )
 from elstm.config.help import GROUPS, find_config_dir
-from elstm.config.hydra_nodes import register
+from elstm.config.hydra_nodes import Folder, register
+from elstm.config.hydra_private import (
+    Callbacks,
+    ConfigLoaderImpl,
+    Hydra,
+    create_config_search_path,
+)
 from elstm.config.messages import explain
 from elstm.config.removed import REMOVED
 from elstm.config.schema import MISSING, SCHEMAS, Config
@@ -103,6 +108,7 @@ class Composer:
             self.search_path.prepend(
                 "command-line", f"config-dir://{folder}", SearchPathQuery("schema")
             )
+        Plugins.instance().register(Folder)
         self.loader = _Loader(self.search_path)
         self._options: dict[str, list[str]] = {}
         self.parser = OverridesParser.create(config_loader=self.loader)
@@ -110,6 +116,10 @@ class Composer:
     def hydra(self) -> Hydra:
         """Hydra itself, over the same search path."""
         return Hydra("train", self.loader)
+
+    def hydra_context(self) -> HydraContext:
+        """What the plugins of launchers and sweepers need."""
+        return HydraContext(config_loader=self.loader, callbacks=Callbacks())
 
     # --- the words
 
@@ -251,9 +261,11 @@ class Composer:
                     del trees[chosen]["hydra"]
             cfg = copy.deepcopy(trees[chosen])
             try:
-                ConfigLoaderImpl._apply_overrides_to_config(
-                    [o for o in overrides if o.input_line not in chosen], cfg
-                )
+                for override in overrides:
+                    if override.input_line not in chosen:
+                        _apply(override, cfg)
+            except UserError:
+                raise
             except Exception as error:
                 raise explain(error) from error
             return typed(cfg)
@@ -339,12 +351,26 @@ def with_home(words: Sequence[str]) -> list[str]:
 
 def values(override: Override) -> list[Any]:
     """The value of an override, or each of a sweep's."""
-    value = override._value
+    value = override.value()
     if isinstance(value, ChoiceSweep):
         return [v.text if isinstance(v, QuotedString) else v for v in value.list]
     if isinstance(value, RangeSweep | Glob):
         return []  # numbers, and options that are there
-    return [override.value()]
+    return [value]
+
+
+def _apply(override: Override, cfg: DictConfig) -> None:
+    """Sets a key of a composed config, as Hydra does it."""
+    key, value = override.key_or_group, override.value()
+    exists = OmegaConf.select(cfg, key, throw_on_missing=False) is not None
+    if override.is_add() and exists and not isinstance(value, dict | list):
+        raise UserError(f"{show(override.input_line)}: the key exists; leave out the +")
+    adds = override.is_add() or override.is_force_add()
+    try:
+        OmegaConf.update(cfg, key, value, merge=True, force_add=adds)
+    except OmegaConfBaseException as error:
+        text = f"Could not override '{key}': {override.input_line}"
+        raise ConfigCompositionException(text) from error
 
 
 def typed(cfg: DictConfig) -> Config:

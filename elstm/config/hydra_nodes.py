@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra import version
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
+from elstm.config.hydra_private import FileConfigSource
 from elstm.config.schema import (
     MISSING,
     SCHEMAS,
@@ -75,7 +74,6 @@ def register() -> None:
         for name, schema in schemas.items():
             if group != "data":
                 store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
-    SourcesRegistry.instance().register(Folder)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 

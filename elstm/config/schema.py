@@ -237,7 +237,7 @@ class SweepConfig:
     rerun: bool = False  # train again what is done already
 
 
-# --- hydra.sweeper with hydra/sweeper=optuna: a search (elstm/search.py)
+# --- hydra.sweeper with hydra/sweeper=optuna: a search (elstm/sweeps/search.py)
 
 
 @dataclass
@@ -265,6 +265,9 @@ class Config:
     sweep: SweepConfig = field(default_factory=SweepConfig, metadata=NO_EFFECT)
     seed: int = bounded(0, ge=0, le=2**32 - 1)  # what every generator takes
 
+
+# Models that differ in their names alone. The value is the name that runs of earlier versions have.
+SAME_LAYER = {"bn_lstm_published": "bn_lstm"}
 
 # The dataclass of each option, by the `name` that its YAML gives it.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {

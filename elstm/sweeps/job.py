@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,24 +34,33 @@ class Outcome:
     error: str | None = None
 
 
-# From a run's folder to the `on_evaluation` of elstm.training.run.run; can be pickled.
-Watch = Callable[[Path], Callable[[int, float], bool]]
+# Is called with the epoch and the validation accuracy; True ends the run. It can be pickled.
+OnEvaluation = Callable[[int, float], bool]
 
 
-def train_job(cfg: DictConfig, *, terminal: bool = True, watch: Watch | None = None) -> float:
-    """What Hydra launches, once it has made the folder of a run of a sweep.
+def train_job(
+    cfg: DictConfig, *, terminal: bool = True, callbacks: Mapping[str, OnEvaluation] | None = None
+) -> float:
+    """Trains one run of a sweep; Hydra calls it after it has made the run's folder.
 
-    Returns the metric for its sweeper to maximise: best validation accuracy, NaN where it failed.
+    Args:
+        callbacks: what to call after each evaluation, by the name of the run's folder.
+
+    Returns:
+        Best validation accuracy; NaN if the run failed.
     """
     from hydra.core.hydra_config import HydraConfig
 
     from elstm.config.compose import typed
 
     folder = folder_made()
-    # A run that goes on keeps its .hydra as it is: the sweep then asks Hydra to write none. One
-    # that a cluster gives back to its queue is launched with the words that first began it.
+    # A resumed run keeps its .hydra: the sweep tells Hydra to write none. A run that a cluster
+    # requeues is launched with the overrides that started it.
     resume = HydraConfig.get().output_subdir is None or status_path(folder).is_file()
-    outcome = execute(typed(cfg), folder, resume=resume, terminal=terminal, watch=watch)
+    on_evaluation = (callbacks or {}).get(folder.name)
+    outcome = execute(
+        typed(cfg), folder, resume=resume, terminal=terminal, on_evaluation=on_evaluation
+    )
     if outcome.error is not None and not folder.exists():  # no status.json says it to the sweep
         raise UserError(outcome.error)
     return outcome.metric
@@ -71,7 +80,7 @@ def execute(
     *,
     resume: bool = False,
     terminal: bool = True,
-    watch: Watch | None = None,
+    on_evaluation: OnEvaluation | None = None,
 ) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
@@ -79,7 +88,7 @@ def execute(
 
     Args:
         terminal: False: the run says nothing on the terminal, which others share.
-        watch: is told of each evaluation, and may end the run.
+        on_evaluation: is called after each evaluation and may end the run.
 
     Raises:
         Ended: a signal asked to stop.
@@ -91,7 +100,6 @@ def execute(
             ranks = read_ranks()
             if ranks.world_size > 1:
                 run_dir = _shared_folder(run_dir, config, ranks)
-            on_evaluation = None if watch is None else watch(run_dir)
             result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
         except OtherProcessError as error:
             _append(run_dir, f"error: {error}\n{error.details}")

@@ -1,150 +1,217 @@
-"""The runs of a sweep before the first begins: all combinations, checked, and what is done."""
+"""Plans a sweep: which runs it has, and which of them an earlier command has finished."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
 from elstm.config.check import load_run_config, show
-from elstm.config.compose import Composer, plain, without_no_option
+from elstm.config.compose import Composer, without_no_option
 from elstm.config.hydra_nodes import run_name
-from elstm.config.schema import Config, settings_without_effect
+from elstm.config.identity import identity
+from elstm.config.schema import SAME_LAYER, Config
 from elstm.errors import UserError
 from elstm.files.atomic import open_locked
+from elstm.files.claims import Claims
 from elstm.records.status import read_status
+from elstm.sweeps.job import OnEvaluation
+from elstm.sweeps.table import RunResult
 
 MAX_RUNS = 10_000
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that a sweeper requests.
+
+    Attributes:
+        overrides: KEY=VALUE, each with a single value.
+        on_evaluation: is called after each evaluation in the run's process and may end the run.
+        on_end: is called with the run's result in the sweep's process.
+        finished: an earlier command has ended the run, so that it is listed but not trained.
+    """
+
+    overrides: Sequence[str]
+    on_evaluation: OnEvaluation | None = None
+    on_end: Callable[[RunResult], None] = lambda result: None
+    finished: bool = False
+
+
+class Train(Protocol):
+    """Trains jobs together and returns their results in the same order.
+
+    Every job is composed and checked before the first run starts. `following` is the number of jobs
+    that later calls will request, or None if the sweeper does not know it.
+    """
+
+    def __call__(self, jobs: Sequence[Job], *, following: int | None = None) -> list[RunResult]: ...
+
+
+class Sweeper(Protocol):
+    """Chooses the runs of a sweep: `train` launches them, `width` of them at once."""
+
+    def sweep(self, train: Train, width: int) -> None: ...
+
+
+class Grid:
+    """Requests all combinations of the values on the command line.
+
+    Raises:
+        UserError: an override has no finite list of values, or there are too many combinations.
+    """
+
+    def __init__(
+        self, composer: Composer, master: DictConfig, overrides: Sequence[Override], root: Path
+    ) -> None:
+        given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
+        lists = [[f"{key}={value}" for value in values_of(o)] for key, o in given.items()]
+        count = math.prod(map(len, lists))
+        if count > MAX_RUNS:
+            raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
+        self.jobs = [Job(combination) for combination in itertools.product(*lists)]
+
+    def sweep(self, train: Train, width: int) -> None:
+        train(self.jobs, following=0)
+
+
+def values_of(override: Override) -> list[str]:
+    """Lists the values of an override as text."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    line, value = show(override.input_line), override.value()
+    if not override.is_discrete_sweep():
+        raise UserError(f"{line}: an interval has no end of values; list some")
+    try:
+        if isinstance(value, RangeSweep):  # counted first: it may have a billion values
+            count = (float(value.stop or 0) - float(value.start or 0)) / float(value.step)
+            if not count <= MAX_RUNS:
+                raise UserError(f"{line}: more than {MAX_RUNS:,} values")
+        values = list(override.sweep_string_iterator())
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise UserError(f"{line}: {show(error)}") from error
+    if not values:
+        raise UserError(f"{line}: holds no values")
+    return values
+
+
 @dataclass(eq=False)
-class Run:
+class PlannedRun:
     """One run of a sweep.
 
     Attributes:
-        words: its overrides.
-        varied: those of them that the sweep varies.
+        overrides: what Hydra composes for it.
+        varied: the values of the keys that the sweep varies.
+        identity: the same for all runs with the same result.
         folder: where it trains, under the sweep's root.
-        state: None where the run is new; otherwise of the earlier run with this config: done,
-            failed, interrupted, killed, or in use by another process.
+        state: None for a new run; else that of the earlier run in `folder`: done, failed,
+            interrupted, pruned, killed, or locked by another process.
     """
 
-    words: list[str]
+    job: Job
+    overrides: list[str]
     varied: dict[str, str]
     config: Config
+    identity: str
     folder: Path
     state: str | None = None
 
 
-def params(composer: Composer, master: DictConfig) -> list[Override]:
-    """hydra.sweeper.params: a sweep that a config file holds."""
-    given = plain(master.hydra.sweeper).get("params") or {}
-    return composer.parse([f"{key}={value}" for key, value in given.items()], sweep=True)
+class Plan:
+    """Turns jobs into runs, and finds the runs of earlier commands and of other sweeps.
 
-
-def plan(composer: Composer, overrides: Sequence[Override], root: Path) -> list[Run]:
-    """All combinations in order, each composed and checked; of two that are equal one.
-
-    Raises:
-        UserError: a combination is wrong, or there are none or too many.
+    Args:
+        overrides: of the command line; those with a single value are fixed for all runs.
+        root: hydra.sweep.dir, which takes the place of outputs/.
     """
-    given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
-    lists = {key: words_of(override) for key, override in given.items()}
-    count = math.prod(map(len, lists.values()))
-    if count > MAX_RUNS:
-        raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
-    varied = [key for key, override in given.items() if override.is_sweep_override()]
-    runs: dict[str, Run] = {}
-    configs = composer.many()
-    for words in itertools.product(*lists.values()):
-        config = configs(words)
-        of_key = dict(zip(lists, words, strict=True))
-        run = make_run(words, {key: of_key[key].partition("=")[2] for key in varied}, config, root)
-        runs.setdefault(identity(config), run)
-    return list(runs.values())
+
+    def __init__(self, composer: Composer, overrides: Sequence[Override], root: Path) -> None:
+        self.root = root
+        single = [o for o in overrides if not o.is_sweep_override()]
+        self._fixed = {f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in single}
+        self._fixed |= {o.input_line or "" for o in single}
+        self._config_of = composer.many()
+        self._claims = Claims(root / "sweeps" / ".claims")
+        self._seen: dict[Path, str | None] = {}  # the identity of each run folder, read once
+        self._folders: defaultdict[str, list[Path]] = defaultdict(list)
+
+    def run(self, job: Job) -> PlannedRun:
+        """Composes and checks a job. Raises UserError if it is wrong."""
+        config = self._config_of(job.overrides)
+        varied = [word.partition("=") for word in job.overrides if word not in self._fixed]
+        own = [word for word in job.overrides if not word.lstrip("+").startswith("sweep.")]
+        return PlannedRun(
+            job,
+            without_no_option(own),
+            {key: value for key, _, value in varied},
+            config,
+            identity(config),
+            self.root / config.data.name / config.model.name / run_name(),
+        )
+
+    def look_again(self, run: PlannedRun) -> None:
+        """Points a run that is about to start to an earlier one, a finished one if there is one.
+
+        The run is claimed until `release`, so that of several sweeps only one trains it.
+        """
+        if run.config.sweep.rerun:
+            return
+        claimed = self._claims.claim(run.identity)
+        earlier = [(_state(folder), folder) for folder in self._earlier(run) if folder.is_dir()]
+        own = [each for each in earlier if each[1].parent == run.folder.parent]
+        for found in (
+            own,
+            *([e for e in earlier if e[0] == state] for state in ("locked", "done")),
+        ):
+            if found:
+                run.state, run.folder = found[-1]
+        if not claimed and run.state != "done":
+            run.state = "locked"
+
+    def release(self, run: PlannedRun) -> None:
+        """Lets other sweeps have the run."""
+        self._claims.release(run.identity)
+
+    def close(self) -> None:
+        self._claims.close()
+
+    def _earlier(self, run: PlannedRun) -> list[Path]:
+        """The folders of runs with this config, oldest first."""
+        model = run.config.model.name
+        for name in (SAME_LAYER.get(model), model):
+            group = self.root / run.config.data.name / str(name)
+            for folder in sorted(group.iterdir()) if name and group.is_dir() else ():
+                if self._seen.get(folder) is None and not folder.is_symlink():
+                    self._seen[folder] = found = _identity_in(folder)
+                    if found is not None:
+                        self._folders[found].append(folder)
+        return self._folders[run.identity]
 
 
-def make_run(words: Sequence[str], varied: dict[str, str], config: Config, root: Path) -> Run:
-    """A new run under `root`; what is said of the sweep is no word of its."""
-    folder = root / config.data.name / config.model.name / run_name()
-    own = [word for word in words if not word.lstrip("+").startswith("sweep.")]
-    return Run(without_no_option(own), varied, config, folder)
-
-
-def words_of(override: Override) -> list[str]:
-    """KEY=VALUE for each value of an override."""
-    key = override.get_key_element()
-    if not override.is_sweep_override():
-        return [f"{key}={override.get_value_element_as_str()}"]
-    if not override.is_discrete_sweep():
-        raise UserError(f"{show(override.input_line)}: an interval has no end of values; list some")
+def _identity_in(folder: Path) -> str | None:
+    """None where there is no run, or one that this version cannot read."""
     try:
-        if isinstance(override._value, RangeSweep):  # counted first: it may have a billion values
-            r = override._value
-            count = (float(r.stop or 0) - float(r.start or 0)) / float(r.step)
-            if not count <= MAX_RUNS:
-                raise UserError(f"{show(override.input_line)}: more than {MAX_RUNS:,} values")
-        words = [f"{key}={value}" for value in override.sweep_string_iterator()]
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise UserError(f"{show(override.input_line)}: {show(error)}") from error
-    if not words:
-        raise UserError(f"{show(override.input_line)}: holds no values")
-    return words
+        return identity(load_run_config(folder.absolute()))
+    except UserError:
+        return None
 
 
-def identity(config: Config) -> str:
-    """What makes two runs the same: all settings that bear on the result."""
-    tree = asdict(config)
-    for key in settings_without_effect():
-        group, _, name = key.rpartition(".")
-        del (tree[group] if group else tree)[name]
-    return repr(sorted((group, repr(values)) for group, values in tree.items()))
-
-
-def find_earlier(runs: Sequence[Run], root: Path) -> None:
-    """Points each run to the folder of an earlier one with its config: a done one if there is."""
-    known: dict[Path, dict[str, tuple[Path, str]]] = {}
-    for run in runs:
-        group = run.folder.parent
-        if group not in known:
-            known[group] = _earlier(group)
-        found = known[group].get(identity(run.config))
-        if found:
-            run.folder, run.state = found
-            if run.state == "running":
-                run.state = "in use" if in_use(run.folder) else "killed"
-
-
-def _earlier(group: Path) -> dict[str, tuple[Path, str]]:
-    """The runs in outputs/DATA/MODEL: of each config the folder and the state of the latest."""
-    latest: dict[str, tuple[Path, str]] = {}
-    for folder in sorted(group.iterdir()) if group.is_dir() else ():
-        if folder.is_symlink():  # may lead anywhere
-            continue
-        try:
-            key = _identity_in(folder.absolute())
-        except UserError:  # no run, or one from another version
-            continue
-        state = str((read_status(folder) or {}).get("state", "killed"))
-        if latest.get(key, (folder, ""))[1] != "done":
-            latest[key] = (folder, state)
-    return latest
-
-
-@cache
-def _identity_in(folder: Path) -> str:
-    """Read once: a run's config stays, and a search looks for earlier runs at every trial."""
-    return identity(load_run_config(folder))
+def _state(folder: Path) -> str:
+    state = str((read_status(folder) or {}).get("state", "killed"))
+    if state == "running":
+        return "locked" if in_use(folder) else "killed"
+    return state
 
 
 def in_use(folder: Path) -> bool:
-    """Whether another process is training there, which holds a lock on its metrics."""
+    """Whether another process trains in a folder: it holds a lock on metrics.csv."""
     path = folder / "metrics.csv"
     if path.is_symlink() or not path.is_file():
         return False

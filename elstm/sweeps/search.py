@@ -1,11 +1,10 @@
 """`elstm-train -m hydra/sweeper=optuna`: random and Bayesian search over ranges, with pruning.
 
-Optuna chooses the values and says which runs to prune; the rest is a sweep's. Hydra's own Optuna
-sweeper wants Optuna below 3, and knows neither the types of the config nor how to go on.
+Optuna chooses the values and which runs to prune; a sweep does the rest. Hydra's own Optuna sweeper
+needs Optuna below 3, knows no types of the config, and cannot resume.
 
-The study is hydra.sweep.dir/studies/NAME/journal.log: Optuna's journal, JSON line by line, which
-optuna-dashboard reads. It is named after the search, so that the same command goes on with it; runs
-are found by their config, as in every sweep. A trial that was interrupted is taken up again.
+The study is hydra.sweep.dir/studies/NAME/journal.log, Optuna's journal, which optuna-dashboard
+reads. It is named after the search, so that the same command resumes it.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,237 +26,204 @@ from elstm.config.check import check_fields, show
 from elstm.config.compose import Composer, plain
 from elstm.config.schema import SearchConfig
 from elstm.errors import UserError
-from elstm.files.atomic import open_locked, writing
-from elstm.sweeps.plan import Run, find_earlier, make_run
-from elstm.sweeps.search_space import Range, Space
-from elstm.sweeps.table import Result
+from elstm.files.atomic import open_locked, refuse_links, writing
+from elstm.sweeps.plan import Job, Train
+from elstm.sweeps.search_space import Space
+from elstm.sweeps.table import RunResult
 
 if TYPE_CHECKING:
-    import optuna
-
-    from elstm.sweeps.sweep import Sweep
+    import optuna  # an optional package, and slow to import
 
 JOURNAL = "journal.log"
 
 
-@dataclass(frozen=True)
-class Pruning:
-    """What a run's process needs to report to the study and to ask whether to go on.
-
-    Attributes:
-        trials: the trial's number, by the name of the run's folder.
-    """
+@dataclass
+class StudyFile:
+    """A study in its journal; it can be pickled until it is opened."""
 
     journal: Path
-    study: str
+    name: str
     settings: SearchConfig
     max_epochs: int
-    trials: Mapping[str, int] = field(default_factory=dict)
 
-    def __call__(self, run_dir: Path) -> Callable[[int, float], bool]:
-        """The function for elstm.training.run.run to call after each evaluation."""
-        with quiet():
-            study = open_study(self)
-        storage, number = study._storage, self.trials[run_dir.name]
-        trial_id = storage.get_trial_id_from_study_id_trial_number(study._study_id, number)
+    @cached_property
+    def study(self) -> optuna.Study:
+        """The study, which is created if there is none."""
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
 
-        def prune(epoch: int, accuracy: float) -> bool:
-            with quiet():
-                # A run that was taken up again reports some epochs twice, to the same value.
-                storage.set_trial_intermediate_value(trial_id, epoch, accuracy)
-                return bool(study.pruner.prune(study, storage.get_trial(trial_id)))
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", module="optuna")  # experimental, a step reported twice
+        self.storage = JournalStorage(JournalFileBackend(str(self.journal)))
+        return optuna.create_study(
+            storage=self.storage,
+            study_name=self.name,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=self._pruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
 
-        return prune
+    def _pruner(self) -> optuna.pruners.BasePruner:
+        from optuna import pruners
+
+        settings = self.settings
+        if settings.pruner == "median":
+            return pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs)
+        if settings.pruner == "hyperband":
+            return pruners.HyperbandPruner(settings.warmup_epochs + 1, self.max_epochs)
+        return pruners.NopPruner()
+
+    def sampler(self, trials: int) -> optuna.samplers.BaseSampler:
+        """The sampler of a study with so many trials; a resumed study draws new numbers."""
+        from optuna import samplers
+
+        seed = (self.settings.seed + 1_000_003 * trials) % 2**32
+        if self.settings.sampler == "random":
+            return samplers.RandomSampler(seed=seed)
+        if self.settings.sampler == "gp":
+            return samplers.GPSampler(seed=seed)
+        # constant_liar: trials that are launched together differ from each other.
+        return samplers.TPESampler(seed=seed, constant_liar=True)
+
+    def trial(self, number: int) -> optuna.Trial:
+        from optuna import Trial
+
+        study = self.study  # opens the storage
+        study_id = self.storage.get_study_id_from_name(self.name)
+        trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return Trial(study, trial_id)
 
 
-def open_study(pruning: Pruning, sampler: Any = None) -> optuna.Study:
-    """The study in its journal, begun if there is none."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+@dataclass
+class Pruning:
+    """Reports the evaluations of a run to its study; called in the run's process."""
 
-    settings = pruning.settings
-    pruner = {
-        "none": optuna.pruners.NopPruner,
-        "median": lambda: optuna.pruners.MedianPruner(
-            n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs
-        ),
-        "hyperband": lambda: optuna.pruners.HyperbandPruner(
-            min_resource=settings.warmup_epochs + 1, max_resource=pruning.max_epochs
-        ),
-    }[settings.pruner]()
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(pruning.journal))),
-        study_name=pruning.study,
-        sampler=sampler or optuna.samplers.RandomSampler(),
-        pruner=pruner,
-        direction="maximize",
-        load_if_exists=True,
-    )
+    file: StudyFile
+    number: int
 
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Optuna's lines and warnings: the sweep has its own."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+    def __call__(self, epoch: int, accuracy: float) -> bool:
+        """Returns True if the study prunes the run."""
+        trial = self.file.trial(self.number)
+        trial.report(accuracy, epoch)
+        return trial.should_prune()
 
 
 class Search:
-    """The trials of a study, as batches of runs for a sweep to launch.
+    """Requests the trials of a study.
 
     Args:
         root: hydra.sweep.dir.
 
     Raises:
-        UserError: a setting or a range is wrong, Optuna is missing, or the study is in use.
+        UserError: a setting or a range is wrong, Optuna is missing, or the study is locked.
     """
 
     def __init__(
         self, composer: Composer, master: DictConfig, overrides: Sequence[Override], root: Path
     ) -> None:
         try:
-            import optuna
+            import optuna  # noqa: F401
         except ImportError as error:
             raise UserError(
                 "hydra/sweeper=optuna needs a package: pip install 'elstm[optuna]'"
             ) from error
-        self.optuna, self.root = optuna, root
-        self.settings = settings = read_settings(master)
+        self.settings = read_settings(master)
         self.space = Space(composer, overrides)
-        self.sweep_settings = self.space.first.sweep
-        if self.sweep_settings.rerun:
+        if self.space.first.sweep.rerun:
             raise UserError("sweep.rerun: a study has each trial once; give it a new study_name")
-        self.distributions = {
-            **{key: self._numbers(r) for key, r in self.space.ranges.items()},
-            **{
-                key: optuna.distributions.CategoricalDistribution(values)
-                for key, values in self.space.choices.items()
-            },
-        }
-        print_of = hashlib.sha256(repr(self.space).encode()).hexdigest()[:12]
-        name = settings.study_name or f"{self.space.first.data.name}-{print_of}"
-        self.folder = root / "studies" / name
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        self._owner = open_locked(self.folder / "owner", self.folder)
-        try:
-            self._open(name, print_of)
-        except BaseException:
-            self.close()
-            raise
-        self.total = max(settings.n_trials, len(self.earlier))
-        self.trials: dict[Run, int] = {}
+        self.fingerprint = hashlib.sha256(repr(self.space).encode()).hexdigest()[:12]
+        name = self.settings.study_name or f"{self.space.first.data.name}-{self.fingerprint}"
+        journal = (root / "studies" / name / JOURNAL).absolute()
+        max_epochs = self.space.first.trainer.max_epochs
+        self.file = StudyFile(journal, name, self.settings, max_epochs)
 
-    def _open(self, name: str, print_of: str) -> None:
-        """The study and what it holds already.
+    def sweep(self, train: Train, width: int) -> None:
+        """Lists the trials that have ended, resumes interrupted ones, and asks for new ones."""
+        with self._opened() as (study, earlier):
+            ended = [t for t in earlier if t.state.is_finished()]
+            waiting = [self._job(t) for t in earlier if not t.state.is_finished()]
+            new = max(self.settings.n_trials - len(earlier), 0)
+            if ended:
+                jobs = [Job(self._overrides(t.params), finished=True) for t in ended]
+                train(jobs, following=len(waiting) + new)
+            width = self.settings.n_jobs or width
+            while waiting or new:
+                batch, waiting = waiting[:width], waiting[width:]
+                while len(batch) < width and new:
+                    batch.append(self._job(study.ask(self.space.distributions)))
+                    new -= 1
+                train(batch, following=len(waiting) + new)
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[optuna.Study, list[optuna.trial.FrozenTrial]]]:
+        """Locks the study and yields it with its complete trials.
 
         Raises:
-            UserError: it is that of another search.
+            UserError: another process has it, it is damaged, or it belongs to another search.
         """
-        journal = (self.folder / JOURNAL).absolute()
-        mend(journal)
-        self.pruning = Pruning(journal, name, self.settings, self.space.first.trainer.max_epochs)
-        with quiet():
-            self.study = open_study(self.pruning)
-            begun = self.study.user_attrs.get("search")
-            if begun is None:
-                self.study.set_user_attr("search", print_of)
-            elif begun != print_of:
+        journal = self.file.journal
+        owner = journal.with_name("owner")
+        with writing(journal.parent):
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            refuse_links(journal, owner)
+        with open_locked(owner, journal.parent):
+            repair(journal)
+            try:
+                study = self.file.study
+                trials = study.get_trials(deepcopy=False)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"hydra.sweeper.study_name={name}: that study has other ranges or another "
-                    "config; take another name, or none"
+                    f"{journal} is damaged; move it away, or set hydra.sweeper.study_name to "
+                    "another name (the runs are kept)"
+                ) from error
+            known = study.user_attrs.get("search", self.fingerprint)
+            if known != self.fingerprint:
+                raise UserError(
+                    f"hydra.sweeper.study_name={self.file.name}: that study has other ranges or "
+                    "another config; take another name, or none"
                 )
-            self.study.sampler = self._sampler()
-            self.earlier = self._earlier()
+            study.set_user_attr("search", self.fingerprint)
+            study.sampler = self.file.sampler(len(trials))
+            complete = [t for t in trials if t.params.keys() == self.space.distributions.keys()]
+            for trial in trials:  # a kill left some values of a trial unchosen
+                if trial not in complete and not trial.state.is_finished():
+                    study.tell(trial.number, state=_states().FAIL)
+            yield study, complete
 
-    def close(self) -> None:
-        self._owner.close()
+    def _overrides(self, params: Mapping[str, Any]) -> list[str]:
+        return self.space.overrides(self.space.texts(params))
 
-    def _earlier(self) -> list[optuna.trial.FrozenTrial]:
-        """The trials that there are, less those that a kill left half chosen."""
-        trials = self.study.get_trials(deepcopy=False)
-        whole = [t for t in trials if t.params.keys() == self.distributions.keys()]
-        for trial in trials:
-            if trial not in whole and not trial.state.is_finished():
-                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-        return whole
+    def _job(self, trial: optuna.trial.BaseTrial) -> Job:
+        return Job(
+            self._overrides(trial.params),
+            on_evaluation=Pruning(replace(self.file), trial.number),  # of an unopened copy
+            on_end=partial(self._add_result, trial.number),
+        )
 
-    def _numbers(self, r: Range) -> Any:
-        kinds = self.optuna.distributions
-        if r.whole:
-            return kinds.IntDistribution(int(r.low), int(r.high), r.log, int(r.step or 1))
-        return kinds.FloatDistribution(r.low, r.high, log=r.log, step=r.step)
+    def _add_result(self, number: int, result: RunResult) -> None:
+        """Ends a trial; one that was interrupted is resumed by the next command."""
+        study, states = self.file.study, _states()
+        best = result.number("best_val_accuracy")
+        if study.trials[number].state.is_finished():
+            return
+        if result.state == "done" and best is not None:
+            study.tell(number, best)
+        elif result.state in ("done", "failed"):
+            study.tell(number, state=states.FAIL)
+        elif result.state == "pruned":
+            study.tell(number, state=states.PRUNED)
 
-    def _sampler(self) -> Any:
-        samplers, count = self.optuna.samplers, len(self.study.get_trials(deepcopy=False))
-        # A study that goes on draws other numbers than it did when it began.
-        seed = (self.settings.seed + 1_000_003 * count) % 2**32
-        if self.settings.sampler == "random":
-            return samplers.RandomSampler(seed=seed)
-        if self.settings.sampler == "gp":
-            return samplers.GPSampler(seed=seed)
-        # constant_liar: of trials that are launched together none is chosen like another.
-        return samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def batches(self, sweep: Sweep) -> Iterator[list[Run]]:
-        """Trials to launch together: first those that were interrupted, then new ones.
+def _states() -> type[optuna.trial.TrialState]:
+    from optuna.trial import TrialState
 
-        Trials that ended before are accounted for.
-        """
-        waiting = []
-        for trial in self.earlier:
-            run = self._run(trial.number, trial.params)
-            if trial.state.is_finished():
-                sweep.ended_before(run)
-            else:
-                waiting.append(run)
-        width, new = self.settings.n_jobs or sweep.launcher.width, self.total - len(self.earlier)
-        while waiting or new:
-            batch, waiting = waiting[:width], waiting[width:]
-            while len(batch) < width and new:
-                batch.append(self._ask())
-                new -= 1
-            # The folders get their final names here, so that the runs know which trial they are.
-            sweep.launcher.watch = replace(
-                self.pruning, trials={run.folder.name: self.trials[run] for run in batch}
-            )
-            yield batch
-
-    def _ask(self) -> Run:
-        with quiet():
-            trial = self.study.ask(self.distributions)
-        return self._run(trial.number, trial.params)
-
-    def _run(self, number: int, params: Mapping[str, Any]) -> Run:
-        varied = self.space.words(params)
-        words = self.space.all_words(varied)
-        run = make_run(words, varied, self.space.config(varied), self.root)
-        find_earlier([run], self.root)
-        self.trials[run] = number
-        return run
-
-    def tell(self, run: Run, result: Result) -> None:
-        """How a trial ended; one that was interrupted is left for the next time."""
-        states, number = self.optuna.trial.TrialState, self.trials[run]
-        with quiet():
-            if self.study.trials[number].state.is_finished():
-                return
-            best = result.number("best_val_accuracy")
-            if result.state == "done" and best is not None:
-                self.study.tell(number, best)
-            elif result.state in ("done", "failed"):
-                self.study.tell(number, state=states.FAIL)
-            elif result.state == "pruned":
-                self.study.tell(number, state=states.PRUNED)
+    return TrialState
 
 
 def read_settings(master: DictConfig) -> SearchConfig:
-    """hydra.sweeper, checked.
+    """Reads and checks hydra.sweeper.
 
     Raises:
         UserError: naming the setting.
@@ -273,8 +240,8 @@ def read_settings(master: DictConfig) -> SearchConfig:
     return settings
 
 
-def mend(journal: Path) -> None:
-    """Cuts off a last line that a kill or a full disk has left half written."""
+def repair(journal: Path) -> None:
+    """Cuts off a last line that a kill or a full disk has left incomplete."""
     if not journal.is_file():
         return
     with writing(journal), journal.open("rb+") as file:

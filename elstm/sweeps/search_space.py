@@ -1,7 +1,7 @@
 """What a search chooses from: the ranges and choices of a command line, typed by the config.
 
-Hydra's own grammar: `interval(a,b)` and `tag(log, interval(a,b))` are of the key's type, whole
-numbers for model.hidden_size and real ones for optimizer.lr; `range(a,b,step)` has steps; a list,
+The grammar is Hydra's: `interval(a,b)` and `tag(log, interval(a,b))` have the key's type, integers
+for model.hidden_size and floats for optimizer.lr; `range(a,b,step)` has steps; a list,
 `choice(...)` and `glob(...)` are choices without an order.
 """
 
@@ -9,131 +9,105 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from elstm.config.check import number_type, show
 from elstm.config.compose import Composer
+from elstm.config.identity import identity
 from elstm.config.schema import Config
 from elstm.errors import UserError
-from elstm.sweeps.plan import MAX_RUNS, identity, words_of
+from elstm.sweeps.plan import MAX_RUNS, values_of
 
-DIGITS = 4  # of a real number that a search has chosen: what people can read and type
-
-
-@dataclass(frozen=True)
-class Range:
-    """From low to high, both included."""
-
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-    whole: bool = False
-
-    def text(self, value: float) -> str:
-        if self.whole:
-            return str(int(value))
-        if self.step is not None:
-            return f"{value:.12g}"
-        return repr(min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high))
+DIGITS = 4  # of a float that a search has chosen: what people can read and type
 
 
 class Space:
-    """The keys that a search varies, each with its range or its choices.
+    """The keys that a search varies, each with its distribution.
 
     Args:
         overrides: of the command line, parsed; those with one value are fixed.
+
+    Attributes:
+        distributions: Optuna's, by key.
+        first: the config of one trial.
 
     Raises:
         UserError: a range or a choice that the config does not allow, alone or with the others.
     """
 
     def __init__(self, composer: Composer, overrides: Sequence[Override]) -> None:
+        from optuna.distributions import CategoricalDistribution
+
         given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
-        self.configs = composer.many()
-        self.keys = list(given)
-        self.fixed = {k: _value(words_of(o)[0]) for k, o in given.items() if not _varied(o)}
-        varied = {k: o for k, o in given.items() if _varied(o)}
+        self._keys = list(given)
+        self._fixed = {k: values_of(o)[0] for k, o in given.items() if not o.is_sweep_override()}
+        varied = {k: o for k, o in given.items() if k not in self._fixed}
         if not varied:
             raise UserError(
                 "a search needs something to vary: 'optimizer.lr=tag(log,interval(1e-3,1e-1))', "
                 "model.gamma_c=0.1,1"
             )
         numbers = {
-            k: o for k, o in varied.items() if isinstance(o._value, IntervalSweep | RangeSweep)
+            k: o for k, o in varied.items() if isinstance(o.value(), IntervalSweep | RangeSweep)
         }
-        self.choices = {
-            k: [*map(_value, words_of(o))] for k, o in varied.items() if k not in numbers
-        }
-        self.ranges: dict[str, Range] = {}
-        first = self.config({
-            **{k: values[0] for k, values in self.choices.items()},
-            **{k: _ends(o)[0] for k, o in numbers.items()},
-        })  # fmt: skip
-        for key, override in numbers.items():
-            self.ranges[key] = _range(override, first)
-        self.first = self._check()
-
-    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """The text of each key's value, of what a sampler chose."""
-        return {
-            key: self.ranges[key].text(values[key]) if key in self.ranges else str(values[key])
-            for key in self.keys
-            if key in values
-        }
-
-    def all_words(self, varied: Mapping[str, str]) -> list[str]:
-        """KEY=VALUE for all keys, in the order of the command line."""
-        values = {**self.fixed, **varied}
-        return [f"{key}={values[key]}" for key in self.keys]
-
-    def config(self, varied: Mapping[str, str]) -> Config:
-        return self.configs(self.all_words(varied))
-
-    def _check(self) -> Config:
-        """Composes every combination of choices with the ranges' ends; returns the first."""
-        count = math.prod(len(values) for values in self.choices.values())
+        choices = {k: values_of(o) for k, o in varied.items() if k not in numbers}
+        count = math.prod(map(len, choices.values()))
         if count > MAX_RUNS:
             raise UserError(f"{count:,} combinations of choices: at most {MAX_RUNS:,} are possible")
-        first, *_ = map(self.config, self._corners())  # composing is the check: of all of them
-        return first
+        config_of = composer.many()
+        lowest = {k: _ends(o)[0] for k, o in numbers.items()}
+        first = config_of(self.overrides({**{k: v[0] for k, v in choices.items()}, **lowest}))
+        ranges = {k: _distribution(o, first) for k, o in numbers.items()}
+        self.distributions = {
+            **ranges,
+            **{k: CategoricalDistribution(values) for k, values in choices.items()},
+        }
+        # Composing is the check: of every combination of choices with both ends of all ranges.
+        self.first = first
+        for end in ("high", "low"):
+            ends = {k: _text(r, getattr(r, end)) for k, r in ranges.items()}
+            for values in itertools.product(*choices.values()):
+                config_of(self.overrides({**dict(zip(choices, values, strict=True)), **ends}))
 
-    def _corners(self) -> Iterator[dict[str, str]]:
-        for end in ("low", "high"):
-            ends = {key: r.text(getattr(r, end)) for key, r in self.ranges.items()}
-            for values in itertools.product(*self.choices.values()):
-                yield {**dict(zip(self.choices, values, strict=True)), **ends}
+    def texts(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """The values that a sampler chose, as they stand in overrides."""
+        return {key: _text(self.distributions[key], value) for key, value in values.items()}
+
+    def overrides(self, varied: Mapping[str, str]) -> list[str]:
+        """KEY=VALUE for all keys, in the order of the command line."""
+        values = {**self._fixed, **varied}
+        return [f"{key}={values[key]}" for key in self._keys]
 
     def __repr__(self) -> str:
-        """What makes two searches the same: the fixed settings, and what is chosen from."""
-        return repr(
-            (identity(self.first), sorted(self.ranges.items()), sorted(self.choices.items()))
-        )
+        """The same for equal searches: the fixed settings, and what is chosen from."""
+        return repr((identity(self.first), sorted(map(repr, self.distributions.items()))))
 
 
-def _varied(override: Override) -> bool:
-    return bool(override.is_sweep_override())
-
-
-def _value(word: str) -> str:
-    return word.partition("=")[2]
+def _text(distribution: Any, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if distribution.step is not None:
+        return f"{value:.12g}"
+    rounded = float(f"{value:.{DIGITS}g}")
+    return repr(min(max(rounded, distribution.low), distribution.high))
 
 
 def _ends(override: Override) -> tuple[str, str]:
-    value = override._value
+    value = override.value()
     if isinstance(value, IntervalSweep):
         return f"{value.start:.15g}", f"{value.end:.15g}"  # Hydra has made 4 into 4.0
-    first, *rest = [*map(_value, words_of(override))]
-    return first, rest[-1] if rest else first
+    values = values_of(override)
+    return values[0], values[-1]
 
 
-def _range(override: Override, config: Config) -> Range:
+def _distribution(override: Override, config: Config) -> Any:
     """Raises UserError where the key takes no numbers, or the range is empty."""
-    key, line, value = override.get_key_element(), show(override.input_line), override._value
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    key, line, value = override.get_key_element(), show(override.input_line), override.value()
     kind = number_type(config, key)
     if kind is None:
         raise UserError(f"{line}: {key} takes no range of numbers; list some values")
@@ -144,6 +118,8 @@ def _range(override: Override, config: Config) -> Range:
     step = abs(float(value.step)) if isinstance(value, RangeSweep) else None
     if log and (low <= 0 or step is not None):
         raise UserError(f"{line}: on a logarithmic scale an interval above 0 is possible")
-    if kind is int and not all(float(n or 0).is_integer() for n in (low, high, step)):
+    if kind is float:
+        return FloatDistribution(low, high, log=log, step=step)
+    if not all(float(n or 0).is_integer() for n in (low, high, step)):
         raise UserError(f"{line}: {key} takes whole numbers")
-    return Range(low, high, step, log, kind is int)
+    return IntDistribution(int(low), int(high), log, int(step or 1))

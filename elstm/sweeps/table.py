@@ -1,10 +1,10 @@
-"""How the runs of a sweep ended: a line for each, the table of all, and sweep.csv."""
+"""Shows how the runs of a sweep ended: a line for each, the table of all, and sweep.csv."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,81 +20,71 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Result:
-    """One run: the overrides that the sweep varies, and what its status.json says."""
+class RunResult:
+    """The values that a sweep varies, and the fields of the run's status.json."""
 
-    varied: dict[str, str]
+    varied: Mapping[str, str]
     folder: Path
-    status: dict[str, Any]
+    status: Mapping[str, Any]
 
     @property
     def state(self) -> str:
         return str(self.status.get("state"))
-
-    @property
-    def label(self) -> str:
-        return label(self.varied)
 
     def number(self, key: str) -> float | None:
         value = self.status.get(key)
         return value if isinstance(value, int | float) and abs(value) < 1e15 else None
 
     def summary(self) -> str:
-        """State, accuracies, time and folder, in one line."""
+        """State, accuracies, time and folder in one line."""
         parts = [self.state]
         if self.state == "failed":
             parts = [f"failed: {self.status.get('error') or 'see the log'}"]
         for name, key in (("validation", "best_val_accuracy"), ("test", "test_accuracy")):
-            value = self.number(key)
-            if value is not None:
+            if (value := self.number(key)) is not None:
                 parts.append(f"{name} {value:.2%}")
-        seconds = self.number("wall_seconds")
-        if seconds is not None:
+        if (seconds := self.number("wall_seconds")) is not None:
             parts.append(f"{seconds:.1f} s")
         return ", ".join([*parts, str(self.folder)])
 
 
-def label(varied: dict[str, str]) -> str:
+def label(varied: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in varied.items()) or "the run"
 
 
 def read_result(
-    varied: dict[str, str], folder: Path, error: str | None = None, *, ended: bool = True
-) -> Result:
-    """What is known of a run that has ended: killed, if nothing else is known of how.
+    varied: Mapping[str, str], folder: Path, error: str | None = None, *, locked: bool = False
+) -> RunResult:
+    """Reads how a run ended; one that recorded no end was killed.
 
     Args:
-        error: why it did not even begin.
-        ended: whether it has.
+        error: why the run did not start.
+        locked: another process trains it.
     """
-    status = _status(folder)
-    if not ended:
-        return Result(varied, folder, status)
-    if status.get("state") == "running" and not error:
+    fields = read_status(folder) or {}  # another user may have written it
+    status = {
+        k: v if isinstance(v, int | float | None) else one_line(v, 400) for k, v in fields.items()
+    }
+    if locked:
+        status["state"] = "locked by another process"
+    elif status.get("state") == "running" and not error:
         status["state"] = "killed"
     elif error or status.get("state") not in ("done", "interrupted", "pruned"):
         status |= {"state": "failed", "error": error or status.get("error")}
-    return Result(varied, folder, status)
+    return RunResult(varied, folder, status)
 
 
-def _status(folder: Path) -> dict[str, Any]:
-    """status.json, which another may have written: numbers, and text that can be printed."""
-    fields = read_status(folder) or {}
-    return {
-        k: v if isinstance(v, int | float | None) else one_line(v, 400) for k, v in fields.items()
-    }
-
-
-def best_first(results: Sequence[Result]) -> list[Result]:
-    """By best validation accuracy; those without come last."""
-    return sorted(results, key=lambda r: -(r.number("best_val_accuracy") or -1.0))
-
-
-def table(results: Sequence[Result]) -> str:
-    """The sweep at a glance, as lines of text."""
+def _sorted(results: Sequence[RunResult]) -> tuple[list[str], list[RunResult]]:
+    """The varied keys, and the runs by best validation accuracy, those without one last."""
     keys = list(dict.fromkeys(key for r in results for key in r.varied))
+    return keys, sorted(results, key=lambda r: -(r.number("best_val_accuracy") or -1.0))
+
+
+def table(results: Sequence[RunResult]) -> str:
+    """The runs as a table of text."""
+    keys, best_first = _sorted(results)
     rows = [[*keys, "state", "validation", "test", "seconds", "folder"]]
-    for r in best_first(results):
+    for r in best_first:
         accuracies = (r.number(key) for key in ("best_val_accuracy", "test_accuracy"))
         seconds = r.number("wall_seconds")
         rows.append([
@@ -115,18 +105,18 @@ def table(results: Sequence[Result]) -> str:
     )
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """sweep.csv: the varied keys, then COLUMNS; accuracies are fractions, unknowns empty.
+def write_csv(path: Path, results: Sequence[RunResult]) -> None:
+    """Writes sweep.csv: the varied keys, then COLUMNS; accuracies are fractions.
 
     Raises:
         UserError: it cannot be written.
     """
-    keys = list(dict.fromkeys(key for r in results for key in r.varied))
+    keys, best_first = _sorted(results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*keys, *COLUMNS])
-    for r in best_first(results):
-        known = r.status | {"run_dir": str(r.folder)}
+    for r in best_first:
+        known = {**r.status, "run_dir": str(r.folder)}
         values = [harmless(v) if isinstance(v := known.get(k), str) else v for k in COLUMNS]
         writer.writerow([*(r.varied.get(key, "") for key in keys), *values])
     write_atomic(path, text.getvalue().encode(), sync=False)

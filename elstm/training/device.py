@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 
 from elstm.config.schema import TrainerConfig
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, writing
+from elstm.training.accelerate_private import forget_state
 from elstm.training.distributed import join_processes
 from elstm.training.environment import own_environment, report_environment
 from elstm.training.ranks import read_ranks
@@ -82,7 +82,7 @@ def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
     ranks = read_ranks()
     if ranks.main:
         report_environment(trainer)
-    _forget()
+    forget_state()
     try:
         with own_environment(ranks):
             join_processes(ranks, device)
@@ -93,12 +93,7 @@ def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
                 torch.set_num_threads(trainer.threads)
             yield accelerator
     finally:
-        _forget()
-
-
-def _forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+        forget_state()
 
 
 @contextmanager

@@ -5,17 +5,17 @@ import json
 import math
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("optuna")
 from hydra.core.plugins import Plugins
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from elstm.config.compose import Composer
 from elstm.errors import UserError
-from elstm.sweeps.search import mend
-from elstm.sweeps.search_space import Range, Space
+from elstm.sweeps.search import repair
+from elstm.sweeps.search_space import Space
 from elstm.train import main
 
 LR = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -56,7 +56,7 @@ def test_trials_are_runs_like_others_and_the_command_goes_on(training, capsys):
 
     assert search(*words, trials=6) == 0
     assert len(training.calls) == 6
-    assert capsys.readouterr().out.count("done already") == 4
+    assert capsys.readouterr().out.count("already done") == 4
     assert len(table()) == 6
     assert search(*words, trials=2) == 0
     assert len(training.calls) == 6
@@ -93,7 +93,7 @@ def test_bad_trials_are_pruned_which_is_no_failure(training, capsys):
     capsys.readouterr()
     assert search(LR, "hydra.sweeper.startup_trials=2") == 0
     assert len(training.calls) == 4
-    assert capsys.readouterr().out.count("pruned already") == 2
+    assert capsys.readouterr().out.count("already pruned") == 2
     rate = table()[-1]["optimizer.lr"]
     assert main(["-m", f"optimizer.lr={rate}"]) == 0  # a grid wants it whole
     assert training.calls[-1].resume
@@ -121,7 +121,7 @@ def test_an_interrupted_trial_is_taken_up_again(training):
 
 def test_several_trials_together(training, monkeypatch):
     launched = []
-    monkeypatch.setattr("elstm.sweeps.launch.BasicLauncherConf", SimpleNamespace(_target_=None))
+    monkeypatch.setattr("elstm.sweeps.launch.IN_THIS_PROCESS", ())
 
     def launch(self, jobs, initial_job_idx):
         launched.append(len(jobs))
@@ -179,24 +179,25 @@ def test_ranges_have_the_types_of_the_config():
     found = space("model.hidden_size=interval(4,64)", "optimizer.lr=interval(1,2)",
                   "data.batch_size=range(16,129,16)", "model.gamma_c=tag(log,interval(0.1,1))",
                   "seed=1,2")  # fmt: skip
-    assert found.ranges == {
-        "model.hidden_size": Range(4, 64, whole=True),
-        "optimizer.lr": Range(1, 2),
-        "data.batch_size": Range(16, 128, step=16, whole=True),
-        "model.gamma_c": Range(0.1, 1, log=True),
+    assert found.distributions == {
+        "model.hidden_size": IntDistribution(4, 64),
+        "optimizer.lr": FloatDistribution(1, 2),
+        "data.batch_size": IntDistribution(16, 128, step=16),
+        "model.gamma_c": FloatDistribution(0.1, 1, log=True),
+        "seed": CategoricalDistribution(["1", "2"]),
     }
-    assert found.choices == {"seed": ["1", "2"]}
-    text = found.words({"model.hidden_size": 5, "optimizer.lr": 1.23456789, "seed": "2"})
+    text = found.texts({"model.hidden_size": 5, "optimizer.lr": 1.23456789, "seed": "2"})
     assert text == {"model.hidden_size": "5", "optimizer.lr": "1.235", "seed": "2"}
-    assert Range(0.12345, 0.12346).text(0.123455) == "0.12346"  # never outside
+    narrow = space("optimizer.lr=interval(0.12345,0.12346)")
+    assert narrow.texts({"optimizer.lr": 0.123455}) == {"optimizer.lr": "0.12346"}  # never outside
     with pytest.raises(UserError, match="whole numbers"):
         space("seed=interval(0,2.5)")
 
 
 def test_a_half_written_line_of_the_journal_is_cut_off(tmp_path):
     journal = tmp_path / "journal.log"
-    mend(journal)
+    repair(journal)
     for text, left in (('{"a":1}\n{"b"', '{"a":1}\n'), ('{"a":1}\n', '{"a":1}\n'), ("{", "")):
         journal.write_text(text)
-        mend(journal)
+        repair(journal)
         assert journal.read_text() == left

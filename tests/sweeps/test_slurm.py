@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 from sweep_runs import statuses, wait_until
 
-from elstm.sweeps import sweep_job
+from elstm.sweeps import worker
 
 pytest.importorskip("submitit")
 
@@ -50,14 +50,14 @@ def job(tmp_path, monkeypatch):
 @pytest.fixture
 def waits(monkeypatch):
     waited = []
-    monkeypatch.setattr(sweep_job, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(worker, "time", SimpleNamespace(sleep=waited.append))
     return waited
 
 
 def test_a_job_that_is_preempted_is_given_back_at_once(job, waits):
     requeues = job("echo JobId=9 JobState=RUNNING PreemptTime=2026-01-02T03:04:05")
     with pytest.raises(SystemExit):
-        sweep_job.requeue("SIGTERM")
+        worker.requeue("SIGTERM")
     assert len(requeues) == 1
     assert waits == []
 
@@ -66,8 +66,8 @@ def test_a_job_that_is_preempted_is_given_back_at_once(job, waits):
 def test_a_job_that_may_be_cancelled_waits_for_its_end(job, waits, says):
     requeues = job(f'[ "$1" = requeue ] || {says}')
     with pytest.raises(SystemExit):
-        sweep_job.requeue("SIGTERM")
-    assert waits == [sweep_job.KILL_WAIT_SECONDS]
+        worker.requeue("SIGTERM")
+    assert waits == [worker.KILL_WAIT_SECONDS]
     assert len(requeues) == 1
 
 
@@ -75,14 +75,14 @@ def test_a_job_that_may_be_cancelled_waits_for_its_end(job, waits, says):
 def test_a_job_that_slurm_has_requeued_itself_has_no_result(job, waits, state):
     job(REQUEUE_FAILS + f'test "$4" = 7_2 && echo JobId=9 JobState={state} PreemptTime=None')
     with pytest.raises(SystemExit):
-        sweep_job.requeue("SIGUSR2")
+        worker.requeue("SIGUSR2")
 
 
 @pytest.mark.parametrize("says", ["echo JobState=RUNNING PreemptTime=None", "exit 1"])
 def test_a_job_that_cannot_be_requeued_says_so(job, waits, says):
     job(REQUEUE_FAILS + says)
     with pytest.raises(subprocess.CalledProcessError):
-        sweep_job.requeue("SIGUSR2")
+        worker.requeue("SIGUSR2")
 
 
 @pytest.mark.slow

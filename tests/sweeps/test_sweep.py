@@ -12,9 +12,10 @@ import pytest
 
 from elstm.config.compose import Composer
 from elstm.config.help import find_config_dir
+from elstm.config.identity import identity
 from elstm.errors import UserError
 from elstm.sweeps import table as sweep_table
-from elstm.sweeps.plan import identity, plan
+from elstm.sweeps.plan import Grid, Plan
 from elstm.train import main
 
 SWEEP = ["-m", "model=lstm,elstm_bn", "seed=0,1", "optimizer.lr=0.1"]
@@ -119,7 +120,7 @@ def test_the_same_command_again_skips_what_is_done(training, capsys):
     assert len(training.calls) == 4
     assert run_dirs() == folders
     out = capsys.readouterr().out
-    assert "[4/4] model=elstm_bn seed=1: done already" in out
+    assert "[4/4] model=elstm_bn seed=1: already done" in out
     assert len(table()) == 4
     assert main([*SWEEP, "seed=0,1,2", "trainer.progress=false"]) == 0
     assert trained(training)[4:] == [("lstm", 2), ("elstm_bn", 2)]
@@ -163,7 +164,7 @@ def test_unfinished_runs_go_on_in_their_folders(training, capsys):
     assert (failed / ".hydra" / "hydra.yaml").read_bytes() == hydra
     assert len(run_dirs()) == 2
     assert (failed / "train.log").read_text().count("training with seed 1") == 2
-    assert "seed=1, goes on (failed)" in capsys.readouterr().out
+    assert "seed=1, resumes (failed)" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_first_word_goes_on_too(training):
@@ -189,7 +190,7 @@ def test_a_run_that_another_process_trains_is_left_alone(training, capsys):
         assert main(["-m", "seed=3"]) == 0
         holder.stdin.close()
     assert len(training.calls) == 1
-    assert f"[1/1] the run: in use: running, {folder}" in capsys.readouterr().out
+    assert f"[1/1] the run: locked by another process, {folder}" in capsys.readouterr().out
     assert main(["-m", "seed=3"]) == 0
     assert training.calls[1].resume
 
@@ -205,7 +206,7 @@ def test_a_run_of_other_code_is_noted(training, capsys, monkeypatch):
     assert main(["-m", "seed=0"]) == 0
     capsys.readouterr()
     assert main(["-m", "seed=0"]) == 0
-    assert "done already at commit 0000000, the code is now at 1111111" in capsys.readouterr().out
+    assert "already done at commit 0000000, the code is now at 1111111" in capsys.readouterr().out
 
 
 def test_an_interrupt_ends_the_sweep_and_the_same_command_goes_on(training, capsys):
@@ -213,7 +214,7 @@ def test_an_interrupt_ends_the_sweep_and_the_same_command_goes_on(training, caps
     assert main(["-m", "seed=0,1,2"]) == 143
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.rstrip().endswith("the same command goes on")
+    assert out.rstrip().endswith("run the same command again to resume")
     assert [row["state"] for row in table()] == ["done", "interrupted"]
     training.answer = lambda c: "done"
     assert main(["-m", "seed=0,1,2"]) == 0
@@ -240,8 +241,10 @@ def test_runs_go_where_hydra_sweep_dir_says(training):
 
 
 def combinations(*words):
-    composer = Composer()
-    return plan(composer, composer.parse(words, sweep=True), Path("outputs"))
+    composer, root = Composer(), Path("outputs")
+    overrides = composer.parse(words, sweep=True)
+    planned = Plan(composer, overrides, root)
+    return [planned.run(job) for job in Grid(composer, None, overrides, root).jobs]
 
 
 def test_all_ways_of_giving_several_values():
@@ -253,9 +256,10 @@ def test_all_ways_of_giving_several_values():
     ]
 
 
-def test_equal_combinations_are_one_run():
-    runs = combinations("seed=0,0,1", "model.gamma_c=1,1.0")
-    assert [run.config.seed for run in runs] == [0, 1]
+def test_equal_combinations_are_one_run(training, capsys):
+    assert main(["-m", "seed=0,0,1", "model.gamma_c=1,1.0"]) == 0
+    assert [call.config.seed for call in training.calls] == [0, 1]
+    assert "[2/2] seed=1 model.gamma_c=1: done" in capsys.readouterr().out
 
 
 def test_what_makes_a_run_the_same():

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from sweep_runs import PATIENCE, statuses, wait_until
 
 from elstm.sweeps.launch import Launcher
-from elstm.sweeps.sweep_job import StopFile, SweepJob
+from elstm.sweeps.worker import StopFile, WorkerJob
 from elstm.train import main
 
 SMALL = ["data.batch_size=256", "model.hidden_size=8", "trainer.device=cpu"]
@@ -33,7 +33,7 @@ def table():
 @pytest.fixture
 def together(training, monkeypatch):
     """Hydra's basic launcher, taken for one that runs several at once; with a fake training."""
-    monkeypatch.setattr("elstm.sweeps.launch.BasicLauncherConf", SimpleNamespace(_target_=None))
+    monkeypatch.setattr("elstm.sweeps.launch.IN_THIS_PROCESS", ())
     return training
 
 
@@ -53,6 +53,36 @@ def test_a_line_for_each_as_it_ends_and_none_of_the_runs(together, capsys):
     assert [(c.config.seed, c.resume) for c in together.calls[3:]] == [(1, True)]
     assert main(["-m", "seed=3,4", "trainer.threads=2"]) == 0
     assert "\n2 runs, 2 threads each; each has" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "cores", "words"),
+    [
+        (1, None, ()),
+        (-1, "1", ()),
+        (1, None, ("hydra/sweeper=optuna", "optimizer.lr=interval(0.1,1)")),
+    ],
+)
+def test_one_worker_of_joblib_trains_where_signals_arrive(
+    training, monkeypatch, n_jobs, cores, words
+):
+    """joblib starts no worker then; in the launcher's thread no signal could stop the run."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    if words:
+        pytest.importorskip("optuna")
+    if cores:
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", cores)
+    threads = []
+
+    def answer(config):
+        threads.append(threading.current_thread())
+        return "done" if len(threads) == 1 else "interrupted"
+
+    training.answer = answer
+    words = words or ("seed=0,1,2",)
+    assert main(["-m", "hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}", *words]) == 143
+    assert threads == [threading.main_thread()] * 2
+    assert sorted(row["state"] for row in table()) == ["done", "interrupted"]
 
 
 def test_fail_fast_begins_no_further_run(together):
@@ -103,8 +133,8 @@ def test_a_run_that_breaks_the_workers_twice_is_not_tried_again(together, monkey
         assert main(["-m", "seed=0,1"]) == 1
     assert launched == [["seed=0", "seed=1"], ["seed=0", "seed=1"], ["seed=1"]]
     out = capsys.readouterr().out
-    assert "going on with 2 runs\n" in out
-    assert "going on with 1 run\n" in out
+    assert "resuming with 2 runs\n" in out
+    assert "resuming with 1 run\n" in out
     assert [(row["seed"], row["state"]) for row in table()] == [("1", "done"), ("0", "failed")]
     assert table()[1]["error"] == "MemoryError: a worker"
     assert main(["-m", "seed=0,1"]) == 0
@@ -114,14 +144,14 @@ def test_a_run_that_breaks_the_workers_twice_is_not_tried_again(together, monkey
 def test_the_stop_file_stops_a_run_and_lets_none_begin(tmp_path, monkeypatch):
     stop, begun = StopFile(tmp_path / "sweep" / "stop"), []
 
-    def train(cfg, *, terminal, watch):
+    def train(cfg, *, terminal, callbacks):
         begun.append(cfg)
-        stop.ask("stop")
+        stop.request("stop")
         wait_until(lambda: False)
 
-    monkeypatch.setattr("elstm.sweeps.sweep_job.train_job", train)
+    monkeypatch.setattr("elstm.sweeps.worker.train_job", train)
     before = signal.getsignal(signal.SIGTERM)
-    assert SweepJob(stop)("first") != SweepJob(stop)("second")  # NaN
+    assert WorkerJob(stop)("first") != WorkerJob(stop)("second")  # NaN
     assert begun == ["first"]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -155,7 +185,7 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     out, err = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 143, err
     assert out.startswith("2 runs, 2 at once")
-    assert out.rstrip().endswith("the same command goes on")
+    assert out.rstrip().endswith("run the same command again to resume")
     assert "epoch 1" not in out  # the runs have left the terminal to the sweep
     assert {s["state"] for s in statuses()} == {"interrupted"}
     assert len({s["pid"] for s in statuses()}) == 2
@@ -186,7 +216,7 @@ def test_a_second_interrupt_ends_at_once(train):
     out, err = sweep.communicate(timeout=PATIENCE)
     assert (sweep.returncode, err) == (130, "")
     assert "ending at once" in out
-    assert out.rstrip().endswith("the same command goes on")
+    assert out.rstrip().endswith("run the same command again to resume")
     states = {row["seed"]: row["state"] for row in table()}
     assert states == {"0": "killed", "1": "interrupted"}
     again = train(*words)

@@ -106,7 +106,7 @@ def test_the_same_command_again_trains_what_failed_alone(climber, capsys):
     assert rates(climber) == [0.1, 0.2, 0.3, 0.2]
     assert climber.calls[3].resume
     assert Climber.metrics[3:] == (0.1, 0.2, 0.3)
-    assert "[1] optimizer.lr=0.1: done already" in capsys.readouterr().out
+    assert "[1] optimizer.lr=0.1: already done" in capsys.readouterr().out
     assert main([*CLIMB, "sweep.rerun=true"]) == 0
     assert len(climber.calls) == 7
 
@@ -131,7 +131,7 @@ def test_an_interrupt_shows_the_table(climber, capsys):
     assert main(CLIMB) == 143
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.rstrip().endswith("the same command goes on")
+    assert out.rstrip().endswith("run the same command again to resume")
     assert table() == [("0.2", "interrupted"), ("0.1", "done")]
 
 

@@ -1,0 +1,28 @@
+"""Names a config by the settings that affect the result, so that finished runs are recognised."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
+
+
+def identity(config: Config) -> str:
+    """The same text for all configs whose runs have the same result.
+
+    Settings at their defaults are left out. A setting that a later version adds therefore leaves
+    the identity of earlier runs as it is.
+    """
+    left_out = settings_without_effect()
+    found: dict[str, Any] = {}
+    for group, value in vars(config).items():
+        if not is_dataclass(value):
+            found[group] = value
+        elif group not in left_out:
+            for each in fields(value):
+                key, setting = f"{group}.{each.name}", getattr(value, each.name)
+                if key not in left_out and (each.name == "name" or setting != each.default):
+                    found[key] = setting
+    name = config.model.name
+    return repr(sorted({**found, "model.name": SAME_LAYER.get(name, name)}.items()))
