@@ -241,7 +241,7 @@ def allowed(owner: type[Any], name: str) -> str:
     rule, types = _field(owner, name).metadata, _types(owner, name)
     null = " or null" if type(None) in types else ""
     if "choices" in rule:
-        return f"one of {', '.join(map(str, rule['choices']))}{null}"
+        return f"one of {', '.join(map(show, rule['choices']))}{null}"
     kind = next(_TYPES[t] for t in (bool, float, int, str) if t in types)
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     bounds = [f"{words[k]} {rule[k]:,}" for k in words if rule.get(k) is not None]
@@ -256,7 +256,7 @@ def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
     elif isinstance(value, float) and not _in_float32(value):
         line += ", and within the range of float32"
     choices = _field(owner, name).metadata.get("choices", ())
-    return UserError(line + did_you_mean(value, choices, always_list=False))
+    return UserError(line + did_you_mean(value, map(show, choices), always_list=False))
 
 
 def keys_of(config: Config) -> list[str]:

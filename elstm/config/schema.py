@@ -32,9 +32,9 @@ def bounded(
     return field(default=default, metadata={**bounds, "affects_result": affects_result})
 
 
-def choice(default: Any, *allowed: Any) -> Any:
+def choice(default: Any, *allowed: Any, affects_result: bool = True) -> Any:
     """One of the values listed."""
-    return field(default=default, metadata={"choices": allowed})
+    return field(default=default, metadata={"choices": allowed, "affects_result": affects_result})
 
 
 def bias(default: float | str) -> Any:
@@ -213,6 +213,8 @@ class TrainerConfig:
     precision: str = choice("fp32", "fp32", "bf16", "fp16")
     deterministic: bool = False
     compile: bool = False
+    # the full step as one CUDA graph; auto: on a CUDA GPU, wherever it can be captured
+    cuda_graph: bool | str = choice("auto", "auto", True, False, affects_result=False)
     profile: bool = False
     clip_grad_norm: float | None = bounded(1.0, gt=0)
     early_stopping_epochs: int | None = bounded(None, ge=1)

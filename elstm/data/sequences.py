@@ -65,7 +65,7 @@ class SequenceData(ABC):
 
     @abstractmethod
     def inputs(self, part: Any, rows: slice | Tensor) -> Inputs:
-        """Returns what a model takes for rows of a split: a slice, or int64 on the CPU."""
+        """Returns what a model takes for rows of a split: a slice, or int64 as `train_rows` has."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -93,13 +93,32 @@ class SequenceData(ABC):
         """Returns the rows of an epoch in their order, int64 on the CPU."""
         return random_order(len(self.train), "train", seed, epoch)
 
+    @property
+    def packed(self) -> bool:
+        """Whether batches are packed, so that their shapes differ."""
+        return False
+
+    def train_rows(
+        self, seed: int, epoch: int, start: int = 0, stride: int = 1
+    ) -> Iterator[Tensor]:
+        """Yields the rows (B,) of an epoch's batches start, start + stride, ..., int64.
+
+        They lie on the device, where they are copied once an epoch. Packing needs them on the CPU.
+        """
+        order = self.train_order(seed, epoch)
+        order = order if self.packed else order.to(self.device)
+        yield from order.split(self.batch_size)[start : self.num_train_batches : stride]
+
+    def train_batch(self, rows: Tensor) -> tuple[Inputs, Tensor]:
+        """Returns the batch of these rows: x (T, B, F), y int64 (B,)."""
+        return self.inputs(self.train, rows), self.train.labels[rows.to(self.device)]
+
     def train_batches(
         self, seed: int, epoch: int, start: int = 0, stride: int = 1
     ) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yields an epoch's batches start, start + stride, ...: x (T, B, F), y int64 (B,)."""
-        batches = self.train_order(seed, epoch).split(self.batch_size)
-        for rows in batches[start : self.num_train_batches : stride]:
-            yield self.inputs(self.train, rows), self.train.labels[rows.to(self.device)]
+        """Yields the batches of `train_rows`."""
+        for rows in self.train_rows(seed, epoch, start, stride):
+            yield self.train_batch(rows)
 
     def eval_batches(self, split: str, batch_size: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Yields all of a split in order; the last batch may be smaller."""

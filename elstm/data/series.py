@@ -81,12 +81,15 @@ class SeriesData(SequenceData):
 
     def inputs(self, part: SeriesSplit, rows: slice | Tensor) -> Inputs:
         place = rows if isinstance(rows, slice) else rows.to(part.values.device)
-        lengths = part.lengths[rows]
-        steps = int(lengths.max())
-        values = part.values[place, :steps].transpose(0, 1)  # (T, B, F)
         if not self.unequal:
-            return values.contiguous()
+            return part.values[place, : int(part.lengths[0])].transpose(0, 1).contiguous()
+        lengths = part.lengths[rows]
+        values = part.values[place, : int(lengths.max())].transpose(0, 1)  # (T, B, F)
         return pack_padded_sequence(values, lengths, enforce_sorted=False)
+
+    @property
+    def packed(self) -> bool:
+        return self.unequal
 
     def train_order(self, seed: int, epoch: int) -> Tensor:
         order = super().train_order(seed, epoch)

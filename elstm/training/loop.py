@@ -12,7 +12,6 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from elstm.config.schema import Config
-from elstm.data.sequences import Inputs
 from elstm.training import evaluation
 from elstm.training.build import Parts
 from elstm.training.optim import set_lr
@@ -38,6 +37,7 @@ class TrainingLoop:
     parts: Parts
     state: TrainState
     sums: StepSums
+    train: Callable[[Tensor], None]  # on the batch of these rows; see batch_step
     clock: Clock
     signals: StopSignals
     recorder: Recorder
@@ -55,9 +55,9 @@ class TrainingLoop:
         while not state.finished:
             parts.model.train()
             with self.clock.training():
-                for x, y in self.rest_of_epoch():
+                for rows in self.rest_of_epoch():
                     set_lr(parts.optimizer, parts.schedule.lr(state.step))
-                    self.sums.add(parts.step(x, y), len(y))
+                    self.train(rows)
                     state.count_step()
                     profiler.step()
                     self.after_step()
@@ -77,12 +77,12 @@ class TrainingLoop:
             self.recorder.stopped_early(state)
         return True
 
-    def rest_of_epoch(self) -> Iterator[tuple[Inputs, Tensor]]:
-        """Yields this process's remaining batches: of n processes, each takes every n-th batch."""
+    def rest_of_epoch(self) -> Iterator[Tensor]:
+        """Yields the rows of this process's remaining batches: with n processes, every n-th."""
         epoch = 0 if self.config.trainer.overfit_batches else self.state.epoch
         accelerator = self.parts.accelerator
         start = self.state.batch + accelerator.process_index
-        batches = self.parts.data.train_batches(
+        batches = self.parts.data.train_rows(
             self.config.seed, epoch, start, accelerator.num_processes
         )
         return islice(batches, self.state.steps_left)

@@ -78,6 +78,33 @@ def set_lr(optimizer: Any, lr: float) -> None:
             group["lr"] = lr
 
 
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Prepares an optimizer for a CUDA graph: everything that a step reads lies on the device.
+
+    SGD has no such flag; its learning rate as a tensor is all that it needs.
+    """
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    for parameter, entry in optimizer.state.items():
+        if isinstance(entry.get("step"), torch.Tensor):
+            entry["step"] = entry["step"].to(parameter.device)
+
+
+def stored_state(optimizer: Any) -> dict[str, Any]:
+    """Returns the state of an optimizer as a checkpoint holds it, with or without a CUDA graph."""
+    state = optimizer.state_dict()
+    groups = []
+    for group in state["param_groups"]:
+        plain = {"lr": float(group["lr"])}
+        if "capturable" in group:
+            plain["capturable"] = False
+        groups.append(group | plain)
+    return {**state, "param_groups": groups}
+
+
 class Schedule:
     """Computes the learning rate of each training step.
 

@@ -25,6 +25,7 @@ from elstm.training import device as runtime
 from elstm.training.build import build_parts
 from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
+from elstm.training.graph_step import batch_step
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.memory import check_memory
 from elstm.training.recorder import Recorder, run_facts
@@ -140,7 +141,8 @@ def set_up(
             recorder.warn(f"{error}: the next epoch that is better replaces it")
     clock = Clock(state)
     checkpoints = Checkpoints(run_dir, snapshot, clock, tracker)
-    return TrainingLoop(config, parts, state, sums, clock, signals, recorder, checkpoints)
+    train = batch_step(config, parts, sums)
+    return TrainingLoop(config, parts, state, sums, train, clock, signals, recorder, checkpoints)
 
 
 def _read_checkpoint(run_dir: Path, config: Config) -> dict[str, Any] | None:

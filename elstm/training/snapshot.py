@@ -28,6 +28,7 @@ from elstm.training.content import (
     check_sums,
     integer,
 )
+from elstm.training.optim import stored_state
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
 from elstm.training.trained import check_same_data, check_same_settings, settings
 
@@ -80,7 +81,7 @@ class Snapshot:
             "state": self.state.state_dict(),
             "window": sums,
             "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
+            "optimizer": stored_state(parts.optimizer),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
             "random": runtime.random_states(accelerator.device),

@@ -183,6 +183,10 @@ class StepSums:
     def add(self, result: StepResult, samples: int) -> None:
         """Counts a step with so many samples; its tensors must not change afterwards."""
         self._queue.append(result)
+        self.count(samples)
+
+    def count(self, samples: int) -> None:
+        """Counts a step with so many samples that `accumulate` adds, or has added."""
         self.steps += 1
         self.samples += samples
 
@@ -202,6 +206,10 @@ class StepSums:
         self.norms.copy_(torch.where(self.bad == 0, newest, self.norms))
         self.bad += ~latest.isfinite().all() | (self.bad > 0)
         self.sums += torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
+
+    def tensors(self) -> list[Tensor]:
+        """Returns what `accumulate` changes; after the first step the tensors stay the same."""
+        return [self.sums, self.bad, *([] if self.norms is None else [self.norms])]
 
     def first_bad_step(self, step: int) -> int | None:
         """Returns the first step that was not finite, None if all were; `step` is the latest."""
