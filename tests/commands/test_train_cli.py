@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from elstm.config.compose import Composer
+from elstm.config.help import HEAD
 from elstm.errors import UserError
 from elstm.train import main
 
@@ -336,15 +338,51 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-def test_the_examples_of_help_compose():
-    from elstm.config.compose import Composer
-    from elstm.config.help import HEAD
+EXAMPLES = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], re.MULTILINE)
 
-    examples = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], re.MULTILINE)
-    assert len(examples) == 5
-    for words in map(shlex.split, examples):
-        sweep = "-m" in words
-        Composer().parse([word for word in words if word != "-m"], sweep=sweep)
+
+@pytest.fixture
+def trains(training, monkeypatch):
+    """Whether a command line of the help trains without an error, with a fake training."""
+
+    def run(example):
+        words = shlex.split(example)
+        if "hydra/launcher=joblib" in words:
+            joblib = pytest.importorskip("joblib")
+            pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+            monkeypatch.setattr(joblib, "effective_n_jobs", lambda n_jobs: 1)  # no real workers
+        if "hydra/sweeper=optuna" in words:
+            pytest.importorskip("optuna")
+            words.append("hydra.sweeper.n_trials=2")
+        return main(words) == 0 and len(training.calls) > 0
+
+    return run
+
+
+def test_the_help_has_examples():
+    assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_of_the_help_trains(trains, example):
+    assert trains(example)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        "data=fashion_mnist model.hidden_sise=256",
+        "data=fashion_mnist data.pixels_per_step=27",
+        "-m experiment=fashion_rows model=lstm,bn_lstm model.gamma_c=1",
+        "-m hydra/launcher=joblib hydra.launcher.jobs=4 seed=0,1",
+        "-m hydra/sweeper=optuna hydra.sweeper.n_trials=30 'optimizer.lr=interval(-1,1)'",
+    ],
+)
+def test_a_broken_example_is_noticed(trains, example):
+    """Each of these can be parsed and is wrong once it is composed."""
+    words = shlex.split(example)
+    Composer().parse([word for word in words if word != "-m"], sweep="-m" in words)
+    assert not trains(example)
 
 
 # --- the real thing, as a process of its own
