@@ -130,6 +130,19 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+@contextmanager
+def data_root_as(option: str) -> Iterator[None]:
+    """Makes advice about the data of an existing run name the option of this command.
+
+    Such a run has its data set, so that another one is no way out.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace(", or take data=digits, which needs no download", "")
+        raise UserError(text.replace("set data.root=", f"set {option}")) from error
+
+
 def say_error(prog: str, error: object) -> None:
     say(f"{prog}: error: {' '.join(str(error).split())}")
 

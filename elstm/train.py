@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import elstm
 from elstm.cli import Parser, command
@@ -152,13 +152,9 @@ def resume(words: Sequence[str]) -> int:
     """Goes on with the run in trainer.resume=RUN_DIR, by its own config; returns the exit code."""
     from elstm.config.check import load_run_config, show
 
-    value = next(w.partition("=")[2] for w in words if w.startswith(RESUME)).strip("'\"")
-    others = [word for word in words if not word.startswith(RESUME)]
-    if others or len(words) > 1:
-        raise UserError(
-            f"{show((others or words)[-1])}: trainer.resume=RUN_DIR goes alone, since the run's "
-            "own config is taken; to change something, start a new run"
-        )
+    given = [word for word in words if word.startswith(RESUME)]
+    value = given[0].partition("=")[2].strip("'\"")
+    changed = _resume_settings([word for word in words if word not in given], given[1:])
     if value in ("", "null"):
         raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/RUN")
     try:
@@ -166,7 +162,7 @@ def resume(words: Sequence[str]) -> int:
     except RuntimeError as error:  # ~somebody without a home
         raise UserError(f"trainer.resume={show(value)}: {error}") from error
     try:
-        config = load_run_config(run_dir)
+        config = load_run_config(run_dir, changed)
     except UserError as error:
         raise UserError(f"trainer.resume: {error}") from error
     from elstm.sweeps.job import execute
@@ -174,6 +170,30 @@ def resume(words: Sequence[str]) -> int:
 
     read_ranks()  # a wrong environment is an error before anything is touched
     return execute(config, run_dir, resume=True).code
+
+
+def _resume_settings(words: Sequence[str], repeated: Sequence[str]) -> dict[str, Any]:
+    """Returns what may change on a resume, by key: nothing that bears on what is trained.
+
+    Raises:
+        UserError: naming the word that is not such a setting.
+    """
+    from elstm.config.check import show
+    from elstm.config.schema import settings_without_effect
+
+    may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
+    for word in [*repeated, *words]:
+        if word.partition("=")[0].lstrip("+") not in may:
+            raise UserError(
+                f"{show(word)}: trainer.resume=RUN_DIR goes alone, or with {', '.join(sorted(may))}"
+                ", since the run's own config says what is trained; to change something, start a "
+                "new run"
+            )
+    if not words:
+        return {}
+    from elstm.config.compose import Composer, with_home
+
+    return {o.key_or_group: o.value() for o in Composer().parse(with_home(words))}
 
 
 def _show(args: argparse.Namespace, composer: Composer) -> int:

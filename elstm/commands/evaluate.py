@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elstm.cli import Parser, command, say
+from elstm.cli import Parser, command, data_root_as, say
 from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def _main(args: argparse.Namespace) -> int:
     if args.data_root is not None:
         source = dataclasses.replace(source, root=args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
-    data = load_data(source, stratify=is_stratified(trained.facts))
-    check_same_data(trained.facts, data)
+    with data_root_as("--data-root"):
+        data = load_data(source, stratify=is_stratified(trained.facts))
+        check_same_data(trained.facts, data)
     with runtime.process_settings(trainer):
         population, in_batch = score_with_both_statistics(
             trained.model.to(device),

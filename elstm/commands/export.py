@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elstm.cli import Parser, command, home_path, say
+from elstm.cli import Parser, command, data_root_as, home_path, say
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -75,8 +75,9 @@ def _main(args: argparse.Namespace) -> int:
     source = trained.config.data
     if args.data_root is not None:
         source = dataclasses.replace(source, root=args.data_root)
-    data = load_data(source, stratify=is_stratified(trained.facts))
-    check_same_data(trained.facts, data)
+    with data_root_as("--data-root"):
+        data = load_data(source, stratify=is_stratified(trained.facts))
+        check_same_data(trained.facts, data)
     try:
         served = ServedModel(trained.model, trained.facts)
     except TypeError as error:

@@ -330,8 +330,13 @@ def show_key(key: str) -> str:
 # --- run folders
 
 
-def load_run_config(run_dir: str | Path) -> Config:
+def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = None) -> Config:
     """Reads the config of a run from RUN_DIR/.hydra/config.yaml; nothing that it holds is executed.
+
+    Where the folder in data.root does not exist here, that of ELSTM_DATA is taken.
+
+    Args:
+        changed: settings that take the place of the run's, by key.
 
     Raises:
         UserError: not a run folder, or the file is damaged or holds wrong values.
@@ -347,8 +352,21 @@ def load_run_config(run_dir: str | Path) -> Config:
             "give one like outputs/DATA/MODEL/RUN"
         )
     try:
-        return config_from(read_config(run_dir / ".hydra" / "config.yaml"), stored=True)
+        flat = {**read_config(run_dir / ".hydra" / "config.yaml"), **(changed or {})}
+        return config_from(_with_data_here(flat), stored=True)
     except Damaged as error:
         raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}/.hydra/config.yaml: {error}") from error
+
+
+def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run that may have been started elsewhere."""
+    root = flat.get("data.root")
+    if not os.environ.get("ELSTM_DATA") or not isinstance(root, str) or "${" in root:
+        return flat
+    try:
+        here = Path(root).is_dir()
+    except (OSError, ValueError):
+        here = False
+    return flat if here else {**flat, "data.root": DATA_ROOT}

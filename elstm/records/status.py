@@ -2,7 +2,8 @@
 
     state             running, done, failed, interrupted, or pruned by a search (a killed run stays
                       at running)
-    error             why it failed, in one line, or null
+    error             why it failed, in one line, or null; where the state is another one, why it
+                      could not be resumed
     model, data, seed
     epoch, step       done so far; max_epochs
     val_accuracy, val_accuracy_batch_stats          of the latest evaluation
@@ -69,7 +70,7 @@ class Status:
 
     def __init__(self, run_dir: Path, *, active: bool = True) -> None:
         self.path, self.active = status_path(run_dir), active
-        before = read_status(run_dir) or {}
+        self.before = before = read_status(run_dir) or {}
         self.fields = {**_EMPTY, **{k: v for k, v in before.items() if k in _EMPTY}}
         self.fields.update(
             error=None,
@@ -79,8 +80,13 @@ class Status:
             **git_state(),
         )
 
-    def fail(self, error: BaseException) -> None:
-        """How the run ended; never fails itself, so that `error` is what the user sees."""
+    def fail(self, error: BaseException, *, trained: bool = True) -> None:
+        """Records how the run ended; never fails itself, so that `error` is what the user sees.
+
+        Args:
+            trained: False: a resume ended before its first step. The run is as it was before, and
+                only `error` says why the resume failed.
+        """
         if isinstance(error, KeyboardInterrupt | SystemExit):
             state, line = "interrupted", None
         else:
@@ -91,6 +97,9 @@ class Status:
                 else f"{type(error).__name__}: {first}"
             )
             state = "failed"
+        if not trained and self.before:
+            self.fields.update({k: v for k, v in self.before.items() if k in _EMPTY})
+            state, line = self.before.get("state", state), line or self.before.get("error")
         with suppress(UserError):
             self.update(state=state, error=line)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from elstm.cli import data_root_as
 from elstm.config.schema import Config
 from elstm.data.sequences import ImageSequences, load_data
 from elstm.errors import UserError
@@ -70,7 +72,8 @@ def build_data(
     A run that resumes keeps the images and the batches of all processes that it started with.
     """
     stratify = is_stratified(saved and saved["data"])
-    data = load_data(config.data, stratify=stratify).to(accelerator.device)
+    with nullcontext() if saved is None else data_root_as("data.root="):
+        data = load_data(config.data, stratify=stratify).to(accelerator.device)
     processes = accelerator.num_processes
     total = data.batch_size * processes
     if saved is not None:

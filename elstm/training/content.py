@@ -23,6 +23,7 @@ from elstm.training.optim import Schedule
 
 MAX_SECONDS = 1e12
 MAX_PROCESSES = 100_000
+MAX_STEPS = 2**48  # whatever max_epochs says: somebody may have lowered it since
 MAX_BYTES = 2**53  # of a record file
 # What the optimizers of torch choose by the device. The run's own values are used.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -37,13 +38,11 @@ class Bounds:
 
     Attributes:
         steps_per_epoch: training steps of an epoch.
-        total_steps: training steps of the run.
         batch_size: sequences of a step, of all processes together.
         processes: number of processes that wrote the checkpoint.
     """
 
     steps_per_epoch: int
-    total_steps: int
     batch_size: int
     processes: int
 
@@ -109,8 +108,8 @@ def check_counters(state: Mapping[str, Any], names: Sequence[str], bounds: Bound
     """The counters and results of a run (`State`)."""
     mapping("state", state, set(names))
     spe, processes = bounds.steps_per_epoch, bounds.processes
-    step = integer("its step", state["step"], 0, bounds.total_steps)
-    epoch = integer("its epoch", state["epoch"], 0, bounds.total_steps // spe + 1)
+    step = integer("its step", state["step"], 0, MAX_STEPS)
+    epoch = integer("its epoch", state["epoch"], 0, MAX_STEPS)
     batch = integer("its batch", state["batch"], 0, spe * processes)
     if step != epoch * spe + batch // processes or batch % processes:
         raise ValueError(f"its step {step} is not that of epoch {epoch} and batch {batch}")

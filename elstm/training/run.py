@@ -95,12 +95,12 @@ def run(
                 status.set(step=loop.state.step)
         except Exception as error:
             first = first_failure(error)
-            status.fail(first)
+            status.fail(first, trained=signals.graceful or not resume)
             if first is error:
                 raise
             raise first from error
         except BaseException as error:
-            status.fail(error)
+            status.fail(error, trained=signals.graceful or not resume)
             raise
         return _result(status.fields, signals.requested)
 

@@ -143,7 +143,7 @@ class Snapshot:
         total = integer("its batches", content.get("global_batch_size", batch_size), 2, 2**31)
         if total != batch_size or total % self.config.data.batch_size:
             raise ValueError(f"its batches have {total} sequences")
-        bounds = Bounds(limits.steps_per_epoch, limits.total_steps, batch_size, before)
+        bounds = Bounds(limits.steps_per_epoch, batch_size, before)
         state = {k: v for k, v in content["state"].items() if k not in REMOVED_COUNTERS}
         check_counters(state, list(self.state.state_dict()), bounds)
         check_sums(content.get("window"), state, bounds)

@@ -221,5 +221,5 @@ def check_same_data(facts: dict[str, Any], data: SequenceData) -> None:
         if not equal:
             raise UserError(
                 f"the data are not those that the run was trained on ({name} differs): "
-                "give the same files as data.root"
+                "set data.root= to the folder of the same files"
             )
