@@ -30,7 +30,7 @@ from elstm.files.atomic import write_together
 from elstm.files.bounded import Damaged, Value, one_line
 from elstm.records.find import find_runs
 from elstm.records.stored import StoredRun
-from elstm.reporting.choose import best_overrides, read_settings, table
+from elstm.reporting.choose import best_overrides, read_settings, settings_table
 from elstm.reporting.repeat import differences, quoted, words_of
 
 STUDIES = Path(__file__).resolve().parents[1] / "conf" / "study"
@@ -109,7 +109,7 @@ class Runner:
             print(f"{study.name}: no runs in {folder}")
             return
         tables = {
-            name: f"{table(read_settings(folder / path))}\n".encode()
+            name: f"{settings_table(read_settings(folder / path))}\n".encode()
             for name, path in study.tables.items()
         }
         write_together(folder, tables)

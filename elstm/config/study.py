@@ -31,7 +31,7 @@ from typing import Any
 from elstm.errors import UserError
 from elstm.files.bounded import Damaged, Value, flatten, one_line, read_tree
 
-Setting = dict[str, Value]
+Settings = dict[str, Value]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
 
     models: list[str]
     seeds: list[int]
-    settings: Setting = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
     grid: dict[str, list[Value]] = field(default_factory=dict)
     choose: list[Any] = field(default_factory=list)
     quick: bool = True  # whether --quick trains it
@@ -51,7 +51,7 @@ class Study:
     """A study as its file describes it."""
 
     name: str
-    settings: Setting
+    settings: Settings
     parts: list[Part]
     quick: dict[str, Any]
     alone: bool

@@ -1,4 +1,4 @@
-"""Reading of files that a stranger may have written: bounded in size, and nothing in them runs."""
+"""Reads files that anyone may have written: bounded in size, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 class Damaged(Exception):
-    """One line: which file cannot be used, and why."""
+    """A file cannot be used; the message is one line that names it and the reason."""
 
 
 def open_regular(path: Path, max_bytes: int) -> IO[str]:
@@ -58,7 +58,7 @@ def open_bytes(path: Path, max_bytes: int) -> IO[bytes]:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """The whole text of a small file."""
+    """Returns the text of a small file."""
     with open_regular(path, max_bytes) as file:
         try:
             return file.read(max_bytes)
@@ -84,7 +84,9 @@ def read_tree(path: Path) -> dict[Any, Any]:
 
 
 def _loader(text: str) -> Any:
-    """libyaml is ten times faster, but overflows the C stack on deeply nested text.
+    """Returns the fastest loader that is safe for the text.
+
+    libyaml is ten times faster, but overflows the C stack on deeply nested text.
 
     Each level of nesting costs a bracket or a column, so that few brackets and short lines bound
     the depth; anything else goes to the Python loader, which raises RecursionError instead.
@@ -140,7 +142,7 @@ def _scalar(value: Any) -> Value:
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """status.json as a dictionary; `number` and `text` take its fields out."""
+    """Reads status.json as a dictionary, from which `number` and `text` take fields."""
     try:
         status = json.loads(read_text(path, MAX_STATUS_BYTES))
     except (ValueError, RecursionError) as error:
@@ -151,7 +153,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def number(status: dict[str, Any], key: str, *, at_most: float = float("inf")) -> float | None:
-    """A finite number from 0 up, or None where there is none."""
+    """Returns a field as a finite number from 0 up, or None if it holds none."""
     value = status.get(key)
     if value is None:
         return None
@@ -169,7 +171,7 @@ def number(status: dict[str, Any], key: str, *, at_most: float = float("inf")) -
 
 
 def text(status: dict[str, Any], key: str, limit: int = 200) -> str:
-    """A field as one printable line; empty where there is none."""
+    """Returns a field as one printable line, empty if there is none."""
     value = status.get(key)
     return "" if value is None else one_line(value, limit)
 
@@ -205,13 +207,13 @@ def _column(cells: list[float]) -> np.ndarray:
 
 
 def harmless(text: str) -> str:
-    """A text for a cell of a CSV file, as one line: a spreadsheet takes it for no formula."""
+    """Returns a text as one line for a CSV cell that no spreadsheet takes for a formula."""
     text = one_line(text, 1000)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠") else text
 
 
 def one_line(value: object, limit: int = 200) -> str:
-    """Any text as one line of printable characters (no terminal escapes), cut at the limit."""
+    """Returns a value as one line of printable characters (no terminal escapes), cut at `limit`."""
     text = str(value)
     if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
         return text

@@ -1,3 +1,3 @@
-"""From run folders to curves, tables and tests; knows files only, and no torch."""
+"""Turns run folders and archives into curves, tables, tests and pages. It needs no torch."""
 
 import elstm.records.drawing  # noqa: F401  # before any module here imports matplotlib

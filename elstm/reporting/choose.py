@@ -13,7 +13,7 @@ from elstm.reporting.runs import load_runs
 
 
 @dataclass(frozen=True)
-class Setting:
+class RankedSetting:
     """One setting of one model; `bests` are its best validation accuracies, by seed."""
 
     model: str
@@ -25,7 +25,7 @@ class Setting:
         return sum(self.bests) / len(self.bests)
 
 
-def read_settings(folder: Path) -> dict[str, list[Setting]]:
+def read_settings(folder: Path) -> dict[str, list[RankedSetting]]:
     """Returns each model's settings, the best first.
 
     A setting is what differs between a model's runs besides the seed. Of the settings with the
@@ -61,12 +61,12 @@ def best_overrides(folder: Path, model: str) -> tuple[str, ...]:
     return models[model][0].overrides
 
 
-def _ranked(groups: Sequence[Group]) -> list[Setting]:
+def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
     varied = {
         key for key in groups[0].settings if len({group.settings.get(key) for group in groups}) > 1
     }
     settings = [
-        Setting(
+        RankedSetting(
             group.model,
             tuple(f"{key}={show_value(group.settings[key])}" for key in sorted(varied)),
             tuple(run.best_val_accuracy for run in group.runs if run.best_val_accuracy is not None),
@@ -76,7 +76,7 @@ def _ranked(groups: Sequence[Group]) -> list[Setting]:
     return sorted(settings, key=lambda s: (-len(s.bests), -s.mean))
 
 
-def table(models: dict[str, list[Setting]]) -> str:
+def settings_table(models: dict[str, list[RankedSetting]]) -> str:
     """Returns all settings of all models as a Markdown table, the best of each in bold."""
     lines = ["| model | setting | best validation accuracy, % | seeds |", "|---|---|--:|--:|"]
     for model, settings in models.items():

@@ -1,4 +1,4 @@
-"""A document of a few kinds of blocks, and its text in GitHub's Markdown."""
+"""Defines a document of a few kinds of blocks, and writes it as GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 
 class Bold(str):
-    """Text in bold."""
+    """Marks text that is bold."""
 
 
 class Code(str):
-    """Text as it stands in a file."""
+    """Marks text that stands as it is in a file."""
 
 
 Inline = str | Sequence[str]  # pieces, some of them Bold or Code
@@ -37,7 +37,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """The first column is aligned left, as are those named in `left`; numbers go right."""
+    """A table whose columns are aligned right, but for those in `left`."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Inline]]
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, at `path` beside the report; HTML carries the SVG within itself."""
+    """A figure at `path` beside the report; the HTML page holds the SVG itself."""
 
     path: str  # of the PNG, relative to the report
     svg: bytes
@@ -55,7 +55,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away at first."""
+    """Blocks that the reader unfolds."""
 
     summary: str
     blocks: Sequence[Block] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Details:
 
 Block = Heading | Paragraph | Bullets | Table | Picture | Details
 
-# What Markdown or HTML would take as a sign of its own; an underscore within a word is none.
+# Characters that mean something in Markdown or HTML. An underscore within a word does not.
 _SPECIAL = re.compile(r"[\\`*\[\]|~&$]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 
 

@@ -1,4 +1,4 @@
-"""Figures of what happens inside: γ and cell statistics over training, quantities over time steps.
+"""Draws γ and the statistics of the norms over training, and quantities over the time steps.
 
 One run stands for each group: its finished run of the lowest seed.
 """
@@ -16,7 +16,7 @@ from elstm.records.drawing import own_settings
 from elstm.reporting.groups import Group
 from elstm.reporting.inside import OVER_TIME, Inside, read_inside
 from elstm.reporting.runs import Run
-from elstm.reporting.style import STYLE, Look, legend_below, legend_columns
+from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns
 
 MAX_COLUMNS = 4
 YLABELS = {
@@ -27,12 +27,12 @@ YLABELS = {
 
 
 def representative(group: Group) -> Run | None:
-    """The run whose inside the figures show for its group."""
+    """Returns the run whose inside the figures show for its group."""
     return next((run for run in group.furthest if len(run.validation)), None)
 
 
 def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Inside]]:
-    """Each group with its representative's inside, where that has recorded it."""
+    """Returns each group with what its representative recorded, if it recorded anything."""
     found = []
     for group in groups:
         run = representative(group)
@@ -44,9 +44,9 @@ def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Inside]]:
 
 
 def statistics_figure(
-    read: Sequence[tuple[Group, Inside]], look: dict[str, Look], title: str
+    read: Sequence[tuple[Group, Inside]], group_styles: dict[str, GroupStyle], title: str
 ) -> Figure | None:
-    """γ (mean ± standard deviation over the units) and normalised spread against epochs."""
+    """Draws γ (mean ± standard deviation over the units) and the spread against epochs."""
     norms = sorted(
         {name for _, inside in read for name in inside.norms},
         key=lambda name: (name.rpartition("_l")[2], ("ih" not in name, "hh" not in name), name),
@@ -65,7 +65,7 @@ def statistics_figure(
                 course = inside.norms.get(norm)
                 if course is None:
                     continue
-                style = look[group.label]
+                style = group_styles[group.label]
                 x, mean, sd = course.epoch, course.gamma_mean, course.gamma_std
                 _line(above, x, mean, style)
                 above.fill_between(x, mean - sd, mean + sd, color=style.colour, alpha=0.12, lw=0)
@@ -76,14 +76,14 @@ def statistics_figure(
         grid[0][0].set_ylabel("γ")
         grid[1][0].set_ylabel("√(mean variance)")
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-        legend_below(figure, [(label, look[label]) for label in labels])
+        legend_below(figure, [(label, group_styles[label]) for label in labels])
     return figure
 
 
 def time_steps_figure(
-    read: Sequence[tuple[Group, Inside]], look: dict[str, Look], title: str
+    read: Sequence[tuple[Group, Inside]], group_styles: dict[str, GroupStyle], title: str
 ) -> Figure | None:
-    """|∂L/∂h_t| and cell statistics over the time steps, at the last evaluation."""
+    """Draws |∂L/∂h_t| and the cell's statistics over the time steps, at the last evaluation."""
     names = [n for n in OVER_TIME if any(n in inside.over_time for _, inside in read)]
     if not names:
         return None
@@ -96,9 +96,9 @@ def time_steps_figure(
             for group, inside in shown:
                 if name in inside.over_time:
                     y = inside.over_time[name]
-                    if name == "gradient":  # one that has vanished leaves a gap
+                    if name == "gradient":  # a vanished gradient leaves a gap
                         y = np.where(y > 0, y, np.nan)
-                    _line(axes, np.arange(1, len(y) + 1), y, look[group.label])
+                    _line(axes, np.arange(1, len(y) + 1), y, group_styles[group.label])
             axes.set_xlabel("time step t")
             axes.set_ylabel(YLABELS[name])
             if name == "gradient":
@@ -107,11 +107,11 @@ def time_steps_figure(
                 axes.yaxis.set_major_formatter(plain)
                 axes.yaxis.set_minor_formatter(NullFormatter())
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
-        legend_below(figure, [(label, look[label]) for label in labels])
+        legend_below(figure, [(label, group_styles[label]) for label in labels])
     return figure
 
 
-def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: Look) -> None:
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: GroupStyle) -> None:
     axes.plot(
         x, y, color=style.colour, ls=style.line, marker=style.marker, ms=4,
         markevery=max(1, len(x) // 7), mec="white", mew=0.5,

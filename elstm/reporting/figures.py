@@ -1,4 +1,4 @@
-"""The figures of a report, as PNG and SVG; for print and for the colour-blind."""
+"""Draws curves, accuracies and times to an accuracy, for print and for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import Band, Summary, band
-from elstm.reporting.style import STYLE, Look, legend_below, legend_columns, time_unit
+from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit
 
 
 def curves_figure(
     groups: Sequence[Group],
-    look: dict[str, Look],
+    group_styles: dict[str, GroupStyle],
     curve_of: Callable[[Run], Curve],
     ylabel: str,
     *,
     title: str,
     percent: bool,
 ) -> Figure | None:
-    """A quantity against epochs (left) and wall-clock time (right); None where nothing is logged.
+    """Draws a quantity against epochs and wall-clock time; returns None if nothing is logged.
 
-    Mean over seeds with a 95 % t band. Where some of the seeds have not come so far, the mean of
-    the others goes on as a thin line without a band.
+    The lines are means over seeds with a 95 % t band. Where only some of the seeds have a point,
+    the mean of those is a thin line without a band.
     """
     bands: list[tuple[Group, Band]] = []
     for group in groups:
@@ -46,7 +46,7 @@ def curves_figure(
     with own_settings(STYLE):
         figure, (left, right) = _axes(len(bands), [_legend(group) for group, _ in bands])
         for group, b in bands:
-            style = look[group.label]
+            style = group_styles[group.label]
             _line(left, b.x, b, scale, style)
             if _any(b.seconds):
                 _line(right, b.seconds / per_unit, b, scale, style)
@@ -67,14 +67,14 @@ def curves_figure(
             _log_axis(left, np.concatenate([b.mean for _, b in bands]))
         if not any(_any(b.seconds) for _, b in bands):
             right.text(0.5, 0.5, "no times logged", ha="center", transform=right.transAxes)
-        legend_below(figure, [(_legend(group), look[group.label]) for group, _ in bands])
+        legend_below(figure, [(_legend(group), group_styles[group.label]) for group, _ in bands])
     return figure
 
 
 def accuracy_figure(
-    analysis: Analysis, groups: Sequence[Group], look: dict[str, Look]
+    analysis: Analysis, groups: Sequence[Group], group_styles: dict[str, GroupStyle]
 ) -> Figure | None:
-    """Final test accuracy: every seed as a small mark, mean and 95 % t interval beside them."""
+    """Draws the final test accuracy of each seed, and the mean with its 95 % t interval."""
     by_label = {result.group.label: result for result in analysis.results}
     rows = [group for group in groups if by_label[group.label].test_accuracy is not None]
     if not rows:
@@ -83,7 +83,7 @@ def accuracy_figure(
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for y, group in enumerate(rows):
-            style = look[group.label]
+            style = group_styles[group.label]
             values = [100 * r.test_accuracy for r in group.runs if r.test_accuracy is not None]
             axes.plot(
                 values, [y + 0.16] * len(values), style.marker,
@@ -99,9 +99,9 @@ def accuracy_figure(
 
 
 def reach_figure(
-    analysis: Analysis, groups: Sequence[Group], look: dict[str, Look]
+    analysis: Analysis, groups: Sequence[Group], group_styles: dict[str, GroupStyle]
 ) -> Figure | None:
-    """Epochs and wall-clock time to the best validation accuracy of the baseline."""
+    """Draws epochs and wall-clock time to the best validation accuracy of the baseline."""
     by_label = {result.group.label: result for result in analysis.results}
     found = [(group, by_label[group.label].to_best.reach) for group in groups]
     rows = [(group, reach) for group, reach in found if reach is not None]
@@ -113,8 +113,8 @@ def reach_figure(
         figure = Figure(figsize=(7.2, 1.1 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for y, (group, reach) in enumerate(rows):
-            _bar(left, y, reach, reach.epochs, 1, look[group.label])
-            _bar(right, y, reach, reach.seconds, per_unit, look[group.label])
+            _bar(left, y, reach, reach.epochs, 1, group_styles[group.label])
+            _bar(right, y, reach, reach.seconds, per_unit, group_styles[group.label])
         _rows(left, [group.label for group, _ in rows])
         left.set_xlabel("epochs")
         left.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
@@ -134,16 +134,16 @@ def _axes(lines: int, labels: Sequence[str]) -> tuple[Figure, tuple[Axes, Axes]]
     return figure, (left, right)
 
 
-def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look) -> None:
+def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: GroupStyle) -> None:
     y, half = b.mean * scale, b.half_width * scale
-    whole = b.n == b.n.max()  # every seed that has any point has this one
+    whole = b.n == b.n.max()  # all seeds have this point
     every = max(1, len(x) // 8)
     axes.plot(
         np.where(whole, x, np.nan), y, color=style.colour, ls=style.line, marker=style.marker,
         ms=4.5, markevery=every, mec="white", mew=0.5,
     )  # fmt: skip
     if not whole.all():
-        # Joined to the last point that all seeds have.
+        # The thin line starts at the last point that all seeds have.
         rest = np.convolve(~whole, [1, 1, 1])[1:-1] > 0  # "same" would make 3 points of 2
         axes.plot(np.where(rest, x, np.nan), y, color=style.colour, ls=style.line, lw=0.7)
     shown = whole & np.isfinite(half)
@@ -154,12 +154,12 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: Look) -> None
 
 
 def _limit_accuracy(axes: Axes, means: np.ndarray, tops: np.ndarray) -> None:
-    """Cuts the first steep epochs off where they would squeeze the rest into a few pixels."""
+    """Cuts off the first steep epochs if they would leave only a few pixels for the rest."""
     means, tops = means[np.isfinite(means)], tops[np.isfinite(tops)]
     low, high = float(np.quantile(means, 0.08)), float(means.max())
     if low - float(means.min()) < 0.3 * (high - low):
         low = float(means.min())
-    # Bands count too, unless a few seeds make them very wide.
+    # The axis covers the bands too, unless a few seeds make them very wide.
     high = min(max([high, *tops]), high + 0.35 * (high - low))
     pad = 0.06 * max(high - low, 0.5)
     axes.set_ylim(max(low - pad, 0), min(high + pad, 100.5))
@@ -182,7 +182,7 @@ def _log_axis(axes: Axes, values: np.ndarray) -> None:
 
 
 def _mean_mark(
-    axes: Axes, y: float, summary: Summary, scale: float, half: float | None, style: Look
+    axes: Axes, y: float, summary: Summary, scale: float, half: float | None, style: GroupStyle
 ) -> None:
     axes.errorbar(
         [scale * summary.mean], [y], xerr=None if half is None else [scale * half],
@@ -192,7 +192,7 @@ def _mean_mark(
 
 
 def _bar(
-    axes: Axes, y: float, reach: Reach, summary: Summary | None, per_unit: float, style: Look
+    axes: Axes, y: float, reach: Reach, summary: Summary | None, per_unit: float, style: GroupStyle
 ) -> None:
     if summary is None:
         return
@@ -220,7 +220,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _legend(group: Group, *, only_done: bool = False) -> str:
-    """The label with the number of runs behind the line."""
+    """Returns the label with the number of runs behind the line."""
     if only_done:
         return f"{group.label} (n = {group.count('done')})"
     notes = [f"n = {len(group.runs)}"]

@@ -1,4 +1,4 @@
-"""A section in sentences, as far as its numbers carry them."""
+"""Writes the findings of a section as sentences, as far as its numbers support them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from elstm.cli import plural
 from elstm.reporting import wording
 from elstm.reporting.document import Bold, Inline
-from elstm.reporting.groups import Group, foremost
-from elstm.reporting.measures import Analysis, Result
+from elstm.reporting.groups import Group, leading_groups
+from elstm.reporting.measures import Analysis, GroupResult
 
 MAX_LINES = 12  # groups in a figure ...
 LINES_OF_MANY = 8  # ... and of more than that, as many as have a colour of their own
 
 
 def drawn_groups(analysis: Analysis) -> list[Group]:
-    """The groups in the figures, the baseline first."""
-    return foremost(analysis.section, MAX_LINES, LINES_OF_MANY)
+    """Returns the groups in the figures, the baseline first."""
+    return leading_groups(analysis.section, MAX_LINES, LINES_OF_MANY)
 
 
 def findings(analysis: Analysis) -> list[Inline]:
-    """A sentence for each group that the figures show, then what to keep in mind."""
+    """Returns a sentence for each group in the figures, then the cautions."""
     baseline = analysis.section.baseline
     drawn = drawn_groups(analysis)
     rows = [result for result in analysis.results if result.group in drawn]
@@ -31,7 +31,7 @@ def findings(analysis: Analysis) -> list[Inline]:
         if result.group is baseline:
             accuracy = result.test_accuracy
             if accuracy is None:
-                rest = " is the baseline; none of its runs is done."
+                rest = " is the baseline; none of its runs is finished."
             else:
                 rest = f" is the baseline: test accuracy {wording.percent(accuracy)} %"
                 rest += f" ({plural(accuracy.n, 'seed')})."
@@ -46,12 +46,12 @@ def findings(analysis: Analysis) -> list[Inline]:
     if single:
         more = f" and {len(single) - 8} more" if len(single) > 8 else ""
         names = f" in {', '.join(single[:8])}{more}" if len(single) < len(tested) else " per group"
-        items.append(f"One finished seed{names}: nothing can be said about variance there.")
+        items.append(f"One finished seed{names}: the variance there is unknown.")
     items += _warnings(analysis)
     return items
 
 
-def _finding(result: Result, baseline: str, *, rough: bool) -> str:
+def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
     test = result.comparisons[baseline].test_accuracy
     way = result.to_best
     if test is None:
@@ -86,8 +86,8 @@ def _finding(result: Result, baseline: str, *, rough: bool) -> str:
     )
 
 
-def _against(rows: Sequence[Result], baseline: str) -> Inline:
-    """The test accuracies against a further baseline, in one sentence."""
+def _against(rows: Sequence[GroupResult], baseline: str) -> Inline:
+    """Returns one sentence on the test accuracies against a further baseline."""
     verdicts: dict[str, list[str]] = {"higher": [], "lower": [], "not shown to differ": []}
     for result in rows:
         test = result.comparisons[baseline].test_accuracy
@@ -107,43 +107,43 @@ def _equals(p: str) -> str:
 
 
 def _machine(made_with: dict[str, str]) -> str:
-    """Device and threads, by which times may be compared."""
+    """Returns device and threads, between which times are not comparable."""
     device = made_with.get("device_name") or made_with.get("device", "unknown device")
     threads = made_with.get("threads")
     return f"{device}, {threads} threads" if threads else device
 
 
 def _rough(group: Group) -> bool:
-    """Whether its runs, which do the same work, took times that differ by more than a quarter."""
+    """Returns whether the seconds per epoch of equal runs differ by more than a quarter."""
     seconds = [r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch]
     return len(seconds) > 1 and max(seconds) > 1.25 * min(seconds)
 
 
 def _warnings(analysis: Analysis) -> list[Inline]:
-    """What makes the comparison less than fair."""
+    """Returns what makes the comparison less than fair."""
     items: list[Inline] = []
     runs = [run for group in analysis.section.groups for run in group.runs]
     machines = Counter(_machine(run.made_with) for run in runs)
     if len(machines) > 1:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
-        items.append(f"Times are not like for like, runs by device: {counts}.")
+        items.append(f"Times are not comparable. Runs by device: {counts}.")
     noisy = [group.label for group in analysis.section.groups if _rough(group)]
     if noisy and len(machines) == 1:
         more = f" and {len(noisy) - 8} more" if len(noisy) > 8 else ""
         items.append(
             f"Times are rough: within {', '.join(noisy[:8])}{more} the seconds per epoch differ by "
-            "more than a quarter from run to run, so the machine had other work as well."
+            "more than a quarter from run to run, so the machine was busy with other work."
         )
     commits = {run.made_with.get("commit", "unknown") for run in runs}
     if len(commits) > 1:
-        items.append(f"The runs were made with {len(commits)} states of the code (see the end).")
+        items.append(f"The runs were made with {len(commits)} commits of the code (see the end).")
     ends = {round(run.epoch, 3) for run in runs if run.state == "done"}
     if len(ends) > 1:
         items.append(
             f"Finished runs have trained between {min(ends):g} and {max(ends):g} epochs: curves "
-            "and best accuracies have had unequal chances."
+            "and best accuracies are not directly comparable."
         )
     failed = sum(len(group.failed) for group in analysis.section.groups)
     if failed:
-        items.append(f"{plural(failed, 'failed run')}, in none of these numbers (see the end).")
+        items.append(f"{plural(failed, 'failed run')}, not counted in these numbers (see the end).")
     return items

@@ -1,4 +1,4 @@
-"""Which runs belong together: sections by data set, groups by whatever differs besides the seed."""
+"""Sorts runs into sections by task and into groups by whatever differs besides the seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from elstm.reporting.runs import Run
 # Differences that do not make another experiment. Threads change the times: a report mentions where
 # they differ.
 IGNORED = ("seed", "hydra", *settings_without_effect())
-# Of the settings under data., these belong to the model's training, the others to the task.
+# These settings under data. belong to the model's training; the others make the task.
 TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
 # The order in which models are listed, plainest first; others follow by name.
 MODEL_ORDER = (
@@ -31,7 +31,7 @@ MODEL_ORDER = (
     "elstm_bn",
 )
 MAX_LABEL = 60
-# In the label of every group where they differ at all: a model's name says nothing of them.
+# They stand in every label if they differ at all, because no model's name implies them.
 BUDGET = ("trainer.max_epochs", "trainer.max_steps")
 
 _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
@@ -39,7 +39,7 @@ _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ in their seeds alone."""
+    """Runs that differ only in their seeds."""
 
     label: str
     model: str
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def furthest(self) -> list[Run]:
-        """The runs that are done; while none is, those that are under way."""
+        """The finished runs, or all runs while none is finished."""
         return [run for run in self.runs if run.state == "done"] or self.runs
 
     @property
@@ -76,7 +76,7 @@ class Section:
 
 
 def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Section]:
-    """Sections by name, their groups in a natural order; `baseline` is not yet chosen."""
+    """Returns the sections by title, with their groups in order; no baseline is chosen yet."""
     skipped = (*IGNORED, *ignored)
     tasks: dict[tuple[str, frozenset[tuple[str, Value]]], list[Run]] = defaultdict(list)
     for run in runs:
@@ -91,7 +91,7 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
         title = make_label(name, dict(items), varying)
         groups, common = _groups(members, skipped)
         sections.append(Section(title, name, groups, common))
-    sections.sort(key=lambda section: natural(section.title))
+    sections.sort(key=lambda section: natural_key(section.title))
     _make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
     return sections
 
@@ -108,7 +108,7 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
     for config in configs:
         by_model[config.get("model.name")].append(config)
     budget = [key for key in BUDGET if key in varying]
-    telling = {name: sorted({*telling_keys(of), *budget}) for name, of in by_model.items()}
+    telling = {name: sorted({*naming_keys(of), *budget}) for name, of in by_model.items()}
     groups = []
     for config, group_runs in zip(configs, members.values(), strict=True):
         model = group_runs[0].model
@@ -124,10 +124,12 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
 
 
 def _completed(configs: Sequence[Config]) -> list[Config]:
-    """The configs, with what those of an older version lack: a new key's default is what it did.
+    """Returns the configs with the keys that those of an older version lack.
 
-    Of a key that no schema of this version has, the default is taken to be the value of all others,
-    if it is one. Keys of different models, optimizers and so on, told apart by the `name` beside
+    A new key's default is what the older version did.
+
+    If no schema of this version has a key, its default is the value of all other runs, if they
+    agree. Keys of different models, optimizers and so on, told apart by the `name` beside
     them, have nothing to do with each other.
     """
 
@@ -150,7 +152,7 @@ def _completed(configs: Sequence[Config]) -> list[Config]:
 
 
 def _default(key: str, owner: Value, found: set[Value]) -> Any:
-    """What a config that lacks `key` has, by the schema or else by what others have; or MISSING."""
+    """Returns the value that a config without `key` stands for, or MISSING if none is known."""
     if key in REMOVED:
         return REMOVED[key][0]
     section, _, name = key.rpartition(".")
@@ -164,7 +166,7 @@ def _default(key: str, owner: Value, found: set[Value]) -> Any:
 def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:
     best: dict[int, Run] = {}
     for run in sorted(runs, key=lambda r: (-_RANK[r.state], r.epoch, r.started, r.path)):
-        best[run.seed] = run  # the furthest wins
+        best[run.seed] = run  # the last one is the furthest
     kept = sorted(best.values(), key=lambda run: run.seed)
     return Group(
         label,
@@ -177,7 +179,7 @@ def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Gro
 
 
 def differing_keys(configs: Sequence[Config]) -> list[str]:
-    """Keys whose values are not the same everywhere (absence counts as a value), in order."""
+    """Returns the keys with different values, in order; absence counts as a value."""
     keys = dict.fromkeys(key for config in configs for key in config)
     absent = object()
     first = configs[0]
@@ -188,8 +190,8 @@ def differing_keys(configs: Sequence[Config]) -> list[str]:
     )
 
 
-def telling_keys(configs: Sequence[Config]) -> list[str]:
-    """Differing keys without those that follow from another: adam's beta1 from optimizer.name."""
+def naming_keys(configs: Sequence[Config]) -> list[str]:
+    """Returns the differing keys that do not follow from another, as beta1 does from Adam."""
     keys = differing_keys(configs)
 
     def follows(key: str) -> bool:
@@ -235,7 +237,7 @@ def _tails(key: str) -> list[str]:
 
 
 def show_value(value: Value) -> str:
-    """A setting as YAML writes it."""
+    """Returns a setting as YAML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
@@ -271,7 +273,7 @@ def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[
 
 
 def matches(section: Section, spec: str) -> Group | None:
-    """The group with this label, or the best by validation of those with this key=value."""
+    """Returns the group with this label, or the best by validation of those with this key=value."""
     exact = [group for group in section.groups if group.label == spec]
     key, _, value = spec.partition("=")
     fitting = exact or [group for group in section.groups if _has(group, section, key, value)]
@@ -288,10 +290,10 @@ def _has(group: Group, section: Section, key: str, value: str) -> bool:
     )
 
 
-def foremost(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
-    """All groups if they are few; else the baseline, each model's best, and the best of the rest.
+def leading_groups(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
+    """Returns all groups if they are few, else the baseline, each model's best and then the best.
 
-    Best by validation accuracy, never by test accuracy.
+    The order is by validation accuracy, never by test accuracy.
 
     Args:
         at_most: groups that count as few.
@@ -309,15 +311,15 @@ def foremost(section: Section, at_most: int, otherwise: int | None = None) -> li
     return chosen[: at_most if otherwise is None else otherwise]
 
 
-def natural(text: str) -> list[tuple[int, float, str]]:
-    """Sorting key that puts lr=0.003 before lr=0.01 and 2 before 10."""
+def natural_key(text: str) -> list[tuple[int, float, str]]:
+    """Returns a sorting key that puts lr=0.003 before lr=0.01 and 2 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
     return [(1, float(p), "") if i % 2 else (0, 0.0, p) for i, p in enumerate(parts)]
 
 
 def _group_order(group: Group) -> tuple[int, list[tuple[int, float, str]]]:
     known = MODEL_ORDER.index(group.model) if group.model in MODEL_ORDER else len(MODEL_ORDER)
-    return known, natural(group.label)
+    return known, natural_key(group.label)
 
 
 def _is_task(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a run recorded of its inside: norms.csv over training, over_time.csv over the time steps."""
+"""Reads what a run recorded of its norms over training and of its values over the time steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class NormCourse:
     epoch: np.ndarray
     gamma_mean: np.ndarray
     gamma_std: np.ndarray  # over the units
-    spread: np.ndarray  # root of the population variance, meaned over time steps and units
+    spread: np.ndarray  # root of the population variance, averaged over time steps and units
 
 
 @dataclass(frozen=True)
 class Inside:
-    """Of one run; empty where it recorded none."""
+    """The tables of one run; empty if it recorded none."""
 
     norms: dict[str, NormCourse]  # by name, such as norm_c_l0
     over_time: dict[str, np.ndarray]  # (T,), by the names in OVER_TIME
@@ -52,7 +52,7 @@ def read_inside(run: StoredRun) -> Inside:
 
 
 def _number(cell: str | None) -> float:
-    """NaN where it is none, or too large to draw."""
+    """Returns a cell as a number; NaN if it is none or too large to draw."""
     try:
         value = float(cell or "nan")
     except ValueError:

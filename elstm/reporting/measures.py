@@ -1,4 +1,4 @@
-"""What the report says of each group: accuracy, convergence, cost, and tests against baselines."""
+"""Measures each group: accuracy, convergence, cost, and tests against baselines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elstm.reporting.groups import Group, Section, matches
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import PairedTest, Summary, holm, paired_test, summarize
 
-# Candidates for the accuracies whose reaching is reported, in percent.
+# Accuracies in percent from which the default thresholds are chosen.
 ROUND_ACCURACIES = (
     *range(10, 80, 10), 75, 80, 82, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95, 96, 97,
     97.5, 98, 98.5, 99, 99.2, 99.5, 99.7,
@@ -20,7 +20,7 @@ ROUND_ACCURACIES = (
 
 @dataclass(frozen=True)
 class Reach:
-    """When the runs of a group first evaluate at or above an accuracy.
+    """The first evaluations of a group's runs at or above an accuracy.
 
     Where not all do, the others count with what they have trained so far: the means are then
     lower bounds.
@@ -56,8 +56,8 @@ class ToBest:
 
 
 @dataclass(frozen=True)
-class Result:
-    """All measures of one group."""
+class GroupResult:
+    """The measures of one group."""
 
     group: Group
     test_accuracy: Summary | None
@@ -81,13 +81,13 @@ class Analysis:
     thresholds: list[float]  # fractions
     horizon: float | None  # epochs that the area under the curve covers
     baselines: list[Group]
-    results: list[Result]
+    results: list[GroupResult]
 
 
 def analyse(
     section: Section, baselines: Sequence[str] = (), thresholds: Sequence[float] | None = None
 ) -> Analysis:
-    """All measures of a section whose baseline is chosen; thresholds as fractions."""
+    """Measures all groups of a section whose baseline is chosen; thresholds are fractions."""
     named = [matches(section, spec) for spec in baselines[1:]]
     chosen = [section.baseline]
     for group in named:
@@ -99,7 +99,7 @@ def analyse(
         baseline.label: _compare_all(section.groups, baseline, horizon) for baseline in chosen
     }
     results = [
-        Result(
+        GroupResult(
             group=group,
             test_accuracy=summarize([run.test_accuracy for run in group.runs]),
             best_validation=summarize([run.best_val_accuracy for run in group.furthest]),
@@ -124,13 +124,13 @@ def analyse(
 
 
 def first_reach(curve: Curve, accuracy: float) -> tuple[float, float] | None:
-    """(epoch, seconds) of the first evaluation at or above the accuracy; not interpolated."""
+    """Returns (epoch, seconds) of the first evaluation at or above the accuracy, uninterpolated."""
     at = np.flatnonzero(curve.value >= accuracy - 1e-9)
     return (float(curve.epoch[at[0]]), float(curve.seconds[at[0]])) if len(at) else None
 
 
 def reach(runs: Sequence[Run], accuracies: Sequence[float]) -> Reach | None:
-    """When each run reaches its accuracy; None where no run has been evaluated."""
+    """Measures when each run reaches its accuracy; None if no run has been evaluated."""
     epochs: list[float] = []
     seconds: list[float] = []
     reached = 0
@@ -150,7 +150,7 @@ def reach(runs: Sequence[Run], accuracies: Sequence[float]) -> Reach | None:
 
 
 def to_best(group: Group, baseline: Group) -> ToBest:
-    """How the group comes to the best validation accuracy of the baseline."""
+    """Measures when the group reaches the best validation accuracy of the baseline."""
     targets = {
         run.seed: (run.best_val_accuracy, run)
         for run in baseline.furthest
@@ -179,7 +179,7 @@ def _ratios(ours: Reach | None, theirs: Reach | None) -> tuple[float | None, flo
 
 
 def area_under_curve(curve: Curve, horizon: float) -> float | None:
-    """Mean height of the curve over epochs, from its first point to the horizon (trapezoids).
+    """Returns the mean height of the curve from its first point to the horizon (trapezoids).
 
     None where the curve does not reach the horizon, or has one point only.
     """
@@ -191,7 +191,7 @@ def area_under_curve(curve: Curve, horizon: float) -> float | None:
 
 
 def common_horizon(groups: Sequence[Group]) -> float | None:
-    """The last epoch that every finished run has: areas are compared over the same epochs."""
+    """Returns the last epoch that every finished run has, so that areas cover the same epochs."""
     ends = [
         float(run.validation.epoch[-1])
         for group in groups
@@ -202,7 +202,7 @@ def common_horizon(groups: Sequence[Group]) -> float | None:
 
 
 def default_thresholds(groups: Sequence[Group]) -> list[float]:
-    """Up to three round accuracies: what the weakest, the middle and the best group reach."""
+    """Returns up to three round accuracies that the weakest, middle and best group reach."""
     bests = sorted(group.best_validation for group in groups if group.best_validation > 0)
     if not bests:
         return []
@@ -239,7 +239,7 @@ def _gap(
 def _compare_all(
     groups: Sequence[Group], baseline: Group, horizon: float | None
 ) -> list[Comparison]:
-    """Each group against the baseline; Holm's correction over the groups, per quantity."""
+    """Tests each group against the baseline, with Holm's correction over the groups."""
     test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
     area = _tests(groups, baseline, lambda run: _area(run, horizon))
     return [Comparison(a, b) for a, b in zip(test_accuracy, area, strict=True)]

@@ -75,7 +75,7 @@ def pack_study(study: Path, output: Path | None = None) -> str:
 
 
 def _check(archive: Archive, runs: Sequence[StoredRun]) -> None:
-    """Reads the archive as it is on the disk and compares every run with what was packed."""
+    """Reads the archive from the disk and compares every run with what was packed."""
     for packed, run in zip(archive.runs, runs, strict=True):
         status, ours, theirs = run.status(), _metrics(run), _metrics(packed)
         if (

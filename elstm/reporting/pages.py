@@ -1,4 +1,4 @@
-"""What a report says, and in which order; `section.py` has what it says of a data set."""
+"""Writes the parts of a report around its sections: opening, lists of runs, method, versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_LISTED = 50  # runs in a list; results.csv has them all
 def opening(
     title: str, analyses: Sequence[Analysis], runs: Sequence[Run], damaged: Sequence[object]
 ) -> list[Block]:
-    """Title, what was read, and whether it is final."""
+    """Returns the title, what was read, and whether it is final."""
     groups = sum(len(analysis.section.groups) for analysis in analyses)
     sets = len(analyses)
     read = (
@@ -35,7 +35,7 @@ def opening(
             Paragraph(
                 [
                     Bold("Preliminary:"),
-                    f" {plural(len(going), 'run')} still going (listed at the end); "
+                    f" {plural(len(going), 'run')} not finished yet (listed at the end); "
                     "the numbers will change.",
                 ]
             )
@@ -46,7 +46,7 @@ def opening(
 def run_lists(
     analyses: Sequence[Analysis], runs: Sequence[Run], damaged: Sequence[tuple[str, str]]
 ) -> list[Block]:
-    """Runs that are not done, left out or unreadable, each with its reason."""
+    """Returns the runs that are not finished, left out or unreadable, each with its reason."""
     blocks: list[Block] = []
     going = [run for run in runs if run.state in ("running", "interrupted", "pruned")]
     failed = [run for run in runs if run.state == "failed"]
@@ -61,7 +61,7 @@ def run_lists(
         rows = [[Code(r.path), str(r.seed), _progress(r), _error(r)] for r in failed]
         blocks += [
             Heading(3, "Failed"),
-            Paragraph("Failed runs are in no mean and no test."),
+            Paragraph("Failed runs count in no mean and no test."),
             _list(["Run", "Seed", "Epochs", "Error"], rows, left=(0, 3)),
         ]
     if damaged:
@@ -71,23 +71,25 @@ def run_lists(
         rows = [[Code(run.path), str(run.seed), _state(run)] for run in superseded]
         blocks += [
             Heading(3, "Left out"),
-            Paragraph("Another run with the same settings and seed has got further, or is later."),
+            Paragraph(
+                "Another run with the same settings and seed has trained further or is newer."
+            ),
             _list(["Run", "Seed", "State"], rows, left=(0, 2)),
         ]
-    return [Heading(2, "Runs that are not in the tables, or not whole"), *blocks] if blocks else []
+    return [Heading(2, "Runs that are unfinished, failed or left out"), *blocks] if blocks else []
 
 
 def method() -> list[Block]:
-    """How the numbers are made."""
+    """Returns how the numbers are made."""
     return [
-        Heading(2, "How these numbers are made"),
+        Heading(2, "How these numbers are computed"),
         Bullets(
             [
                 "Runs form a group when their configs differ in the seed alone (paths, threads, "
                 "logging and progress aside). Data sets, and other ways of cutting their images "
                 "into sequences, are never compared with each other.",
-                "Where a group has finished runs, its tables are of those; else of the runs under "
-                "way. The curves are of both.",
+                "The tables show a group's finished runs, or all its runs while none is finished. "
+                "The curves show both.",
                 "Test accuracy is that of the checkpoint with the best validation accuracy, "
                 "measured once at the end of a run. ± is the standard deviation over seeds "
                 "(n − 1); intervals are 95 % intervals of the mean by Student's t.",
@@ -95,9 +97,9 @@ def method() -> list[Block]:
                 "interpolation. Seconds are wall-clock seconds with evaluation and recomputation "
                 'of statistics. "> 17.4 (3 of 5)": 3 of 5 runs reach it; the others count with '
                 "what they have trained, so the mean is a lower bound.",
-                "The baseline's best is taken seed by seed: each run is held to the best "
-                "validation accuracy of the baseline's run with the same seed. Ratios are those of "
-                "the means.",
+                "The baseline's best is taken seed by seed: each run is compared with "
+                "the best validation accuracy of the baseline's run with the same seed. Ratios are "
+                "ratios of the means.",
                 "The area under the curve is the mean validation accuracy over the epochs that "
                 "all finished runs of the task have (trapezoids).",
                 "Tests are two-sided paired t-tests over shared seeds; Holm's correction covers "
@@ -111,7 +113,7 @@ def method() -> list[Block]:
 
 
 def made_with(runs: Sequence[Run]) -> list[Block]:
-    """Devices, versions and commits, with the number of runs behind each."""
+    """Returns devices, versions and commits, with the number of runs behind each."""
     facts: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in run.made_with.items():
@@ -138,9 +140,7 @@ def _list(header: Sequence[str], rows: list[list[str]], left: Sequence[int]) -> 
 
 def _state(run: Run) -> str:
     return (
-        f"{run.state}, no sign of life since {wording.moment(run.updated)}"
-        if run.stalled
-        else run.state
+        f"{run.state}, last written at {wording.moment(run.updated)}" if run.stalled else run.state
     )
 
 

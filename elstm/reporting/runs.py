@@ -16,7 +16,7 @@ from elstm.records.find import find_runs
 from elstm.records.stored import StoredRun
 
 STATES = ("done", "running", "interrupted", "pruned", "failed")
-STALLED_SECONDS = 3600.0  # a running run writes status.json at least once per epoch
+STALLED_SECONDS = 3600.0  # a run writes status.json at least once per epoch
 
 MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
 
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """What the report knows of one run. Accuracies are fractions; None: not measured (yet)."""
+    """One run as a report uses it. Accuracies are fractions, and None if not measured."""
 
     path: str
     stored: StoredRun
@@ -53,7 +53,7 @@ class Run:
     data: str
     seed: int
     state: str
-    stalled: bool  # says running, but has not written for STALLED_SECONDS
+    stalled: bool  # its state is running, but it has not written for STALLED_SECONDS
     error: str
     epoch: float
     max_epochs: float | None
@@ -127,7 +127,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
 
 
 def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
-    """All runs at or below the roots, and (name, reason) of what cannot be read."""
+    """Reads all runs at or below the roots; returns them and (name, reason) of the unreadable."""
     runs: list[Run] = []
     found, damaged = find_runs(roots)
     for stored in found:
@@ -139,7 +139,7 @@ def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
 
 
 def _validation(metrics: dict[str, np.ndarray]) -> tuple[Curve, np.ndarray]:
-    """The rows that evaluate: accuracy with population statistics, and with the batch's."""
+    """Returns the validation accuracies with population statistics, and with batch statistics."""
     accuracy = metrics["val_accuracy"]
     rows = np.flatnonzero(np.isfinite(accuracy) & np.isfinite(metrics["epoch"]))
     if not ((accuracy[rows] >= 0) & (accuracy[rows] <= 1)).all():
@@ -152,7 +152,7 @@ def _validation(metrics: dict[str, np.ndarray]) -> tuple[Curve, np.ndarray]:
 
 
 def _training_loss(metrics: dict[str, np.ndarray], *, whole_epochs: bool) -> Curve:
-    """Mean over each epoch, a log point weighing as many steps as it covers, drawn at its end."""
+    """Returns the mean loss of each epoch; a log point weighs as many steps as it covers."""
     epoch = metrics["epoch"]
     if not np.isfinite(epoch).any():
         return Curve(np.empty(0), np.empty(0), np.empty(0))
@@ -172,7 +172,7 @@ def _training_loss(metrics: dict[str, np.ndarray], *, whole_epochs: bool) -> Cur
         seconds, np.searchsorted(numbers, epoch_number[timed]), metrics["wall_seconds"][timed]
     )
     seconds[np.isinf(seconds)] = np.nan
-    # An epoch that is going on is not compared with the others' whole ones.
+    # An unfinished epoch is not compared with the full ones of other runs.
     kept = numbers <= (reached + 1e-6 if whole_epochs else np.inf)
     return Curve(np.minimum(numbers, reached).round(6)[kept], seconds[kept], loss[kept])
 
@@ -187,7 +187,7 @@ def _finite(value: float) -> float | None:
 
 
 def _age(updated: object, now: float | None) -> float:
-    """Seconds since an ISO 8601 time; 0 where it cannot be read."""
+    """Returns the seconds since an ISO 8601 time, or 0 if it cannot be read."""
     try:
         # Python 3.10 does not read the Z.
         then = datetime.fromisoformat(str(updated)[:40].replace("Z", "+00:00")).timestamp()

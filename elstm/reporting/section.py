@@ -1,4 +1,4 @@
-"""What a report says of one task: findings, tables, figures."""
+"""Writes the section of one task: findings, tables, figures."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from elstm.reporting.document import (
     Table,
 )
 from elstm.reporting.findings import drawn_groups, findings
-from elstm.reporting.groups import foremost, short_names, show_value
-from elstm.reporting.measures import Analysis, Result
+from elstm.reporting.groups import leading_groups, short_names, show_value
+from elstm.reporting.measures import Analysis, GroupResult
 from elstm.reporting.stats import PairedTest
 
 MAX_ROWS = 40  # groups in a table; summary.csv has them all
-# Named under a section's heading where all its runs share them.
+# They stand under a section's heading if all its runs share them.
 MAIN_KEYS = (
     "data.pixels_per_step",
     "data.permute",
@@ -40,7 +40,7 @@ MAIN_KEYS = (
 
 
 class Pictures(NamedTuple):
-    """Figures of a section; None where there is nothing to draw."""
+    """The figures of a section; None if there is nothing to draw."""
 
     validation: Picture | None
     loss: Picture | None
@@ -51,7 +51,7 @@ class Pictures(NamedTuple):
 
 
 def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
-    """Everything about one task."""
+    """Returns all blocks about one task."""
     section = analysis.section
     rows = shown_results(analysis)
     blocks: list[Block] = [Heading(2, section.title)]
@@ -87,13 +87,13 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
     return blocks
 
 
-def shown_results(analysis: Analysis) -> list[Result]:
-    """The rows of the tables, the baseline first."""
+def shown_results(analysis: Analysis) -> list[GroupResult]:
+    """Returns the results that are rows of the tables, the baseline first."""
     by_label = {result.group.label: result for result in analysis.results}
-    return [by_label[group.label] for group in foremost(analysis.section, MAX_ROWS)]
+    return [by_label[group.label] for group in leading_groups(analysis.section, MAX_ROWS)]
 
 
-def _main_table(rows: Sequence[Result]) -> Block:
+def _main_table(rows: Sequence[GroupResult]) -> Block:
     header = [
         "Group", "Runs", "Test accuracy, % (seeds)", "95 % interval", "Best validation, %",
         "Area under curve, %", "Parameters", "Training, s/epoch", "In all, s/epoch",
@@ -116,7 +116,7 @@ def _main_table(rows: Sequence[Result]) -> Block:
     return Table(header, body, left=(0, 1))
 
 
-def _reach_blocks(analysis: Analysis, rows: Sequence[Result]) -> list[Block]:
+def _reach_blocks(analysis: Analysis, rows: Sequence[GroupResult]) -> list[Block]:
     baseline = analysis.section.baseline.label
     names = [f"{100 * threshold:g} %" for threshold in analysis.thresholds]
     header = ["Group", *names, f"{baseline}'s best", "ratio to it"]
@@ -139,12 +139,14 @@ def _reach_blocks(analysis: Analysis, rows: Sequence[Result]) -> list[Block]:
     ]
     if any(not r.to_best.paired and r.to_best.reach is not None for r in rows):
         blocks.append(
-            Paragraph("† No seeds shared with the baseline: held to the mean of its bests instead.")
+            Paragraph(
+                "† No seed is shared with the baseline: its mean best accuracy counts instead."
+            )
         )
     return blocks
 
 
-def _test_blocks(rows: Sequence[Result], baseline: str) -> list[Block]:
+def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
     tested = [r for r in rows if r.group.label != baseline]
     if not tested:
         return []
@@ -165,12 +167,12 @@ def _test_blocks(rows: Sequence[Result], baseline: str) -> list[Block]:
     return blocks
 
 
-def _has_test(result: Result, baseline: str) -> bool:
+def _has_test(result: GroupResult, baseline: str) -> bool:
     comparison = result.comparisons[baseline]
     return any(t is not None and t.n > 1 for t in (comparison.test_accuracy, comparison.area))
 
 
-def _test_row(result: Result, test: PairedTest | None) -> list[str]:
+def _test_row(result: GroupResult, test: PairedTest | None) -> list[str]:
     if test is None:
         return [result.group.label, "0", *[wording.NONE] * 5]
     return [
@@ -184,13 +186,13 @@ def _test_row(result: Result, test: PairedTest | None) -> list[str]:
     ]
 
 
-def _has_gap(result: Result) -> bool:
-    """False without batch normalisation, where both accuracies are one."""
+def _has_gap(result: GroupResult) -> bool:
+    """Returns False without batch normalisation, because both accuracies are the same then."""
     gaps = [gap[2] for gap in (result.validation, result.test) if gap is not None]
     return any(gap.mean or gap.sd for gap in gaps)
 
 
-def _gap_blocks(rows: Sequence[Result]) -> list[Block]:
+def _gap_blocks(rows: Sequence[GroupResult]) -> list[Block]:
     measured = [r for r in rows if _has_gap(r)]
     if not measured:
         return []
@@ -221,7 +223,7 @@ def _gap_blocks(rows: Sequence[Result]) -> list[Block]:
     ]
 
 
-def _settings_blocks(analysis: Analysis, rows: Sequence[Result]) -> list[Block]:
+def _settings_blocks(analysis: Analysis, rows: Sequence[GroupResult]) -> list[Block]:
     blocks: list[Block] = []
     body: list[list[Inline]] = [
         [

@@ -1,4 +1,4 @@
-"""Means, intervals and tests over seeds."""
+"""Computes means, intervals and tests over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Values over seeds: how many, mean, standard deviation, half-width of the 95 % t interval."""
+    """Values over seeds: their number, mean, standard deviation and half a 95 % t interval."""
 
     n: int
     mean: float
@@ -23,7 +23,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float | None]) -> Summary | None:
-    """Summary of the values that are there; None where there are none."""
+    """Summarises the values that are not None; returns None if there are none."""
     x = np.array([value for value in values if value is not None], dtype=float)
     if not len(x):
         return None
@@ -34,13 +34,13 @@ def summarize(values: Sequence[float | None]) -> Summary | None:
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:
-    """The t that encloses `level` of Student's distribution between -t and t."""
+    """Returns the t for which `level` of Student's distribution lies between -t and t."""
     return float(special.stdtrit(df, (1 + level) / 2))
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two-sided paired t-test of a - b over shared seeds.
+    """The result of a two-sided paired t-test of a - b over shared seeds.
 
     `t`, `p` and `effect` (Cohen's d_z: mean difference by its standard deviation) are None where
     there is one pair, or where all differences are equal.
@@ -57,7 +57,7 @@ class PairedTest:
 
 
 def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest | None:
-    """Compares the pairs (a[k], b[k]); None where there are none."""
+    """Tests the pairs (a[k], b[k]); returns None if there are none."""
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     n = len(difference)
     if n == 0:
@@ -77,7 +77,7 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: the k-th smallest of m values times (m - k + 1), monotone."""
+    """Adjusts p-values by Holm's step-down: the k-th smallest of m times (m - k + 1), monotone."""
     m = len(p_values)
     adjusted = [0.0] * m
     largest = 0.0
@@ -89,7 +89,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Band:
-    """Mean over seeds along a curve; all arrays (points,)."""
+    """The mean over seeds along a curve; all arrays (points,)."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -99,7 +99,7 @@ class Band:
 
 
 def band(curves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Band:
-    """Mean and band over curves given as (x, seconds, value), aligned on all x that occur."""
+    """Averages curves given as (x, seconds, value) at every x that occurs."""
     x = np.unique(np.concatenate([curve[0] for curve in curves])) if curves else np.empty(0)
     values = np.full((len(curves), len(x)), np.nan)
     seconds = np.full((len(curves), len(x)), np.nan)
@@ -119,6 +119,6 @@ def band(curves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Band:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over rows of what is there; NaN where nothing is."""
+    """Returns the mean over rows of the values that are not NaN."""
     n = np.isfinite(values).sum(axis=0)
     return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, lines, markers, legend; and its way into bytes."""
+"""Defines colours, lines, markers and legend of every figure, and renders it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from elstm.records.drawing import FigureCanvasAgg, own_settings
 
 # Okabe and Ito's colours, with grey for the yellow, which is too pale on paper; lines and markers
-# differ too, so that no two groups look alike in black and white either.
+# differ too, so that no two groups are drawn alike in black and white either.
 COLOURS = (
     "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C",
 )  # fmt: skip
@@ -40,19 +40,19 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a group is drawn in every figure."""
+class GroupStyle:
+    """The colour, line and marker of a group in every figure."""
 
     colour: str
     line: str | tuple[int, tuple[float, ...]]
     marker: str
 
 
-def looks(sections: Sequence[Sequence[str]]) -> list[dict[str, Look]]:
-    """For each section a look for each of its labels, the baseline's first.
+def group_styles(sections: Sequence[Sequence[str]]) -> list[dict[str, GroupStyle]]:
+    """Returns for each section the style of each of its labels; the baseline's comes first.
 
-    Within a section all looks differ, up to 8 labels by colour and up to 40 with the line. A
-    label keeps its look from section to section as far as that allows.
+    Within a section all styles differ, up to 8 labels by colour and up to 40 with the line. A
+    label keeps its style from section to section as far as that allows.
     """
     kept: dict[str, int] = {}
     result = []
@@ -64,19 +64,21 @@ def looks(sections: Sequence[Sequence[str]]) -> list[dict[str, Look]]:
                 free = next(i for i in (wanted, *range(1, 10_000)) if i not in taken.values())
                 taken[label] = free
                 kept.setdefault(label, free)
-        result.append({label: _look(index) for label, index in taken.items()})
+        result.append({label: _style(index) for label, index in taken.items()})
     return result
 
 
-def _look(index: int) -> Look:
+def _style(index: int) -> GroupStyle:
     n = len(COLOURS)
-    # Black stays the baseline's.
+    # Only the baseline is black.
     colour = COLOURS[index] if index < n else COLOURS[1 + (index - n) % (n - 1)]
-    return Look(colour, LINES[(index + index // n) % len(LINES)], MARKERS[index % len(MARKERS)])
+    return GroupStyle(
+        colour, LINES[(index + index // n) % len(LINES)], MARKERS[index % len(MARKERS)]
+    )
 
 
 def render(figure: Figure) -> tuple[bytes, bytes]:
-    """The figure as (PNG, SVG)."""
+    """Renders the figure as (PNG, SVG)."""
     png, svg = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure)
     with own_settings(STYLE):
@@ -86,19 +88,19 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """(seconds per unit, its sign) in which a time of this size reads well."""
+    """Returns (seconds per unit, its symbol) of the unit that suits a time."""
     if seconds < 180:
         return 1.0, "s"
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Columns of the legend that fit under a figure 7.2 inches wide."""
+    """Returns how many columns of the legend fit under a figure 7.2 inches wide."""
     longest = max(len(label) for label in labels)
     return max(1, min(4, len(labels), 104 // (longest + 9)))
 
 
-def legend_below(figure: Figure, entries: Sequence[tuple[str, Look]]) -> None:
+def legend_below(figure: Figure, entries: Sequence[tuple[str, GroupStyle]]) -> None:
     handles = [
         Line2D(
             [], [], color=look.colour, ls=look.line, marker=look.marker, ms=5, mec="white", mew=0.5

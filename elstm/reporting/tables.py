@@ -1,4 +1,4 @@
-"""The numbers as CSV: results.csv has a row per run, summary.csv one per group and baseline.
+"""Writes the numbers as CSV: results.csv by run, summary.csv by group and baseline.
 
 Accuracies are fractions here; an empty cell means: not measured. In summary.csv, epochs_to_X and
 seconds_to_X are lower bounds where reached_X is less than runs.
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from elstm.files.bounded import harmless
 from elstm.reporting.groups import Group, show_value
-from elstm.reporting.measures import Analysis, Reach, Result, area_under_curve, first_reach
+from elstm.reporting.measures import Analysis, GroupResult, Reach, area_under_curve, first_reach
 from elstm.reporting.runs import Run
 from elstm.reporting.stats import PairedTest, Summary
 
@@ -20,12 +20,12 @@ Row = dict[str, object]
 
 
 def results_csv(analyses: Sequence[Analysis]) -> str:
-    """One row per run, failed and left-out ones too, with all settings that differ."""
+    """Returns one row per run, failed and left-out ones too, with all settings that differ."""
     return _write([_run_row(a, group, run) for a, group, run in _all_runs(analyses)])
 
 
 def summary_csv(analyses: Sequence[Analysis]) -> str:
-    """One row per group and baseline."""
+    """Returns one row per group and baseline."""
     rows = []
     for analysis in analyses:
         for result in analysis.results:
@@ -74,7 +74,7 @@ def _run_row(analysis: Analysis, group: Group, run: Run) -> Row:
     return row
 
 
-def _group_row(analysis: Analysis, result: Result, baseline: str) -> Row:
+def _group_row(analysis: Analysis, result: GroupResult, baseline: str) -> Row:
     group = result.group
     row: Row = {
         "task": analysis.section.title,

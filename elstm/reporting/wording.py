@@ -1,4 +1,4 @@
-"""Numbers and states as text."""
+"""Writes numbers and states as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "–"
 
 
 def percent(summary: Summary | None) -> str:
-    """A fraction in percent, with its standard deviation where there is one: 89.53 ± 0.21."""
+    """Returns a fraction in percent, with its standard deviation if there is one: 89.53 ± 0.21."""
     return spread(summary, 100, 2)
 
 
@@ -26,7 +26,7 @@ def spread(summary: Summary | None, scale: float = 1, digits: int = 1) -> str:
 
 
 def interval(summary: Summary | None) -> str:
-    """The 95 % interval of a mean accuracy, in percent."""
+    """Returns the 95 % interval of a mean accuracy, in percent."""
     if summary is None or summary.half_width is None:
         return NONE
     low, high = summary.mean - summary.half_width, summary.mean + summary.half_width
@@ -34,7 +34,7 @@ def interval(summary: Summary | None) -> str:
 
 
 def seconds(summary: Summary | None) -> str:
-    """Mean seconds with three digits, 0.412, 4.12, 41.2 or 412, and their standard deviation."""
+    """Returns mean seconds with three digits (0.412, 4.12, 41.2, 412) and standard deviation."""
     if summary is None:
         return NONE
     digits = 3 if summary.mean < 1 else 2 if summary.mean < 10 else 1 if summary.mean < 100 else 0
@@ -55,7 +55,7 @@ def p_value(p: float | None) -> str:
 
 
 def points(test: PairedTest | None) -> str:
-    """The difference in percentage points, with its 95 % interval."""
+    """Returns the difference in percentage points, with its 95 % interval."""
     if test is None:
         return NONE
     if test.low is None or test.high is None:
@@ -65,7 +65,7 @@ def points(test: PairedTest | None) -> str:
 
 
 def reached(reach: Reach | None, clock: str) -> str:
-    """12.3 ± 0.4 where all runs reach it; > 17.4 (3 of 5) where some do not.
+    """Returns 12.3 ± 0.4 if all runs reach it, else > 17.4 (3 of 5).
 
     `clock` is "epochs" or "seconds".
     """
@@ -84,7 +84,7 @@ def ratio(value: float | None, reach: Reach | None) -> str:
 
 
 def states(group: Group) -> str:
-    """5 done, 1 running, 2 failed."""
+    """Returns a group's states, such as 5 done, 1 running, 2 failed."""
     return count_states([*group.runs, *group.failed]) or NONE
 
 
@@ -98,7 +98,7 @@ def epochs(value: float | None) -> str:
 
 
 def moment(iso: str) -> str:
-    """2025-01-02 04:00 UTC, as far as the time is in UTC."""
+    """Returns a time as 2025-01-02 04:00 UTC, if it is in UTC."""
     if not iso.endswith(("+00:00", "Z")):
         return iso or "unknown"
     return f"{iso[:16].replace('T', ' ')} UTC"

@@ -1,4 +1,4 @@
-"""The whole way from run folders to the files of a report."""
+"""Makes a report: reads the runs, measures, draws, and writes all files."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def write_report(
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
     drawn = [drawn_groups(analysis) for analysis in analyses]
-    looks = style.looks([[group.label for group in groups] for groups in drawn])
+    styles = style.group_styles([[group.label for group in groups] for groups in drawn])
 
     blocks = pages.opening(title, analyses, runs, damaged)
     files: dict[str, bytes] = {}
     names: set[str] = set()
-    for analysis, groups, look in zip(analyses, drawn, looks, strict=True):
+    for analysis, groups, group_styles in zip(analyses, drawn, styles, strict=True):
         name = _file_name(analysis.section.title, names)
-        pictures = _pictures(analysis, groups, look, name, files, figures)
+        pictures = _pictures(analysis, groups, group_styles, name, files, figures)
         blocks += section_blocks(analysis, pictures)
     blocks += [*pages.run_lists(analyses, runs, damaged), *pages.method(), *pages.made_with(runs)]
     files |= _texts(title, blocks, analyses)
@@ -75,7 +75,7 @@ def write_report(
 def _pictures(
     analysis: Analysis,
     groups: Sequence[Group],
-    look: dict[str, style.Look],
+    group_styles: dict[str, style.GroupStyle],
     name: str,
     files: dict[str, bytes],
     chosen: Sequence[str] | None,
@@ -84,7 +84,7 @@ def _pictures(
     baseline = analysis.section.baseline.label
     title = analysis.section.title
     read = dynamics.read_groups(groups)
-    seeds = "Mean over seeds with a 95 % t band; thin lines: not all seeds have come so far."
+    seeds = "Mean over seeds with a 95 % t band. A thin line is the mean of only some seeds."
 
     def picture(kind: str, draw: Callable[[], Figure | None], caption: str) -> Picture | None:
         figure = draw() if chosen is None or kind in chosen else None
@@ -99,7 +99,7 @@ def _pictures(
             "validation-accuracy",
             lambda: figures.curves_figure(
                 groups,
-                look,
+                group_styles,
                 lambda run: run.validation,
                 "validation accuracy, %",
                 title=title,
@@ -111,7 +111,7 @@ def _pictures(
             "training-loss",
             lambda: figures.curves_figure(
                 groups,
-                look,
+                group_styles,
                 lambda run: run.loss,
                 "training loss, nats",
                 title=title,
@@ -121,25 +121,25 @@ def _pictures(
         ),
         accuracy=picture(
             "test-accuracy",
-            lambda: figures.accuracy_figure(analysis, groups, look),
+            lambda: figures.accuracy_figure(analysis, groups, group_styles),
             "final test accuracy: mean with its 95 % interval, and below it each seed.",
         ),
         reach=picture(
             "time-to-baseline",
-            lambda: figures.reach_figure(analysis, groups, look),
+            lambda: figures.reach_figure(analysis, groups, group_styles),
             f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
             "with its 95 % interval. Hatched bars are lower bounds: not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",
-            lambda: dynamics.statistics_figure(read, look, title),
+            lambda: dynamics.statistics_figure(read, group_styles, title),
             "above, γ of each normalisation over training, mean ± standard deviation over the "
             "units; below, the root of its population variance, mean over time steps and units. "
             "One run of each group.",
         ),
         time_steps=picture(
             "time-steps",
-            lambda: dynamics.time_steps_figure(read, look, title),
+            lambda: dynamics.time_steps_figure(read, group_styles, title),
             "over the time steps of the sequence, at the last evaluation. One run of each group.",
         ),
     )
@@ -155,7 +155,7 @@ def _texts(title: str, blocks: Sequence[Block], analyses: Sequence[Analysis]) ->
 
 
 def _file_name(title: str, taken: set[str]) -> str:
-    """A section's title as a short name for files, not given before."""
+    """Returns a section's title as a short name for files that is not taken yet."""
     stem = re.sub(r"[^A-Za-z0-9_.=-]+", "-", title).strip("-.")[:60] or "runs"
     name, count = stem, 1
     while name.lower() in taken:

@@ -10,7 +10,7 @@ from synthetic_runs import write_run
 
 from elstm.commands import report
 from elstm.errors import UserError
-from elstm.reporting.choose import best_overrides, read_settings, table
+from elstm.reporting.choose import best_overrides, read_settings, settings_table
 
 
 def tuned(folder: Path) -> Path:
@@ -37,17 +37,17 @@ def test_the_best_by_validation_of_the_most_seeds(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [len(s.bests) for s in settings["lstm"]] == [2, 2, 1]
     assert settings["gru"][0].overrides == ("model.update_bias=chrono",)
-    assert "| lstm | **lr=0.003** | **75." in table(settings)
+    assert "| lstm | **lr=0.003** | **75." in settings_table(settings)
 
 
 def test_an_archive_gives_the_same_table(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "tuning")
-    before = table(read_settings(folder))
+    before = settings_table(read_settings(folder))
     report.main(["--pack", str(folder)])
     for run in folder.iterdir():
         if run.is_dir():
             shutil.rmtree(run)
-    assert table(read_settings(folder)) == before
+    assert settings_table(read_settings(folder)) == before
     assert best_overrides(folder, "gru") == ("model.update_bias=chrono",)
 
 

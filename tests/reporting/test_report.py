@@ -57,7 +57,7 @@ def fails(capsys, *arguments):
 def test_markdown_says_what_was_found(report):
     text = (report / "report.md").read_text()
     assert "9 runs in 3 groups on 2 tasks: 7 done, 1 running, 1 failed; 1 folder" in text
-    assert "**Preliminary:** 1 run still going" in text
+    assert "**Preliminary:** 1 run not finished yet" in text
     assert "## fashion_mnist\n" in text
     assert "## mnist\n" in text
     assert re.search(
@@ -65,7 +65,7 @@ def test_markdown_says_what_was_found(report):
     )
     assert "| 40 % | 70.5 % | lstm's best | ratio to it |" in text
     assert "### Paired tests against lstm" in text
-    assert "One finished seed per group: nothing can be said about variance" in text
+    assert "One finished seed per group: the variance there is unknown" in text
     assert "`line \\| '40'`" in text  # the failed run's error, within its cell
     assert "status.json is not JSON" in text
 
@@ -223,7 +223,7 @@ def test_runs_that_have_only_begun(tmp_path):
         (run / "metrics.csv").unlink()
     main([str(tmp_path / "runs"), "-o", str(tmp_path / "report")])
     text = (tmp_path / "report/report.md").read_text()
-    assert "2 runs still going" in text
+    assert "2 runs not finished yet" in text
     assert "![" not in text
 
 
