@@ -60,8 +60,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--fit", action="store_true",
-        help="find the digit in each picture, crop it, and scale and centre it as MNIST does, for "
-        "pictures of your own; without it the full picture is scaled",
+        help="find the content of each picture, crop it, and scale and centre it as in the "
+        "training images (MNIST: into a box of 20 x 20), for pictures of your own; without it "
+        "the full picture is scaled",
     )  # fmt: skip
     parser.add_argument("--output", type=home_path, metavar="FILE", help="default: standard output")
     return parser.parse_args(list(_with_values(words)))
@@ -171,7 +172,7 @@ class _Predictor:
                 batch.clear()
 
     def read(self, path: Path) -> np.ndarray:
-        from elstm.data.placement import read_image
+        from elstm.data.placement import BOX, FULL, read_image
 
         def note(text: str) -> None:
             first, count = self.notes.get(text, (path, 0))
@@ -180,7 +181,8 @@ class _Predictor:
         rows, columns = self.facts["image_size"]
         return read_image(
             path, rows, columns,
-            invert=self.invert, fit=self.fit, dark_ground=self.facts["mean"] < 0.5, note=note,
+            invert=self.invert, fit=self.fit, box=1.0 if self.facts["name"] in FULL else BOX,
+            dark_ground=self.facts["mean"] < 0.5, note=note,
         )  # fmt: skip
 
     def probabilities(self, batch: list[tuple[Path, np.ndarray]]) -> list[list[float]]:

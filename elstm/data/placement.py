@@ -7,6 +7,7 @@ and placed in 28 x 28 pixels so that its centre of mass lies in the middle (LeCu
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,18 @@ from PIL import Image
 from elstm.data.image_files import Note, read_colours, read_grey
 
 BOX = 20 / 28  # MNIST's box in its image
+FULL = ("digits", "fashion_mnist", "kmnist")  # data sets whose contents reach the edges
 WORKING = 512  # pixels a side, at which contents are looked for
 NO_CONTRAST = 16  # grey levels
+UNEVEN = 0.4  # of the frame's pixels far from one colour: light falls unevenly
+STROKE = 1.8  # pixels of 28: strokes thinner than MNIST's thinnest are widened
 CLEAR = 0.1  # of the contrast: so far beyond the middle a vote on the ground counts
 SPECK = 0.02  # a part of so much of the largest part's area is noise
 
 INVERTED = "is dark on light and was inverted (--invert no keeps it)"
 INVERTED_TO_DARK = "is light on dark and was inverted (--invert no keeps it)"
 UNCLEAR = "may be dark on light or light on dark: it was kept as it is (--invert yes inverts it)"
+SCALED = "was scaled in full (--fit finds the content and places it as in the training images)"
 FLAT = "has no contrast: its prediction means nothing"
 
 
@@ -33,6 +38,7 @@ def read_image(
     *,
     invert: bool | None = False,
     fit: bool = False,
+    box: float = BOX,
     dark_ground: bool = True,
     note: Note = lambda text: None,
 ) -> np.ndarray:
@@ -44,6 +50,7 @@ def read_image(
         columns: of the result.
         invert: None: where light and dark are the other way round than in training.
         fit: places the content as MNIST does, instead of scaling the full picture.
+        box: the longer side of the content, as a part of the result's, with `fit`.
         dark_ground: the model was trained on light contents on a dark ground.
         note: see Note.
 
@@ -59,7 +66,7 @@ def read_image(
             return np.full((rows, columns), 0 if dark_ground else 255, np.uint8)
         if invert is None and light_ground == dark_ground:
             note(INVERTED if dark_ground else INVERTED_TO_DARK)
-        placed = _placed(ink, rows, columns)
+        placed = _placed(ink, rows, columns, box)
         return placed if dark_ground else 255 - placed
     grey = read_grey(path, max(rows, columns), ground, note)
     small = np.asarray(grey.resize((columns, rows), Image.Resampling.BOX))  # means over areas
@@ -131,26 +138,59 @@ def _ink(colours: np.ndarray, light_ground: bool | None) -> tuple[np.ndarray | N
         return None, False
     threshold = max(_otsu(difference), 0.25 * strongest)
     mask = _without_specks(difference > threshold)
-    ink = difference * _grown(mask, max(2, max(mask.shape) // 100))
+    # With the soft edges of the strokes.
+    ink = difference * _widened(mask, max(2, max(mask.shape) // 100))
     level = float(np.median(difference[mask]))
     low = min(0.3 * level, threshold)  # noise of the ground
     if light_ground is None:
-        light_ground = bool(picture[mask].mean() < np.mean(ground))
+        light_ground = bool((picture - ground)[mask].mean() < 0)
     return ((ink - low) / (level - low)).clip(0, 1), light_ground
 
 
 def _ground(picture: np.ndarray, light_ground: bool | None) -> np.ndarray:
-    """Returns the ground's colour, (3,)."""
-    frame = _frame(picture, max(1, min(picture.shape[:2]) // 40))
-    if light_ground is None:
-        grey = picture.mean(2)
-        light_ground = has_light_ground(grey)
-    if light_ground is None:
-        return np.median(frame, axis=0)
+    """Returns the ground's colour: (3,), or (H, W, 3) where light falls unevenly on the page."""
+    height, width = picture.shape[:2]
+    edge = max(1, min(height, width) // 40)
+    frame = _frame(picture, edge)
     grey = frame.mean(1)
     middle = (float(grey.min()) + float(grey.max())) / 2
-    side = frame[grey >= middle] if light_ground else frame[grey <= middle]
-    return np.median(side, axis=0)
+    if light_ground is None:
+        light_ground = has_light_ground(picture.mean(2))
+    side = frame
+    if light_ground is not None:
+        side = frame[grey >= middle] if light_ground else frame[grey <= middle]
+    ground: np.ndarray = np.median(side, axis=0)
+    if _share_far(frame, ground) < UNEVEN:
+        return ground
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    terms = np.stack([np.ones_like(x), x, y, x * y, x**2, y**2], axis=2)
+    shade = _shade(_frame(terms, edge), frame)
+    if _share_far(frame, _frame(terms, edge) @ shade) > UNEVEN / 2:
+        return ground
+    near = np.abs(picture - terms @ shade).max(2) < NO_CONTRAST
+    return terms @ _shade(terms[near][::7], picture[near][::7])
+
+
+def _share_far(frame: np.ndarray, ground: np.ndarray) -> float:
+    return float((np.abs(frame - ground).max(1) > NO_CONTRAST).mean())
+
+
+def _shade(terms: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Fits colours by polynomials of the place; strokes, which are far from it, are left out.
+
+    Args:
+        terms: (N, 6).
+        colours: (N, 3).
+
+    Returns:
+        The coefficients, (6, 3).
+    """
+    kept = np.ones(len(terms), bool)
+    for _ in range(5):
+        shade: np.ndarray = np.linalg.lstsq(terms[kept], colours[kept], rcond=None)[0]
+        far = np.abs(colours - terms @ shade).max(1)
+        kept = far <= max(3 * float(np.median(far)), 4)
+    return shade
 
 
 def _otsu(difference: np.ndarray) -> float:
@@ -176,24 +216,28 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
     return (areas >= SPECK * areas.max())[parts] & mask
 
 
-def _grown(mask: np.ndarray, by: int) -> np.ndarray:
-    """Includes the soft edges of the strokes."""
+def _widened(ink: np.ndarray, by: int) -> np.ndarray:
+    """Widens strokes by so many pixels on each side."""
     from scipy import ndimage
 
-    return ndimage.maximum_filter(mask, 2 * by + 1)
+    wider: np.ndarray = ndimage.maximum_filter(ink, 2 * by + 1)
+    return wider
 
 
-def _placed(ink: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def _placed(ink: np.ndarray, rows: int, columns: int, box: float) -> np.ndarray:
     """Crops, scales and centres strokes: (H, W), 0 to 1 -> uint8 (rows, columns)."""
-    lines, across = (ink > 0.3).any(1).nonzero()[0], (ink > 0.3).any(0).nonzero()[0]
-    top, bottom = int(lines[0]), int(lines[-1]) + 1
-    left, right = int(across[0]), int(across[-1]) + 1
-    scale = min(BOX * rows / (bottom - top), BOX * columns / (right - left))
+    top, bottom, left, right = _bounds(ink)
+    scale = min(box * rows / (bottom - top), box * columns / (right - left))
+    widen = math.ceil((STROKE * rows / 28 / scale - _stroke_width(ink)) / 2)
+    if widen > 0:
+        ink = _widened(np.pad(ink, widen), widen)
+        top, bottom, left, right = _bounds(ink)
+        scale = min(box * rows / (bottom - top), box * columns / (right - left))
     height = max(1, round(scale * (bottom - top)))
     width = max(1, round(scale * (right - left)))
     crop = Image.fromarray((255 * ink[top:bottom, left:right]).astype(np.uint8))
     small = np.asarray(crop.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
-    small = small * (255 / max(float(small.max()), 1.0))  # thin strokes become faint
+    small = small * (255 / max(float(small.max()), 1.0))
     mass = max(float(small.sum()), 1.0)
     middle_row = float((small.sum(1) * np.arange(height)).sum()) / mass
     middle_column = float((small.sum(0) * np.arange(width)).sum()) / mass
@@ -202,3 +246,18 @@ def _placed(ink: np.ndarray, rows: int, columns: int) -> np.ndarray:
     placed = np.zeros((rows, columns), np.uint8)
     placed[first : first + height, left : left + width] = small.round()
     return placed
+
+
+def _bounds(ink: np.ndarray) -> tuple[int, int, int, int]:
+    """Returns top, bottom, left and right of the strokes."""
+    lines, across = (ink > 0.3).any(1).nonzero()[0], (ink > 0.3).any(0).nonzero()[0]
+    return int(lines[0]), int(lines[-1]) + 1, int(across[0]), int(across[-1]) + 1
+
+
+def _stroke_width(ink: np.ndarray) -> float:
+    """Returns the mean width of the strokes in pixels, from their area and their outline."""
+    from scipy import ndimage
+
+    mask = np.pad(ink > 0.3, 1)
+    outline = int(mask.sum()) - int(ndimage.binary_erosion(mask).sum())
+    return 2 * float(mask.sum()) / max(outline, 1)
