@@ -80,18 +80,22 @@ class TrainState:
         return self.evaluated_step >= 0
 
     @property
+    def complete(self) -> bool:
+        """Whether all epochs or steps of the run are done."""
+        return self.epoch >= self.limits.max_epochs or self.step >= (
+            self.limits.max_steps or math.inf
+        )
+
+    @property
     def stopped_early(self) -> bool:
-        """Whether the last evaluations brought no improvement."""
-        return self.evaluations_since_best >= (self.limits.early_stopping or math.inf)
+        """Whether the run ends before it is complete, for want of an improvement."""
+        patience = self.limits.early_stopping or math.inf
+        return not self.complete and self.evaluations_since_best >= patience
 
     @property
     def finished(self) -> bool:
-        """Whether the run is at its end and evaluated there."""
-        return self.evaluated_step == self.step and (
-            self.epoch >= self.limits.max_epochs
-            or self.step >= (self.limits.max_steps or math.inf)
-            or self.stopped_early
-        )
+        """Whether the run is at its end and was evaluated there."""
+        return self.evaluated_step == self.step and (self.complete or self.stopped_early)
 
     def count_step(self) -> None:
         self.step += 1

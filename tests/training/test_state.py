@@ -44,6 +44,7 @@ def test_an_epoch() -> None:
         (Limits(1, 3, 4, max_steps=5), 1, 4, 0, False, False),
         (Limits(1, 3, 4, early_stopping=2), 2, 6, 2, True, True),
         (Limits(1, 3, 4, early_stopping=2), 2, 6, 1, False, False),
+        (Limits(1, 3, 4, early_stopping=2), 4, 12, 2, True, False),
     ],
 )
 def test_the_end(
