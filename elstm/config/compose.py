@@ -1,8 +1,8 @@
-"""From the words of a command line to a typed config, or to one line that says what is wrong.
+"""Composes the arguments of a command line into a typed config, or raises one error message.
 
-Hydra composes; nothing is composed before the words are checked, and nothing of the result runs
-before the whole is. Refused are: `_target_` and its kin, which Hydra's instantiate would execute;
-resolvers; settings of Hydra itself other than those in HYDRA_KEYS.
+Hydra composes. Arguments are checked before that, and the full config before anything runs. Three
+things are refused: `_target_` and similar keys, which Hydra's instantiate would execute; resolvers;
+and settings of Hydra itself other than those in HYDRA_KEYS.
 """
 
 from __future__ import annotations
@@ -121,83 +121,86 @@ class Composer:
         """What the plugins of launchers and sweepers need."""
         return HydraContext(config_loader=self.loader, callbacks=Callbacks())
 
-    # --- the words
+    # --- the arguments
 
-    def parse(self, words: Sequence[str], *, sweep: bool = False) -> list[Override]:
+    def parse(self, arguments: Sequence[str], *, sweep: bool = False) -> list[Override]:
         """The overrides of a command line, checked one by one.
 
         Args:
             sweep: several values for a key are allowed.
 
         Raises:
-            UserError: naming the word.
+            UserError: naming the argument.
         """
-        return [self._parse(word, sweep) for word in words]
+        return [self._parse(argument, sweep) for argument in arguments]
 
-    def _parse(self, word: str, sweep: bool) -> Override:
-        if len(word) > 10_000:
-            raise UserError(f"{show(word)}: too long")
-        if not word.isprintable():
-            raise UserError(f"'{show(word)}': holds characters that cannot be printed")
-        code = CODE.search(word)
+    def _parse(self, argument: str, sweep: bool) -> Override:
+        if len(argument) > 10_000:
+            raise UserError(f"{show(argument)}: too long")
+        if not argument.isprintable():
+            raise UserError(f"'{show(argument)}': holds characters that cannot be printed")
+        code = CODE.search(argument)
         if code:
             raise UserError(
-                f"{show(word)}: {code[0]} is refused everywhere: configs hold values, never code"
+                f"{show(argument)}: {code[0]} is refused everywhere: "
+                "configs hold values, never code"
             )
-        if "${" in _REFERENCE.sub("", word):
+        if "${" in _REFERENCE.sub("", argument):
             raise UserError(
-                f"{show(word)}: only ${{other.key}} is allowed as an interpolation, no resolver"
+                f"{show(argument)}: only ${{other.key}} is allowed as an interpolation, no resolver"
             )
         try:
-            override = self.parser.parse_override(word)
+            override = self.parser.parse_override(argument)
         except Exception as error:
             reason = error.args[0] if isinstance(error, OverrideParseException) else error
             lines = [line for line in str(reason).splitlines() if "See http" not in line]
             raise UserError(
-                f"cannot read '{show(word)}': {show(' '.join(lines[1:] or lines))}; "
+                f"cannot read '{show(argument)}': {show(' '.join(lines[1:] or lines))}; "
                 "write KEY=VALUE, and quote a VALUE with special characters: 'KEY=\"VALUE\"'"
             ) from error
         override.config_loader = self.loader  # for glob
         key = override.key_or_group
         if not key.strip():
-            raise UserError(f"'{show(word)}': names no key; write KEY=VALUE")
+            raise UserError(f"'{show(argument)}': names no key; write KEY=VALUE")
         if len(key.encode()) > 200:  # Hydra looks for a file of that name
             raise UserError(f"{show_key(key)}: there is no such key")
         if key in REMOVED:  # Hydra's message for +KEY=VALUE would not say so
             raise unknown_key(key, ())
         if override.is_delete():
-            raise UserError(f"{show(word)}: nothing can be taken out of the config; set KEY=VALUE")
+            raise UserError(
+                f"{show(argument)}: nothing can be taken out of the config; set KEY=VALUE"
+            )
         if override.package is not None:
-            raise UserError(f"{show(word)}: options have their place, no @package can be given")
+            raise UserError(f"{show(argument)}: options have their place, no @package can be given")
         if override.is_sweep_override() and not sweep:
             raise UserError(
-                f"{show(word)}: several values are a sweep: elstm-train -m {show(word)}; a comma "
-                "that is no separator is quoted: 'KEY=\"A,B\"'"
+                f"{show(argument)}: several values are a sweep: elstm-train -m {show(argument)}; "
+                "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
         if override.is_hydra_override() or key == "hydra":
-            self._check_hydra(override, word)
+            self._check_hydra(override, argument)
         elif self.options(key):
             for value in values(override):
                 self._check_option(override, value)
         elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key):
-            group, name = key.partition(".")[0], show(word.partition("=")[2])
-            raise UserError(f"{show(word)}: choose with {group}={name}")
+            group, name = key.partition(".")[0], show(argument.partition("=")[2])
+            raise UserError(f"{show(argument)}: choose with {group}={name}")
         elif "/" in key or key == "schema":
             raise UserError(no_such(show_key(key), "group", key, GROUPS))
         return override
 
-    def _check_hydra(self, override: Override, word: str) -> None:
+    def _check_hydra(self, override: Override, argument: str) -> None:
         key = override.key_or_group
         if override.is_sweep_override():
-            raise UserError(f"{show(word)}: a sweep cannot vary Hydra's own settings")
+            raise UserError(f"{show(argument)}: a sweep cannot vary Hydra's own settings")
         if key in HYDRA_GROUPS:
             for value in values(override):
                 self._check_option(override, value)
         elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
             names = ", ".join([*HYDRA_GROUPS, *HYDRA_KEYS, *(f"{node}*" for node in HYDRA_NODES)])
-            raise UserError(f"{show(word)}: of Hydra's own settings these can be set: {names}")
+            raise UserError(f"{show(argument)}: of Hydra's own settings these can be set: {names}")
         if key == "hydra.verbose" and not isinstance(override.value(), bool | str):
-            raise UserError(f"{show(word)}: has to be true, false or a logger's name")
+            raise UserError(f"{show(argument)}: has to be true, false or a logger's name")
 
     def options(self, group: str) -> list[str]:
         """The options of a config group; empty if there is no such group."""
@@ -223,33 +226,35 @@ class Composer:
 
     # --- the config
 
-    def compose(self, words: Sequence[str], *, sweep: bool = False) -> tuple[DictConfig, Config]:
+    def compose(
+        self, arguments: Sequence[str], *, sweep: bool = False
+    ) -> tuple[DictConfig, Config]:
         """Parses, composes and checks a single run: Hydra's tree and the typed config.
 
         Args:
-            sweep: the words hold no several values, but Hydra's tree is that of a sweep.
+            sweep: each argument has one value, but Hydra's tree is that of a sweep.
 
         Raises:
             UserError: naming the key.
         """
-        self.parse(words)
-        cfg = self.load(words, RunMode.MULTIRUN if sweep else RunMode.RUN)
+        self.parse(arguments)
+        cfg = self.load(arguments, RunMode.MULTIRUN if sweep else RunMode.RUN)
         return cfg, typed(cfg)
 
     def many(self) -> Callable[[Sequence[str]], Config]:
-        """A function from words without several values to the typed config, for many of them.
+        """Returns a function from arguments with one value each to the typed config.
 
-        As `compose` does it, but Hydra composes each choice of options once, and words that were
-        seen are not parsed again: a fraction of the time.
+        It does what `compose` does in a fraction of the time for many configs: Hydra composes each
+        choice of options once, and no argument is parsed twice.
         """
         trees: dict[tuple[str, ...], DictConfig] = {}
         parsed: dict[str, Override] = {}
 
-        def config(words: Sequence[str]) -> Config:
-            for word in words:
-                if word not in parsed:
-                    parsed[word] = self._parse(word, sweep=False)
-            overrides = [parsed[word] for word in without_no_option(words)]
+        def config(arguments: Sequence[str]) -> Config:
+            for argument in arguments:
+                if argument not in parsed:
+                    parsed[argument] = self._parse(argument, sweep=False)
+            overrides = [parsed[argument] for argument in without_no_option(arguments)]
             chosen = tuple(
                 o.input_line or ""
                 for o in overrides
@@ -272,21 +277,21 @@ class Composer:
 
         return config
 
-    def load(self, words: Sequence[str], mode: RunMode) -> DictConfig:
+    def load(self, arguments: Sequence[str], mode: RunMode) -> DictConfig:
         """Hydra's tree, not yet checked against ranges."""
         try:
             cfg = self.loader.load_configuration(
-                CONFIG_NAME, without_no_option(words), mode, validate_sweep_overrides=False
+                CONFIG_NAME, without_no_option(arguments), mode, validate_sweep_overrides=False
             )
         except Exception as error:
             raise explain(error) from error
         if self.extra_dir is not None:
-            self._check_foreign(cfg, words, mode)
+            self._check_foreign(cfg, arguments, mode)
         return cfg
 
-    def _check_foreign(self, cfg: DictConfig, words: Sequence[str], mode: RunMode) -> None:
+    def _check_foreign(self, cfg: DictConfig, arguments: Sequence[str], mode: RunMode) -> None:
         """A --config-dir may add options of elstm's groups; it may not touch Hydra's settings."""
-        own = Composer().load([w for w in words if w.lstrip("+").startswith("hydra")], mode)
+        own = Composer().load([w for w in arguments if w.lstrip("+").startswith("hydra")], mode)
         ignored = ("runtime", "overrides", "job")
         ours, theirs = plain(own.hydra), plain(cfg.hydra)
         for key in sorted({*ours, *theirs} - set(ignored)):
@@ -303,23 +308,23 @@ class Composer:
                 )
 
 
-def without_no_option(words: Sequence[str]) -> list[str]:
-    """The words without experiment=null and debug=null, which Hydra does not take; last ones count.
+def without_no_option(arguments: Sequence[str]) -> list[str]:
+    """Drops experiment=null and debug=null, which Hydra does not take; the last one counts.
 
-    Each is the default, so that it undoes the words of its group before it and can then go.
+    Each is the default, so that it undoes the arguments of its group before it and can then go.
     """
     kept: list[str] = []
-    for word in words:
-        group, _, value = word.lstrip("+").partition("=")
+    for argument in arguments:
+        group, _, value = argument.lstrip("+").partition("=")
         if group in NO_OPTION and value.strip().lower() == "null":
             kept = [other for other in kept if other.lstrip("+").partition("=")[0] != group]
         else:
-            kept.append(word)
+            kept.append(argument)
     return kept
 
 
-def with_home(words: Sequence[str]) -> list[str]:
-    """The words with ~ replaced by the home folder where a value is a path.
+def with_home(arguments: Sequence[str]) -> list[str]:
+    """Replaces ~ by the home folder where a value is a path.
 
     A shell does not do it, since the value stands after a "=" and in quotes.
 
@@ -327,16 +332,16 @@ def with_home(words: Sequence[str]) -> list[str]:
         UserError: there is no such home.
     """
 
-    def expand(word: str) -> str:
-        key, _, value = word.partition("=")
+    def expand(argument: str) -> str:
+        key, _, value = argument.partition("=")
         if key.lstrip("+") not in PATH_KEYS:
-            return word
+            return argument
 
         def home(match: re.Match[str]) -> str:
             try:
                 folder = str(Path(match[2]).expanduser())
             except RuntimeError as error:
-                raise UserError(f"{show(word)}: {error}") from error
+                raise UserError(f"{show(argument)}: {error}") from error
             quote = match[1].strip()
             if quote:
                 folder = folder.replace(quote, f"\\{quote}")
@@ -344,9 +349,9 @@ def with_home(words: Sequence[str]) -> list[str]:
                 folder = re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", folder)
             return f"{match[1]}{folder}"
 
-        return f"{word[: -len(value)]}{_HOME.sub(home, value)}" if value else word
+        return f"{argument[: -len(value)]}{_HOME.sub(home, value)}" if value else argument
 
-    return [expand(word) for word in words]
+    return [expand(argument) for argument in arguments]
 
 
 def values(override: Override) -> list[Any]:

@@ -29,7 +29,7 @@ keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
   A wrong value is answered with what is allowed. elstm/config.py has the types and ranges.
 
 flags:
-  -m, --multirun                  run all combinations; what is done already is skipped
+  -m, --multirun                  run all combinations; finished runs are skipped
                                   hydra/launcher=joblib, slurm: several at once
                                   hydra/sweeper=optuna: search ranges
   --cfg job|hydra|all, -c         show the config instead of running; --resolve, --package KEY

@@ -44,7 +44,7 @@ class Root:
 
 
 @dataclass
-class Search(SearchConfig):
+class SearchNode(SearchConfig):
     params: Any = None  # what to vary, where an experiment's file says it
 
 
@@ -69,7 +69,7 @@ def register() -> None:
     version.setbase("1.3")
     store = ConfigStore.instance()
     store.store(name="schema", node=Root, provider="elstm")
-    store.store(group="schema", name="search", node=Search, provider="elstm")
+    store.store(group="schema", name="search", node=SearchNode, provider="elstm")
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
             if group != "data":

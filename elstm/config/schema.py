@@ -236,7 +236,7 @@ class TrainerConfig:
 @dataclass
 class SweepConfig:
     fail_fast: bool = False  # stop at the first run that fails
-    rerun: bool = False  # train again what is done already
+    rerun: bool = False  # train finished runs again
 
 
 # --- hydra.sweeper with hydra/sweeper=optuna: a search (elstm/sweeps/search.py)

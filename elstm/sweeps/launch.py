@@ -47,7 +47,7 @@ STOP_NOW_SECONDS = 10.0  # the longest wait for a cluster's jobs after a second 
 OnRunEnd = Callable[[PlannedRun, str | None], None]  # with the reason if the run did not start
 
 
-class Launcher:
+class RunLauncher:
     """The launcher that hydra/launcher names.
 
     Attributes:

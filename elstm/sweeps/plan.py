@@ -23,7 +23,7 @@ from elstm.files.atomic import open_locked
 from elstm.files.claims import Claims
 from elstm.records.status import read_status
 from elstm.sweeps.job import OnEvaluation
-from elstm.sweeps.table import RunResult
+from elstm.sweeps.table import JobResult
 
 MAX_RUNS = 10_000
 
@@ -41,7 +41,7 @@ class Job:
 
     overrides: Sequence[str]
     on_evaluation: OnEvaluation | None = None
-    on_end: Callable[[RunResult], None] = lambda result: None
+    on_end: Callable[[JobResult], None] = lambda result: None
     finished: bool = False
 
 
@@ -52,7 +52,7 @@ class Train(Protocol):
     that later calls will request, or None if the sweeper does not know it.
     """
 
-    def __call__(self, jobs: Sequence[Job], *, following: int | None = None) -> list[RunResult]: ...
+    def __call__(self, jobs: Sequence[Job], *, following: int | None = None) -> list[JobResult]: ...
 
 
 class Sweeper(Protocol):

@@ -29,7 +29,7 @@ from elstm.errors import UserError
 from elstm.files.atomic import open_locked, refuse_links, writing
 from elstm.sweeps.plan import Job, Train
 from elstm.sweeps.search_space import Space
-from elstm.sweeps.table import RunResult
+from elstm.sweeps.table import JobResult
 
 if TYPE_CHECKING:
     import optuna  # an optional package, and slow to import
@@ -202,7 +202,7 @@ class Search:
             on_end=partial(self._add_result, trial.number),
         )
 
-    def _add_result(self, number: int, result: RunResult) -> None:
+    def _add_result(self, number: int, result: JobResult) -> None:
         """Ends a trial; one that was interrupted is resumed by the next command."""
         study, states = self.file.study, _states()
         best = result.number("best_val_accuracy")

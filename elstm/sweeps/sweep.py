@@ -19,11 +19,11 @@ from elstm.config.messages import explain
 from elstm.errors import UserError
 from elstm.files.atomic import writing
 from elstm.records.status import git_state
-from elstm.sweeps.launch import Launcher
+from elstm.sweeps.launch import RunLauncher
 from elstm.sweeps.plan import Grid, Job, Plan, PlannedRun, Sweeper
 from elstm.sweeps.plugin import PluginSweeper
 from elstm.sweeps.search import Search
-from elstm.sweeps.table import RunResult, label, read_result, table, write_csv
+from elstm.sweeps.table import JobResult, label, read_result, table, write_csv
 from elstm.sweeps.worker import StopFile
 from elstm.training.ranks import read_ranks
 
@@ -72,8 +72,8 @@ class Sweep:
         self.plan = plan
         self.folder = plan.root / "sweeps" / run_name()
         self.stop = StopFile(self.folder / "stop")
-        self.launcher = Launcher(composer, master, plan.root, self.stop)
-        self.results: dict[str, RunResult] = {}  # by the identity of the run
+        self.launcher = RunLauncher(composer, master, plan.root, self.stop)
+        self.results: dict[str, JobResult] = {}  # by the identity of the run
         self.total: int | None = None
 
     def run(self, sweeper: Sweeper) -> int:
@@ -94,7 +94,7 @@ class Sweep:
         print(self._report(), flush=True)
         return FAILED if {r.state for r in self.results.values()} & {"failed", "killed"} else 0
 
-    def train(self, jobs: Sequence[Job], *, following: int | None = None) -> list[RunResult]:
+    def train(self, jobs: Sequence[Job], *, following: int | None = None) -> list[JobResult]:
         """See elstm.sweeps.plan.Train. Raises Stopped if the sweep has to end."""
         planned = [self.plan.run(job) for job in jobs]
         first: dict[str, PlannedRun] = {}  # of equal jobs one is trained
@@ -161,7 +161,7 @@ class Sweep:
         if run.config.sweep.fail_fast and result.state == "failed":
             self.stop.request("drain")
 
-    def _add_result(self, run: PlannedRun, result: RunResult, how: str = "") -> None:
+    def _add_result(self, run: PlannedRun, result: JobResult, how: str = "") -> None:
         self.plan.release(run)
         self.results[run.identity] = result
         place = self._place(len(self.results))
@@ -178,7 +178,7 @@ class Sweep:
         return f"\n{table(list(self.results.values()))}\n{self.folder / 'sweep.csv'}"
 
 
-def _commit_note(result: RunResult) -> str:
+def _commit_note(result: JobResult) -> str:
     """Notes that a run was trained by another version of the code."""
     then, now = result.status.get("git_commit"), git_state()["git_commit"]
     if not then or not now or then == now:

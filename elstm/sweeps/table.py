@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class RunResult:
+class JobResult:
     """The values that a sweep varies, and the fields of the run's status.json."""
 
     varied: Mapping[str, str]
@@ -54,7 +54,7 @@ def label(varied: Mapping[str, str]) -> str:
 
 def read_result(
     varied: Mapping[str, str], folder: Path, error: str | None = None, *, locked: bool = False
-) -> RunResult:
+) -> JobResult:
     """Reads how a run ended; one that recorded no end was killed.
 
     Args:
@@ -73,16 +73,16 @@ def read_result(
         status["state"] = "killed"
     elif error or status.get("state") not in ("done", "interrupted", "pruned"):
         status |= {"state": "failed", "error": error or status.get("error")}
-    return RunResult(varied, folder, status)
+    return JobResult(varied, folder, status)
 
 
-def _sorted(results: Sequence[RunResult]) -> tuple[list[str], list[RunResult]]:
+def _sorted(results: Sequence[JobResult]) -> tuple[list[str], list[JobResult]]:
     """The varied keys, and the runs by best validation accuracy, those without one last."""
     keys = list(dict.fromkeys(key for r in results for key in r.varied))
     return keys, sorted(results, key=lambda r: -(r.number("best_val_accuracy") or -1.0))
 
 
-def table(results: Sequence[RunResult]) -> str:
+def table(results: Sequence[JobResult]) -> str:
     """The runs as a table of text."""
     keys, best_first = _sorted(results)
     rows = [[*keys, "state", "validation", "test", "seconds", "folder"]]
@@ -107,7 +107,7 @@ def table(results: Sequence[RunResult]) -> str:
     )
 
 
-def write_csv(path: Path, results: Sequence[RunResult]) -> None:
+def write_csv(path: Path, results: Sequence[JobResult]) -> None:
     """Writes sweep.csv: the varied keys, then COLUMNS; accuracies are fractions.
 
     Raises:

@@ -16,7 +16,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
 from sweep_runs import PATIENCE, statuses, wait_until
 
-from elstm.sweeps.launch import Launcher
+from elstm.sweeps.launch import RunLauncher
 from elstm.sweeps.worker import StopFile, WorkerJob
 from elstm.train import main
 
@@ -108,7 +108,7 @@ def test_a_launcher_that_breaks_fails_its_runs(together, monkeypatch, capsys):
 
 
 def test_a_run_that_breaks_the_workers_twice_is_not_tried_again(together, monkeypatch, capsys):
-    init, launch, launched = Launcher.__init__, BasicLauncher.launch, []
+    init, launch, launched = RunLauncher.__init__, BasicLauncher.launch, []
 
     def as_joblib(self, *args):
         init(self, *args)
@@ -125,7 +125,7 @@ def test_a_run_that_breaks_the_workers_twice_is_not_tried_again(together, monkey
         (folder / "status.json").write_text(json.dumps(status))
         raise MemoryError("a worker")
 
-    monkeypatch.setattr(Launcher, "__init__", as_joblib)
+    monkeypatch.setattr(RunLauncher, "__init__", as_joblib)
     name = f"{BasicLauncher.__module__}.BasicLauncher"
     plugin = Plugins.instance().class_name_to_class[name]
     with monkeypatch.context() as patch:
@@ -197,7 +197,7 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 30.0)] * 2
     assert [row["state"] for row in table()] == ["done"] * 2
     logs = [p.read_text() for p in Path("outputs").glob("*/*/*/train.log")]
-    assert all("going on at epoch" in text for text in logs)
+    assert all("resuming at epoch" in text for text in logs)
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_a_second_interrupt_ends_at_once(train):
     logs = {p.parent: p.read_text() for p in Path("outputs").glob("*/*/*/train.log")}
     (saved,) = [text for text in logs.values() if "interrupted by" in text]
     assert "interrupted by SIGTERM" in saved  # the sweep's, and no SIGINT of the terminal's
-    assert all("going on at epoch" in text for text in logs.values())
+    assert all("resuming at epoch" in text for text in logs.values())
 
 
 @pytest.mark.slow
@@ -272,6 +272,6 @@ def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(train):
     for log in Path("outputs").glob("*/*/*/train.log"):
         text = log.read_text()
         assert "interrupted by SIG" in text
-        assert "going on at epoch" in text
+        assert "resuming at epoch" in text
     assert len(list(Path("outputs/digits/lstm").iterdir())) == 2
     assert "going on" not in out
