@@ -177,10 +177,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0]
         options = [o for action in self._actions for o in action.option_strings]
-        near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1)
-        hint = f"; did you mean {near[0]}?" if near and unknown != message else ""
+        near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1, cutoff=0.75)
+        hint = f"; did you mean {near[0]}?" if near and message.startswith("unrec") else ""
         if len(message) > 400:
             message = f"{message[:400]}..."
         say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help has all)")

@@ -61,6 +61,8 @@ def _main(words: list[str]) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """Hydra's flags, but for those that load other configs or a pickle."""
+    from elstm.config.hints import flag_as_word
+
     parser = Parser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     for names in (
@@ -74,12 +76,16 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     refused = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
-    for word in words:
+    for word, following in zip(words, [*words[1:], None], strict=False):
         flag = word.partition("=")[0]
         if flag in refused:
             parser.error(f"{word}: refused; --config-dir DIR adds options to the groups")
         if flag.startswith("-") and flag not in ("--", *parser._option_string_actions):
-            parser.error(f"unrecognized arguments: {word}")  # argparse would take -hydra for -h
+            # argparse would take -hydra for -h
+            meant = flag_as_word(word, following)
+            if meant is None:
+                parser.error(f"unrecognized arguments: {word}")
+            parser.error(f"{word}: settings are written KEY=VALUE, without dashes: {meant}")
     args = parser.parse_intermixed_args(words)
     commands = (args.run, args.multirun, args.shell_completion, args.cfg, args.info)
     if sum(map(bool, commands)) > 1:

@@ -46,7 +46,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
-        "images", type=home_path, nargs="+", metavar="IMAGE|FOLDER",
+        "images", type=home_path, nargs="*", metavar="IMAGE|FOLDER",
         help="image files; of a folder all files whose names end like an image's, except hidden "
         "ones",
     )  # fmt: skip
@@ -65,7 +65,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "the full picture is scaled",
     )  # fmt: skip
     parser.add_argument("--output", type=home_path, metavar="FILE", help="default: standard output")
-    return parser.parse_args(list(_with_values(words)))
+    args = parser.parse_args(list(_with_values(words)))
+    if not args.images:
+        run = (args.run_dir / ".hydra").is_dir()
+        missing = "IMAGE" if run else "RUN_DIR, a run's folder,"
+        parser.error(f"{missing} is missing: {PROG} RUN_DIR IMAGE|FOLDER ...")
+    return args
 
 
 def _with_values(words: list[str]) -> Iterator[str]:

@@ -7,7 +7,6 @@ resolved here, and they may name another key and no more.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from elstm.config import removed
+from elstm.config.hints import near_keys, near_option, range_as_sweep, spelled
 from elstm.config.schema import (
     DATA_ROOT,
     MISSING,
@@ -37,7 +37,6 @@ from elstm.files.bounded import Damaged, read_config
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 _TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _MAX_INT = 2**31 - 1
-ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
 
 
 def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
@@ -256,6 +255,8 @@ def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
     elif isinstance(value, float) and not _in_float32(value):
         line += ", and within the range of float32"
     choices = _field(owner, name).metadata.get("choices", ())
+    if not choices:
+        return UserError(line + range_as_sweep(key, value))
     return UserError(line + did_you_mean(value, map(show, choices), always_list=False))
 
 
@@ -277,14 +278,10 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
             f"{show_key(key)}: {what} was removed; the last commit that has it is "
             f"{removed.REMOVED[gone][1]}"
         )
-    group, _, leaf = key.rpartition(".")
-    near = [k for k in known if k.rpartition(".")[2] == leaf]  # hidden_size: model.hidden_size
-    top = sorted({k.partition(".")[0] for k in known})
-    near = near or difflib.get_close_matches(key, known if group else top, n=1, cutoff=0.75)
-    leaves = {k.rpartition(".")[2]: k for k in known}
-    near = near or [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+    group = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
-    hint = f"; did you mean {near[0]}?" if near else ";"
+    top = sorted({k.partition(".")[0] for k in known})
+    hint = spelled(near_keys(key, known)) or ";"
     inside = f" in {group}" if group and siblings else ""
     place = ", ".join(siblings if group and siblings else top)
     return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
@@ -296,13 +293,9 @@ def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
 
 
 def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
-    options, name = [str(option) for option in options], show(name)
-    other = ALIASES.get(name.lower())
-    if other in options:
-        name = other
-    near = [option for option in options if len(name) > 2 and option.startswith(name)]
-    near = near or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    options = [str(option) for option in options]
+    near = near_option(show(name), options)
+    hint = spelled([near] if near else [])
     if not always_list:
         return hint
     return f"{hint or ';'} allowed: {', '.join(options) or 'none'}"
@@ -344,6 +337,8 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
     run_dir = Path(run_dir)
 
     folder = show(str(run_dir))
+    if run_dir.is_file():
+        raise UserError(f"{folder} is a file, not a run's folder{_run_of(run_dir)}")
     if not run_dir.is_dir():
         raise UserError(f"{folder}: there is no such folder; give that of a run, outputs/...")
     if (run_dir / ".hydra").is_symlink() or not (run_dir / ".hydra").is_dir():
@@ -370,3 +365,11 @@ def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         here = False
     return flat if here else {**flat, "data.root": DATA_ROOT}
+
+
+def _run_of(path: Path) -> str:
+    """The run that a checkpoint or record lies in, as a hint; "" where it lies in none."""
+    near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
+    if not near:
+        return "; give one like outputs/DATA/MODEL/RUN"
+    return f"; did you mean its run, {show(str(near[0]))}?"

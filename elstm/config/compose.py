@@ -33,6 +33,7 @@ from elstm.config.check import (
     unknown_key,
 )
 from elstm.config.help import GROUPS, find_config_dir
+from elstm.config.hints import all_keys
 from elstm.config.hydra_nodes import Folder, register
 from elstm.config.hydra_private import (
     Callbacks,
@@ -177,6 +178,13 @@ class Composer:
                 f"{show(argument)}: several values are a sweep: elstm-train -m {show(argument)}; "
                 "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
+        group_of_one = key in SCHEMAS or key == "trainer"
+        if (
+            override.is_add()
+            and not override.is_force_add()
+            and (group_of_one or key in all_keys())
+        ):
+            raise UserError(f"{show(word)}: {key} is there already: write {show(word[1:])}")
         if override.is_hydra_override() or key == "hydra":
             self._check_hydra(override, argument)
         elif self.options(key):

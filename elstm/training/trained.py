@@ -49,7 +49,7 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
     Raises:
         UserError: no run folder, no checkpoint, a damaged one, or one of another model.
     """
-    if not run_dir.is_dir():
+    if not run_dir.exists():
         raise UserError(f"there is no run folder {run_dir}")
     config = load_run_config(run_dir)
     if which in ("best", "last"):

@@ -173,7 +173,7 @@ def test_resume_goes_on_in_the_folder(training, capsys):
         (["trainer.resume=nowhere"], "nowhere: there is no such folder"),
         (["trainer.resume=."], "is not a run folder"),
         (["trainer.resume="], "has to be a run's folder"),
-        (["trainer.resume=RUN/train.log"], "there is no such folder"),
+        (["trainer.resume=RUN/train.log"], "is a file"),
     ],
 )
 def test_resume_is_refused_in_one_line(training, capsys, words, said):

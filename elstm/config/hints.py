@@ -1,0 +1,125 @@
+"""Finds what a user may have meant: the nearest key, option or argument, or none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from elstm.config.schema import SCHEMAS, SweepConfig, TrainerConfig
+
+ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
+# Flags of other programs, in this one's words.
+FLAGS = {
+    "epochs": "trainer.max_epochs={}",
+    "steps": "trainer.max_steps={}",
+    "workers": "-m hydra/launcher=joblib hydra.launcher.n_jobs={}",
+    "jobs": "-m hydra/launcher=joblib hydra.launcher.n_jobs={}",
+    "n_jobs": "-m hydra/launcher=joblib hydra.launcher.n_jobs={}",
+    "output": "hydra.run.dir={}",
+    "output_dir": "hydra.run.dir={}",
+    "learning_rate": "optimizer.lr={}",
+    "dataset": "data={}",
+    "gpu": "trainer=gpu",
+    "seed": "seed={}",
+}
+GROUPS = (*SCHEMAS, "trainer", "experiment", "debug")
+
+
+def all_keys() -> list[str]:
+    """All keys that any option has, dotted."""
+    owners = {group: tuple(schemas.values()) for group, schemas in SCHEMAS.items()}
+    owners |= {"trainer": (TrainerConfig,), "sweep": (SweepConfig,)}
+    keys = {
+        f"{group}.{field.name}": None
+        for group, schemas in owners.items()
+        for schema in schemas
+        for field in fields(schema)
+        if field.name != "name"
+    }
+    return [*keys, "seed"]
+
+
+def near_option(name: str, options: Iterable[str]) -> str | None:
+    """Returns the option that is meant, whatever its case and underscores."""
+    plain = {_plain(option): option for option in reversed(list(options))}
+    wanted = _plain(ALIASES.get(name.lower(), name))
+    if ALIASES.get(name.lower()) in plain.values():
+        return ALIASES[name.lower()]
+    if wanted in plain:
+        return plain[wanted]
+    if len(wanted) > 2:
+        starts = [option for key, option in plain.items() if key.startswith(wanted)]
+        if starts:
+            return starts[-1]
+    near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.6)
+    return plain[near[0]] if near else None
+
+
+def near_keys(key: str, known: Sequence[str]) -> list[str]:
+    """Returns the keys that one which is not there may mean; one or several alike."""
+    group, _, leaf = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == group]
+    if group and len(leaf) > 1:
+        starts = [k for k in siblings if _leaf(k).startswith(leaf)]
+        initials = [k for k in siblings if "_" in k and _initials(k) == leaf]
+        if starts or initials:
+            return (starts or initials)[:3]
+        near = difflib.get_close_matches(leaf, map(_leaf, siblings), n=1, cutoff=0.75)
+        if near:
+            return [f"{group}.{near[0]}"]
+    same = [k for k in known if _leaf(k) == leaf]  # hidden_size: model.hidden_size
+    if same:
+        return same[:1]
+    top = sorted({k.partition(".")[0] for k in known})
+    near = difflib.get_close_matches(key, known if group else top, n=1, cutoff=0.75)
+    if near:
+        return near
+    leaves = {_leaf(k): k for k in known}
+    return [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
+
+
+def spelled(near: Sequence[str]) -> str:
+    """ "; did you mean a, b or c?", or "" """
+    if not near:
+        return ""
+    *others, last = near
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def flag_as_word(flag: str, value: str | None) -> str | None:
+    """Returns the KEY=VALUE for --FLAG VALUE of other programs; None where nothing is near."""
+    name, equals, given = flag.lstrip("-").partition("=")
+    given = given if equals else value or "VALUE"
+    name = name.replace("-", "_")
+    if name == "resume":
+        return f"trainer.resume={given if given != 'VALUE' else 'RUN_DIR'}"
+    if name in FLAGS:
+        return FLAGS[name].format(given)
+    if name in GROUPS:
+        return f"{name}={given}"
+    if name in all_keys():
+        return f"{name}={given}"
+    same = [key for key in all_keys() if _leaf(key) == name]
+    return f"{same[0]}={given}" if len(name) > 1 and same else None
+
+
+def range_as_sweep(key: str, value: object) -> str:
+    """A hint for 0..3 and 0-3, which are several values; "" for anything else."""
+    found = re.fullmatch(r"(\d{1,6})(?:\.\.|-|:)(\d{1,6})", str(value).strip())
+    if not found or int(found[1]) >= int(found[2]):
+        return ""
+    return f"; for several values: -m '{key}=range({found[1]},{int(found[2]) + 1})'"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _initials(key: str) -> str:
+    return "".join(part[:1] for part in _leaf(key).split("_"))

@@ -1,0 +1,84 @@
+"""Close calls get the right hint, and nothing where nothing is near."""
+
+import pytest
+
+from elstm.commands import evaluate, predict
+from elstm.config.hints import near_option
+from elstm.config.schema import SCHEMAS
+from elstm.train import main
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "elstm_bn"], "KEY=VALUE, without dashes: model=elstm_bn ("),
+        (["--epochs", "5"], ": trainer.max_epochs=5 ("),
+        (["--resume", "R"], ": trainer.resume=R ("),
+        (["--jobs", "4"], ": -m hydra/launcher=joblib hydra.launcher.n_jobs=4 ("),
+        (["--batch-size=3"], ": data.batch_size=3 ("),
+        (["--lr"], ": optimizer.lr=VALUE ("),
+        (["--trainer.device", "cpu"], ": trainer.device=cpu ("),
+        (["--multirum"], "did you mean --multirun?"),
+        (["--foo", "3"], "unrecognized arguments: --foo ("),
+    ],
+)
+def test_flags_of_other_programs(training, capsys, words, said):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    training.check_nothing_began(capsys.readouterr(), said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optimizer.wd=1"], "did you mean optimizer.weight_decay?"),
+        (["model.gamma=1"], "did you mean model.gamma_ih, model.gamma_hh or model.gamma_c?"),
+        (["model=ELSTMBN"], "did you mean elstm_bn?"),
+        (["data=FashionMNIST"], "did you mean fashion_mnist?"),
+        (["data=mnst"], "did you mean mnist?"),
+        (["trainer.device=GPU"], "did you mean cuda?"),
+        (["-m", "seed=0..3"], "-m 'seed=range(0,4)'"),
+        (["seed=1-2"], "-m 'seed=range(1,3)'"),
+        (["+model=lstm"], "write model=lstm"),
+        (["+seed=3"], "write seed=3"),
+        (["+model.hidden_size=3"], "write model.hidden_size=3"),
+    ],
+)
+def test_words(training, capsys, words, said):
+    assert main(words) == 1
+    training.check_nothing_began(capsys.readouterr(), said)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["model=xyzzy"], ["experiment=foo"], ["seed=3..0"], ["seed=x"], ["model.qqq=1"], ["zzz=1"]],
+)
+def test_no_hint_where_nothing_is_near(training, capsys, words):
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "did you mean" not in err
+    assert "range(" not in err
+
+
+def test_every_option_is_found_whatever_its_case():
+    for options in SCHEMAS.values():
+        for option in options:
+            assert near_option(option.upper().replace("_", "-"), options) == option
+
+
+def test_a_checkpoint_or_an_image_in_the_place_of_a_run(training, capsys, tmp_path):
+    assert main(["hydra.run.dir=run"]) == 0
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "best.pt").touch()
+    capsys.readouterr()
+    assert evaluate.main(["run/checkpoints/best.pt"]) == 1
+    assert "did you mean its run, run?" in capsys.readouterr().err
+    assert main(["trainer.resume=run/train.log"]) == 1
+    assert "did you mean its run, run?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main(["image.png"])
+    assert "RUN_DIR, a run's folder, is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main(["run"])
+    assert "IMAGE is missing" in capsys.readouterr().err
