@@ -184,7 +184,7 @@ class Composer:
             and not override.is_force_add()
             and (group_of_one or key in all_keys())
         ):
-            raise UserError(f"{show(word)}: {key} is there already: write {show(word[1:])}")
+            raise UserError(f"{show(argument)}: {key} is there already: write {show(argument[1:])}")
         if override.is_hydra_override() or key == "hydra":
             self._check_hydra(override, argument)
         elif self.options(key):
