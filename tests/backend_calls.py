@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -78,19 +79,35 @@ def served(
     return {name: part.detach().double().cpu() for name, part in found.items()}
 
 
-def assert_as_exact(
-    found: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, Tensor]
-) -> None:
+Served = dict[str, Tensor]
+
+
+def assert_as_exact(found: Served, exact: Served, plain: Served) -> None:
     """Errors against float64, root mean square: no more than twice the reference's in float32."""
-    assert found.keys() == exact.keys()
-    for name, part in found.items():
-        assert part.shape == exact[name].shape, name
-        if not part.numel():
-            continue
-        error, of_plain = (rms(other - exact[name]) for other in (part, plain[name]))
-        # Few numbers may leave the reference without an error: some roundings of them instead.
-        bound = max(2 * of_plain, 1e-6 * rms(exact[name]))
-        assert error <= bound, f"{name}: error {error:.1e}, bound {bound:.1e}"
+    assert_as_exact_in_most([(found, exact, plain)])
+
+
+def assert_as_exact_in_most(draws: list[tuple[Served, Served, Served]]) -> None:
+    """The same for the median over several draws of the numbers.
+
+    A single draw of few sequences cannot hold the bound. The errors of one tensor share their
+    causes, such as the rounding of one unit's state, so a draw with H units has some H independent
+    errors. The ratio of two such root mean squares is then that of an F distribution with (H, H)
+    degrees of freedom: for H = 7 it is above 2 in 4 of 100 draws although both sums are equally
+    exact. Over 31 draws the median is above 2 only if the errors are.
+    """
+    for name in draws[0][0]:
+        ratios = []
+        for found, exact, plain in draws:
+            assert found.keys() == exact.keys()
+            assert found[name].shape == exact[name].shape, name
+            if not found[name].numel():
+                continue
+            error, of_plain = (rms(part[name] - exact[name]) for part in (found, plain))
+            # Few numbers may leave the reference without an error: some roundings of them instead.
+            ratios.append(error / max(of_plain, 5e-7 * rms(exact[name]), 1e-300))
+        if ratios:
+            assert statistics.median(ratios) <= 2, f"{name}: {statistics.median(ratios):.1f}"
 
 
 def rms(x: Tensor) -> float:

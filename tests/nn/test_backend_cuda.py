@@ -8,6 +8,7 @@ compiles for sm_90 and reads the result. With a GPU the last tests run the persi
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,9 @@ from cuda_checks import (
     check_layers,
     check_rest,
     compile_for_hopper,
+    launches,
 )
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
 from elstm.nn.backends.cuda import autograd, blocks, launch
@@ -86,6 +89,47 @@ def slow_but(quick: tuple[str, ...], names: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize("name", slow_but(SOME, CASES))
 def test_equals_the_reference(interpreted: Run, name: str) -> None:
     interpreted(check, **SMALL | CASES[name])
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["eval", "eval, packed"])
+def test_is_as_exact_as_the_reference_over_many_draws(interpreted: Run, name: str) -> None:
+    interpreted(check, draws=11, **SMALL | CASES[name])
+
+
+PROJECTIONS = ["mm"]  # W_x x_t
+STATISTICS = ["_foreach_add_", "_foreach_mul", "_foreach_lerp_"]
+GRADIENTS = ["mm", "mm", "mm", "sum", "mm", "mm"]  # both projections, W_x x_t; γ_x, W_x, W_h
+PACKED_STATISTICS = ["_to_copy", "_foreach_add_", "sub", "div", "mul", "mul", "mul"]
+
+
+@needs_triton
+@pytest.mark.parametrize("kind", [BNLSTM, ELSTMBN])
+@pytest.mark.parametrize("classifier", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_launches_of_a_training_step(
+    kind: type[torch.nn.Module], classifier: bool, packed: bool
+) -> None:
+    """Each launch costs the host some microseconds, and nn.LSTM's step takes 1,100 at this shape.
+
+    The list also shows that nothing is read on the host, and that nothing is made from Python
+    numbers: neither could be captured in a CUDA graph.
+    """
+    x: Any = torch.randn(28, 128, 28)
+    first, last = ["new_zeros"], []
+    statistics = STATISTICS
+    if packed:
+        lengths = torch.linspace(28, 14, 128).round().long()
+        x = pack_padded_sequence(x, lengths)
+        first, statistics = ["index_select", "new_zeros"], [*PACKED_STATISTICS, "_foreach_lerp_"]
+        last = ["index_select"] if classifier else ["index_select", "new_zeros", "index_add"]
+    layer = kind(28, 128, max_steps=28, backend="triton")
+    kernels, operations = launches(layer, x, classifier)
+    assert kernels == [
+        "before_forward", "forward", "before_backward", "backward", "normalize_inputs_backward",
+    ]  # fmt: skip
+    assert operations == [*first, *PROJECTIONS, *statistics, *last, *GRADIENTS]
 
 
 @needs_triton
@@ -207,7 +251,7 @@ def test_compiles_for_hopper(tmp_path: Path) -> None:
 @needs_gpu
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_on_a_gpu(case: dict[str, Any]) -> None:
-    check("cuda", **SMALL | case)
+    check("cuda", draws=31, **SMALL | case)
 
 
 @needs_gpu
@@ -228,3 +272,69 @@ def test_on_a_gpu_in_full_size(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", [LSTM, BNLSTM, ELSTMBN])
 def test_layers_on_a_gpu(kind: type[torch.nn.Module]) -> None:
     check_layers(make_layer(kind, 2), "cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_cuda_graph(packed: bool) -> None:
+    """A captured training step gives the bits of one without a graph, batch after batch."""
+    layer, x = ELSTMBN(3, 20, max_steps=4).cuda(), torch.randn(4, 6, 3, device="cuda")
+    batch: Any = pack_padded_sequence(x, torch.tensor([4, 4, 3, 2, 2, 1])) if packed else x
+    data = batch.data if packed else batch
+    names = [name for name, _ in layer.named_parameters()]
+
+    def step(module: torch.nn.Module) -> list[torch.Tensor]:
+        output, (h_n, c_n) = module(batch)
+        output = output.data if packed else output
+        loss = output.square().sum() + h_n.sum() + c_n.square().sum()
+        return [loss.detach(), *torch.autograd.grad(loss, list(module.parameters()))]
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step(layer)  # compiles the kernels
+    torch.cuda.current_stream().wait_stream(stream)
+    other = copy.deepcopy(layer)
+    with torch.cuda.graph(graph, stream=stream):
+        captured = step(layer)
+    for seed in range(3):
+        data.copy_(torch.randn(data.shape, generator=torch.Generator().manual_seed(seed)))
+        graph.replay()
+        for name, found, expected in zip(["loss", *names], captured, step(other), strict=True):
+            assert torch.equal(found, expected), name
+        for (name, found), expected in zip(layer.named_buffers(), other.buffers(), strict=True):
+            assert torch.equal(found, expected), name
+
+
+@needs_gpu
+def test_make_graphed_callables() -> None:
+    layer, x = ELSTMBN(3, 20, max_steps=4).cuda(), torch.randn(4, 6, 3, device="cuda")
+    other = copy.deepcopy(layer)
+    before = copy.deepcopy(layer.state_dict())
+    graphed = torch.cuda.make_graphed_callables(layer, (x.clone().requires_grad_(),))
+    layer.load_state_dict(before)  # the warm-up has moved the running statistics
+    leaf = x.clone().requires_grad_()
+    output, (h_n, _) = graphed(leaf)
+    (output.square().sum() + h_n.sum()).backward()
+    expected, (h_n, _) = other(x)
+    (expected.square().sum() + h_n.sum()).backward()
+    torch.testing.assert_close(output, expected)
+    for (name, found), parameter in zip(layer.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, parameter.grad, msg=name)
+    for (name, buffer), own in zip(layer.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(buffer, own, msg=name)
+
+
+@needs_gpu
+def test_packed_batches_do_not_wait_for_the_gpu() -> None:
+    layer = ELSTMBN(3, 20, 2, max_steps=4, bidirectional=True).cuda()
+    x = torch.randn(4, 6, 3, device="cuda")
+    compiled = False  # compiling the kernels may wait
+    for lengths in ([4, 4, 3, 2, 2, 1], [4, 3, 3, 3, 2, 2], [4, 4, 4, 4, 3, 1]):
+        packed = pack_padded_sequence(x, torch.tensor(lengths))
+        torch.cuda.set_sync_debug_mode("error" if compiled else "default")
+        try:
+            layer(packed)[0].data.sum().backward()
+            compiled = True
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
