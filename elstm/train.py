@@ -39,6 +39,12 @@ def _main(words: list[str]) -> int:
     if args.help:
         from elstm.config.help import find_config_dir, text
 
+        topics = [word for word in args.overrides if "=" not in word]
+        if topics:
+            from elstm.config.describe import describe
+
+            print("\n".join(map(describe, topics)))
+            return 0
         print(text(find_config_dir()))
         return 0
     if args.version:

@@ -26,7 +26,7 @@ groups (* the default):
 TAIL = """
 keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
   elstm-train --cfg job           all keys with their values; with model=lstm, those of that model
-  A wrong value is answered with what is allowed. elstm/config.py has the types and ranges.
+  elstm-train --help KEY          what a key takes, and its default; --help GROUP: all its keys
 
 flags:
   -m, --multirun                  run all combinations; finished runs are skipped
@@ -41,6 +41,7 @@ flags:
 Runs go to outputs/DATA/MODEL/TIME-ID/: .hydra/ (the config), train.log, metrics.csv, status.json,
 checkpoints/ and TensorBoard's events: tensorboard --logdir outputs"""
 
+INDENT = 31  # of the descriptions of options
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug")
 
 
@@ -61,8 +62,13 @@ def _groups(config_dir: Path) -> Iterator[str]:
         for i, path in enumerate(sorted((config_dir / group).glob("*.yaml"))):
             mark = "*" if f"- {group}: {path.stem}\n" in main else " "
             name = f"{group}=" if i == 0 else ""
-            about = textwrap.shorten(describe(path), 68, placeholder=" ...")
-            yield f"  {name:<11}{mark} {path.stem:<15} {about}\n"
+            first, *rest = textwrap.wrap(describe(path), 80 - INDENT) or [""]
+            start = f"  {name:<11}{mark} {path.stem:<15}"
+            if len(start) >= INDENT:
+                start, first, rest = f"{start}\n", "", [first, *rest]
+            else:
+                start, first = f"{start} ", f"{first}\n"
+            yield start + first + "".join(f"{'':{INDENT}}{line}\n" for line in rest)
 
 
 def describe(path: Path) -> str:

@@ -3,7 +3,8 @@
 import pytest
 
 from elstm.commands import evaluate, predict
-from elstm.config.hints import near_option
+from elstm.config.describe import describe
+from elstm.config.hints import all_keys, near_option
 from elstm.config.schema import SCHEMAS
 from elstm.train import main
 
@@ -82,3 +83,29 @@ def test_a_checkpoint_or_an_image_in_the_place_of_a_run(training, capsys, tmp_pa
     with pytest.raises(SystemExit):
         predict.main(["run"])
     assert "IMAGE is missing" in capsys.readouterr().err
+
+
+def test_help_describes_keys_and_groups(training, capsys):
+    for words, parts in (
+        (["--help", "model.gamma_c"], ["or null; default null", "with model=ln_lstm"]),
+        (["--help", "trainer"], ["trainer.threads\n", "an integer at least 1 and at most 1,024"]),
+        (["seed", "-h"], ["seed\n    an integer at least 0"]),
+        (["--help", "data=fashion_mnist"], ["usage: elstm-train"]),
+    ):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert all(part in out for part in parts), out
+    assert main(["--help", "optimizer.wd"]) == 1
+    training.check_nothing_began(capsys.readouterr(), "did you mean optimizer.weight_decay?")
+
+
+def test_every_key_can_be_described():
+    text = "\n".join(map(describe, [*SCHEMAS, "trainer", "sweep", "seed"]))
+    assert [line for line in text.splitlines() if not line.startswith(" ")] == all_keys()
+
+
+def test_help_has_whole_descriptions(capsys):
+    assert main(["--help"]) == 0
+    groups = capsys.readouterr().out.partition("groups (")[2].partition("keys: ")[0]
+    assert " ...\n" not in groups
+    assert max(map(len, groups.splitlines())) <= 80
