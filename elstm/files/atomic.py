@@ -138,6 +138,13 @@ def refuse_links(*paths: Path) -> None:
             raise UserError(f"{path} is not a plain file: delete it")
 
 
+def refuse_no_folder(path: Path) -> None:
+    """Raises UserError where something that is no folder, or a link, has the name of one."""
+    refuse_links(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file and has to be a folder: move it away")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed `write_atomic` left in `folder`."""
     for temporary in folder.glob(".*.tmp"):

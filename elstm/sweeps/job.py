@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import TextIOWrapper
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,12 +21,14 @@ from omegaconf import DictConfig
 from elstm.cli import FAILED, Ended, say_error, summary
 from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
-from elstm.files.atomic import refuse_links
+from elstm.files.atomic import open_append
 from elstm.records.status import read_status, status_path
 from elstm.training.ranks import Ranks, read_ranks
 
 PROG = "elstm-train"
 LOG = "train.log"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,21 @@ def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
     return Path(shared_text(str(run_dir), ranks))
 
 
-class _LogFile(logging.FileHandler):
-    """Is silent where it cannot write: on a full disk the run's records say it, in one line."""
+class _LogFile(WatchedFileHandler):
+    """Appends to train.log, through no link; a file that was removed during the run starts again.
+
+    It is silent where it cannot write: on a full disk the run's records report it, in one line.
+    """
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open_append(Path(self.baseFilename)), encoding="utf-8")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self.stream
+        with suppress(UserError):
+            super().emit(record)
+            if before is not None and self.stream is not before:
+                log.warning("%s was removed during the run: it starts again", self.baseFilename)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -192,11 +209,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
     handlers: list[logging.Handler] = [terminal] if on_terminal else []
     if read_ranks().main:
         path = run_dir / LOG
-        refuse_links(path)
-        try:
-            file = _LogFile(path, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        file = _LogFile(path)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
     else:
@@ -221,5 +234,5 @@ def _append(run_dir: Path, text: str) -> None:
     if not read_ranks().main:
         return
     # The folder may be gone, or the disk full, which the terminal's line says.
-    with suppress(OSError), (run_dir / LOG).open("a", encoding="utf-8") as file:
-        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n")
+    with suppress(OSError, UserError), open_append(run_dir / LOG) as file:
+        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n".encode())

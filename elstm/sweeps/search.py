@@ -165,9 +165,9 @@ class Search:
         """
         journal = self.file.journal
         owner = journal.with_name("owner")
+        refuse_links(journal.parent.parent, journal.parent, journal, owner)
         with writing(journal.parent):
             journal.parent.mkdir(parents=True, exist_ok=True)
-            refuse_links(journal, owner)
         with open_locked(owner, journal.parent):
             repair(journal)
             try:

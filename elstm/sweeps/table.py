@@ -65,8 +65,8 @@ def read_result(
     status = {
         k: v if isinstance(v, int | float | None) else one_line(v, 400) for k, v in fields.items()
     }
-    if error is None and status.get("error"):
-        error = str(status["error"])  # also why an interrupted run could not be resumed
+    if error is None and status.get("state") in ("interrupted", "running") and status.get("error"):
+        error = str(status["error"])  # why it could not be resumed
     if locked:
         status["state"] = "locked by another process"
     elif status.get("state") == "running" and not error:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from elstm.config.schema import Config
 from elstm.errors import UserError
-from elstm.files.atomic import refuse_links, remove_leftovers, writing
+from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
 from elstm.records.status import Status, read_status
 from elstm.records.tracking import Tracker
 from elstm.training import checkpoint, evaluation
@@ -121,10 +121,10 @@ def set_up(
     signals: StopSignals,
 ) -> TrainingLoop:
     """Builds the run, goes back to its checkpoint if it has one, and opens its records."""
+    refuse_no_folder(checkpoint.last_path(run_dir).parent)
     saved = _read_checkpoint(run_dir, config) if resume else None
     parts = build_parts(config, accelerator, saved)
     folder = checkpoint.last_path(run_dir).parent
-    refuse_links(folder)
     if accelerator.is_main_process:
         with writing(folder):
             folder.mkdir(exist_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from elstm.errors import UserError
+from elstm.files import atomic
 from elstm.records.tracking import COLUMNS, Tracker
+from elstm.sweeps.job import run_log
 
 
 def row(tracker: Tracker, step: int, **values: float) -> None:
@@ -131,3 +136,38 @@ def test_an_event_file_that_is_removed_during_the_run(
     assert f"{path} was {how}" in caplog.text
     seen = [e.step for e in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")]
     assert seen == ([2, 4, 6] if how == "removed" else [6])
+
+
+def test_a_log_that_is_removed_during_the_run_starts_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run_log(tmp_path):
+        logging.getLogger("elstm").info("before")
+        (tmp_path / "train.log").unlink()
+        logging.getLogger("elstm").info("after")
+        (tmp_path / "train.log").unlink()
+        (tmp_path / "elsewhere").write_text("mine")
+        (tmp_path / "train.log").symlink_to(tmp_path / "elsewhere")
+        logging.getLogger("elstm").info("into a link")
+    assert "train.log was removed during the run: it starts again" in capsys.readouterr().out
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_nothing_but_a_plain_file_is_opened_for_appending(kind: str, tmp_path: Path) -> None:
+    """Whatever was checked before: the file is refused when it is opened."""
+    path = tmp_path / "file"
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    {
+        "link": lambda: path.symlink_to(victim),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atomic, "refuse_links", lambda *_: None)  # as if it came after the check
+        with pytest.raises(UserError, match=r"cannot write .*file: |is not a plain file"):
+            atomic.open_append(path)
+    with pytest.raises(UserError, match=r"is a link|is not a plain file|Is a directory"):
+        atomic.open_locked(path, tmp_path)
+    assert victim.read_text() == "mine"
