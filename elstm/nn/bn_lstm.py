@@ -265,9 +265,11 @@ class NormalizedLSTM(OwnWeights):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
-        start_step: int = 0,
+        start_step: int | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
+        # None and not 0, which the TorchScript exporter of torch.onnx would make an input.
+        if start_step is None:
+            start_step = 0
         whole = isinstance(start_step, int | torch.SymInt) and not isinstance(start_step, bool)
         if not whole or start_step < 0:
             raise ValueError(

@@ -95,17 +95,31 @@ class StepBatchNorm(nn.Module):
 
         Population statistics are there only if a step needs them.
         """
+        self._check_statistics()
         mean = var = None
         if batch_steps < steps:
             mean, var = self._population(start_step, steps)
         return NormInputs(self.weight, self.bias, mean, var, self.eps, batch_steps, counts)
 
+    def _check_statistics(self) -> None:
+        """Raises ValueError unless the statistics have the shapes that they were made with."""
+        rows = self.max_steps, self.features
+        expected = {"running_mean": rows, "running_var": rows, "num_batches_tracked": rows[:1]}
+        for name, shape in expected.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(found)}")
+
     def _population(self, start: int, steps: int) -> tuple[Tensor, Tensor]:
         tracked = self.num_batches_tracked
+        if torch.jit.is_tracing():
+            steps = int(steps)  # the trace holds as many steps as its example has
         end = start + steps
-        kept = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not kept and tracked.is_cpu and end <= self.max_steps and tracked[start:end].all():
-            return self.running_mean[start:end], self.running_var[start:end]  # no copy is needed
+        # A view cannot be saved for backward, since training moves the statistics in place.
+        saved = torch.is_grad_enabled() and not torch.jit.is_tracing()
+        copied = saved or torch.compiler.is_compiling()
+        if not copied and tracked.is_cpu and end <= self.max_steps and tracked[start:end].all():
+            return self.running_mean[start:end], self.running_var[start:end]
         index = torch.arange(self.max_steps, device=tracked.device)
         last = torch.where(tracked > 0, index, -1).amax()
         last = torch.where(last < 0, self.max_steps - 1, last)

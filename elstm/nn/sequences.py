@@ -53,6 +53,8 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
 def check_input(input: Tensor | PackedSequence, features: int) -> None:
     """Raises ValueError unless the input is packed, 2-D or 3-D and its last size is `features`."""
     x = input.data if isinstance(input, PackedSequence) else input
+    if x.layout is not torch.strided or x.is_quantized:
+        raise ValueError(f"input must be a dense tensor, got layout {x.layout} and {x.dtype}")
     if isinstance(input, PackedSequence):
         check_batch_sizes(input.batch_sizes.tolist(), x.shape[0])
     if x is input and x.dim() not in (2, 3):

@@ -1,4 +1,4 @@
-"""Batch statistics of a batch that lies spread over the processes of a data-parallel job.
+"""Batch statistics of a batch that is spread over the processes of a data-parallel job.
 
 Each process knows count, mean and variance of its own sequences. One all-gather of the two, of a
 step or of many at once, gives the whole batch's (Chan et al. 1979, for any number of parts):
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Group = Any  # torch.distributed.ProcessGroup, which a torch without distributed has not; None: all
 
@@ -42,22 +41,39 @@ class BatchCounts(NamedTuple):
 
 
 class _Merge(torch.autograd.Function):
+    """The backward pass is made of differentiable operations on saved inputs and outputs.
+
+    So it can be differentiated again, as often as is asked for.
+    """
+
     @staticmethod
     def forward(ctx: Any, mean: Tensor, var: Tensor, weights: Tensor, counts: BatchCounts) -> Any:
         means, variances = gather(torch.stack((mean, var)), counts.group).unbind(1)  # (R, ..., F)
-        whole = (weights * means).sum(0)
+        total = (weights * means).sum(0)
         ctx.counts = counts
-        ctx.save_for_backward(mean - whole, weights[counts.rank])
-        return whole, (weights * (variances + (means - whole).square())).sum(0)
+        ctx.save_for_backward(mean, total, weights[counts.rank])
+        return total, (weights * (variances + (means - total).square())).sum(0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_mean: Tensor, d_var: Tensor) -> Any:
-        delta, weight = ctx.saved_tensors
-        summed = torch.stack((d_mean, d_var))
-        dist.all_reduce(summed, group=ctx.counts.group)
-        d_mean, d_var = summed
-        return weight * (d_mean + 2 * delta * d_var), weight * d_var, None, None
+        mean, total, weight = ctx.saved_tensors
+        d_mean, d_var = _Sum.apply(torch.stack((d_mean, d_var)), ctx.counts.group).unbind(0)
+        return weight * (d_mean + 2 * (mean - total) * d_var), weight * d_var, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """Sums a tensor over the processes; their losses count as one sum, so backward sums too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        summed = x.clone()
+        dist.all_reduce(summed, group=group)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradient, ctx.group), None
 
 
 def gather(x: Tensor, group: Group) -> Tensor:

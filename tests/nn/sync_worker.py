@@ -55,6 +55,20 @@ def found(layer, input, weight):
     return {k: p.grad for k, p in layer.named_parameters()}, dict(layer.named_buffers())
 
 
+def penalty(layer, input, weight):
+    """Gradients of a loss over the gradient of the outputs' sum: second derivatives."""
+    data = input.data if isinstance(input, torch.nn.utils.rnn.PackedSequence) else input
+    given = data.clone().requires_grad_()
+    if data is not input:
+        input = torch.nn.utils.rnn.PackedSequence(given, *input[1:])
+    _, (h_n, c_n) = layer(given if data is input else input)
+    sums = (h_n.sum((0, 2)) * weight).sum() + c_n.square().sum()
+    (gradient,) = torch.autograd.grad(sums, given, create_graph=True)
+    layer.zero_grad()
+    gradient.square().sum().backward()
+    return {k: p.grad for k, p in layer.named_parameters()}
+
+
 def main(path):
     dist.init_process_group("gloo")
     rank, results = dist.get_rank(), {}
@@ -64,6 +78,12 @@ def main(path):
         for gradient in gradients.values():
             dist.all_reduce(gradient)
         results[case] = gradients, buffers
+    for name in ("dense", "packed"):
+        layer = build("update", "deep", sync_batch_stats=True)
+        penalties = penalty(layer, *share(name, rank))
+        for gradient in penalties.values():
+            dist.all_reduce(gradient)
+        results["penalty", name] = penalties
     layer = build("update", "deep")
     batches = [share(batch)[0] for batch in BATCHES]
     recompute_statistics(layer, batches[rank::2], across_processes=True)

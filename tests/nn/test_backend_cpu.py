@@ -215,14 +215,6 @@ def test_input_that_is_not_contiguous():
     torch.testing.assert_close(layer(x)[0], layer(x.contiguous())[0])
 
 
-def test_a_second_derivative_is_refused():
-    layer = ELSTMBN(2, 3, backend="cpu")
-    x = torch.randn(3, 4, 2, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("cell_norm", ["increment", "terms", "carry", "update_output"])
 def test_other_readings_run_on_the_reference_and_are_refused_by_name(cell_norm):
     layer = ELSTMBN(2, 3, cell_norm=cell_norm)

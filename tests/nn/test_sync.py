@@ -9,7 +9,7 @@ import pytest
 import sync_worker
 import torch
 from numpy_lstm import assert_close
-from sync_worker import BATCHES, build, cases, found, share
+from sync_worker import BATCHES, build, cases, found, penalty, share
 
 from elstm.nn import recompute_statistics
 
@@ -44,6 +44,15 @@ def test_two_processes_are_as_one_with_the_whole_batch(processes, case):
         for name, buffer in buffers.items():
             assert_close(process[case][1][name], buffer.numpy())
             assert torch.equal(process[case][1][name], processes[0][case][1][name])
+
+
+@pytest.mark.parametrize("batch", ["dense", "packed"])
+def test_second_derivatives_are_those_of_the_full_batch(processes, batch):
+    expected = penalty(build("update", "deep", backend="reference"), *share(batch))
+    assert expected["weight_hh_l0"].abs().max() > 1e-4
+    for process in processes:
+        for name, gradient in expected.items():
+            assert_close(process["penalty", batch][name], gradient.numpy())
 
 
 def test_recomputed_statistics_are_pooled_over_the_processes(processes):

@@ -2,7 +2,8 @@
 
 A backend is a module of this package with two functions of a Call: `recurrence`, which does what
 `elstm.nn.recurrence.recurrence` does, and `refuses`, which returns why it cannot serve the call, or
-None where it can. It is imported when it is first asked.
+None where it can. It is imported when it is first asked. Calls that no compiled code can serve
+(elstm.nn.backends.plain) do not reach it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 
 from elstm.nn import recurrence as reference
-from elstm.nn.recurrence import Call, Recurrence
+from elstm.nn.backends.plain import constant_result, why_not_call
+from elstm.nn.recurrence import Call, Recurrence, Results
 
 # Fastest first; the reference serves every call.
 _MODULES: dict[str, str] = {
@@ -41,12 +43,6 @@ _SPREAD = "its statistics are those of one process, not of all (sync_batch_stats
 _LOADED: dict[str, Any] = {}
 
 
-def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compiler.assume_constant_result, without importing the compiler: a second."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 @constant_result
 def _load(module_name: str) -> bool:
     """Imports a backend where torch.compile traces too: it would break its graph at an import."""
@@ -61,15 +57,24 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     Raises:
         ValueError: a backend asked for by name cannot serve the call; the message says why.
     """
+    if name == "reference":
+        return name, reference.recurrence
     spread = any(norm is not None and norm.counts is not None for norm in call.norms)
+    general = _SPREAD if spread else why_not_call(call)
     for candidate, module_name in _MODULES.items():
         if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call.x.device)):
             continue
         _load(module_name)
         module = _LOADED[module_name]
-        reason = _SPREAD if spread else module.refuses(call)
+        reason = general or module.refuses(call)
         if reason is None:
             return candidate, module.recurrence
         if name == candidate:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
+    if general is not None and call.recompute:
+        return "reference", _without_recompute  # it needs hooks that transforms do not allow
     return "reference", reference.recurrence
+
+
+def _without_recompute(call: Call) -> Results:
+    return reference.recurrence(call._replace(recompute=False))

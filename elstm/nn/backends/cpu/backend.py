@@ -18,11 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from elstm.nn.backends import constant_result
 from elstm.nn.backends.cpu import library
 from elstm.nn.backends.cpu.library import BITS, Computed, Constants, Learned
+from elstm.nn.backends.gradients import (
+    learned_of,
+    needs_reference,
+    reference_gradients,
+    with_learned,
+    without_learned,
+)
+from elstm.nn.backends.plain import constant_result
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
 _CELLS = {"none": 0, "output": 1, "update": 2}
@@ -61,11 +67,29 @@ def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
 
 def recurrence(call: Call) -> Results:
     """Does what elstm.nn.recurrence.recurrence does, for a call that `refuses` lets through."""
+    learned = learned_of(call)
+    constants = _constants(call)
+    # ctx.needs_input_grad does not look at whether gradients are enabled.
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
+    if torch.compiler.is_dynamo_compiling():
+        given = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
+    elif keep:
+        # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
+        contiguous = [None if t is None else t.contiguous() for t in learned]
+        given = _Recurrence.apply(without_learned(call), constants, *contiguous)
+    else:
+        results = library.forward(constants, _contiguous(learned), False)
+        given = (*results[:3], *results.statistics)
+    output, h_n, c_n, *found = given[:9]
+    pairs = zip(call.norms[:3], found[::2], found[1::2], strict=True)
+    statistics = [None if norm is None else Statistics(mean, var) for norm, mean, var in pairs]
+    return Results(output, h_n, c_n, (*statistics, None))
+
+
+def _constants(call: Call) -> Constants:
     norms = call.norms[:3]
-    population = [
-        t for norm in norms for t in ((None,) * 2 if norm is None else (norm.mean, norm.var))
-    ]
-    constants = Constants(
+    population = [t for n in norms for t in ((None,) * 2 if n is None else (n.mean, n.var))]
+    return Constants(
         None if call.batch_sizes is None else tuple(call.batch_sizes),
         tuple(0 if norm is None else norm.batch_steps for norm in norms),
         _CELLS[call.cell_norm],
@@ -73,56 +97,58 @@ def recurrence(call: Call) -> Results:
         tuple(None if t is None else t.contiguous() for t in population),
         call.recompute,
     )
-    learned = (
-        *(call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias),
-        *(None if norm is None else norm.weight for norm in norms),
-        None if call.norm_c is None else call.norm_c.bias,
-    )
-    # ctx.needs_input_grad does not look at whether gradients are enabled.
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
-    if torch.compiler.is_compiling():
-        given = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
-    elif keep:
-        given = _Recurrence.apply(constants, *learned)
-    else:
-        results = library.forward(constants, _contiguous(learned), False)
-        given = (*results[:3], *results.statistics)
-    output, h_n, c_n, *found = given[:9]
-    pairs = zip(norms, found[::2], found[1::2], strict=True)
-    statistics = [None if norm is None else Statistics(mean, var) for norm, mean, var in pairs]
-    return Results(output, h_n, c_n, (*statistics, None))
 
 
 class _Recurrence(torch.autograd.Function):
-    """For eager use: a custom op takes several times as long around the same work."""
+    """The recurrence in eager mode: a custom op takes several times as long around it."""
 
     @staticmethod
-    def forward(ctx: Any, constants: Constants, *learned: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, call: Call, constants: Constants, *learned: Tensor | None
+    ) -> tuple[Tensor, ...]:
         contiguous = _contiguous(learned)
         output, h_n, c_n, statistics, kept = library.forward(constants, contiguous, True)
-        ctx.constants = constants
+        ctx.call, ctx.constants = call, constants
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
-        ctx.save_for_backward(*contiguous, output, *statistics, *kept)
+        saved = (*learned, output, *statistics, *kept)
+        ctx.layouts = [None if t is None else (t.shape, t.dtype, t.device) for t in saved]
+        ctx.save_for_backward(*saved)
         return output, h_n, c_n, *statistics
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        learned, results = Learned(*saved[:_LEARNED_END]), _results(saved[_LEARNED_END:])
-        given = [None if g is None else g.contiguous() for g in upstream[:3]]
-        wanted = ctx.needs_input_grad[1:]
-        found = library.backward(ctx.constants, learned, results, given, wanted)
-        return None, *(g if want else None for g, want in zip(found, wanted, strict=True))
+        saved, given = ctx.saved_tensors, upstream[:3]
+        for tensor, layout in zip(saved, ctx.layouts, strict=True):
+            if tensor is not None and (tensor.shape, tensor.dtype, tensor.device) != layout:
+                raise RuntimeError(
+                    "a saved-tensor hook returned a tensor of another shape, dtype or device:"
+                    f" {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+                )
+        learned, wanted = saved[:_LEARNED_END], ctx.needs_input_grad[2:]
+        if needs_reference(*saved, *given):
+            return None, None, *reference_gradients(ctx.call, learned, given, wanted)
+        results = _results([_aligned(t) for t in saved[_LEARNED_END:]])
+        gradients = [None if g is None else g.contiguous() for g in given]
+        found = library.backward(ctx.constants, _contiguous(learned), results, gradients, wanted)
+        return None, None, *(g if want else None for g, want in zip(found, wanted, strict=True))
 
 
-def _contiguous(learned: tuple[Tensor | None, ...]) -> Learned:
+def _contiguous(learned: Sequence[Tensor | None]) -> Learned:
     return Learned(*(None if t is None else t.contiguous() for t in learned))  # type: ignore[arg-type]
 
 
+def _aligned(tensor: Tensor) -> Tensor:
+    """Returns the tensor as the C code reads what it kept: contiguous, at a multiple of 64 bytes.
+
+    A saved-tensor hook may return it anywhere.
+    """
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
+
+
 def _results(saved: Sequence[Tensor]) -> Computed:
-    """Of the output, six statistics and three kept tensors; backward does not need h_n and c_n."""
+    """Reads the output, six statistics and three kept tensors; backward needs no h_n and c_n."""
     nothing = saved[0].new_empty(0)
     return Computed(saved[0], nothing, nothing, tuple(saved[1:7]), tuple(saved[7:]))
 
@@ -195,15 +221,54 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:_LEARNED_END])
-    found = torch.ops.elstm.cpu_backward(
-        *saved[:_TENSORS_END],
-        *ctx.constants,
-        list(saved[_TENSORS_END:]),
-        list(upstream[:3]),
-        wanted,
-    )
-    gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
+    learned, given = saved[:_LEARNED_END], list(upstream[:3])
+    if torch.is_grad_enabled():
+        call = _call_of(saved[_LEARNED_END:_TENSORS_END], learned, *ctx.constants)
+        gradients = reference_gradients(call, learned, given, wanted)
+    else:
+        results = list(saved[_TENSORS_END:])
+        found = torch.ops.elstm.cpu_backward(
+            *saved[:_TENSORS_END], *ctx.constants, results, given, wanted
+        )
+        gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
     return *gradients, *[None] * (_CALL_END + 1 - _LEARNED_END)
+
+
+def _call_of(
+    population: Sequence[Tensor | None],
+    learned: Sequence[Tensor | None],
+    sizes: Sequence[int] | None,
+    batch_steps: Sequence[int],
+    cell: int,
+    eps: Sequence[float],
+    recompute: bool,
+) -> Call:
+    """Returns the call that the arguments of the custom op came from."""
+    nothing: Any = None
+
+    def norm(n: int) -> NormInputs | None:
+        gamma, mean, var = learned[6 + n], population[2 * n], population[2 * n + 1]
+        if gamma is None:
+            return None
+        return NormInputs(gamma, None, mean, var, eps[n], batch_steps[n])
+
+    name = next(name for name, number in _CELLS.items() if number == cell)
+    call = Call(
+        x=nothing,
+        batch_sizes=None if sizes is None else list(sizes),
+        h_0=nothing,
+        c_0=nothing,
+        weight_ih=nothing,
+        weight_hh=nothing,
+        bias=None,
+        norm_ih=norm(0),
+        norm_hh=norm(1),
+        norm_c=norm(2),
+        norm_c2=None,
+        cell_norm=name,
+        recompute=recompute,
+    )
+    return with_learned(call, learned)
 
 
 _forward_op.register_autograd(_gradient, setup_context=_save)

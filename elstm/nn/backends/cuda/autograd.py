@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from elstm.nn.backends.cuda.launch import (
     BETWEEN_COUNTERS,
@@ -14,6 +13,12 @@ from elstm.nn.backends.cuda.launch import (
     available,
     blocks_for,
     interpreted,
+)
+from elstm.nn.backends.gradients import (
+    learned_of,
+    needs_reference,
+    reference_gradients,
+    without_learned,
 )
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 from elstm.nn.sequences import places
@@ -50,7 +55,7 @@ def refuses(call: Call) -> str | None:
 
 @torch.compiler.disable
 def recurrence(call: Call) -> Results:
-    """Runs elstm.nn.recurrence.recurrence; differentiating its gradient raises RuntimeError."""
+    """Does what elstm.nn.recurrence.recurrence does, for a call that `refuses` lets through."""
     x, batch_steps = call.x, call.batch_steps
     dtype = x.dtype  # of the projections
     if torch.is_autocast_enabled(x.device.type):
@@ -60,13 +65,10 @@ def recurrence(call: Call) -> Results:
     pairs = _statistics(norms, x.shape[0], batch_steps)
     eps = tuple(0.0 if norm is None else float(norm.eps) for norm in norms)
     plan = _Plan(active, batch_steps, call.cell_norm, pairs, eps)
-    gammas = [norm and norm.weight for norm in norms]
-    weights = (call.weight_ih, call.weight_hh, call.bias)
-    tensors = (x, call.h_0, call.c_0, *weights, *gammas, call.norm_c and call.norm_c.bias)
+    # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
+    learned = [None if t is None else t.float().contiguous() for t in learned_of(call)]
     with torch.autocast(x.device.type, enabled=False):
-        output, h_n, c_n = _Recurrence.apply(
-            plan, *(None if tensor is None else tensor.float() for tensor in tensors)
-        )
+        output, h_n, c_n = _Recurrence.apply(plan, without_learned(call), *learned)
     statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
     return Results(output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None))
 
@@ -137,8 +139,8 @@ _PARAMETERS = ("bias", "gamma_ih", "gamma_hh", "gamma_c", "beta_c")
 
 class _Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, *inputs: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        x, h_0, c_0, weight_ih, weight_hh, *parameters = map(_contiguous, inputs)
+    def forward(ctx: Any, plan: _Plan, call: Call, *learned: Any) -> tuple[Tensor, Tensor, Tensor]:
+        x, h_0, c_0, weight_ih, weight_hh, *parameters = learned
         bias, gamma_ih, *_ = parameters
         steps, batch, _ = x.shape
         hidden = h_0.shape[1]
@@ -157,25 +159,27 @@ class _Recurrence(torch.autograd.Function):
             launcher.all_steps("before_forward", programs, features, wx=wx, h_0=h_0, c_0=c_0, **own)
             own |= {"h_n": torch.empty_like(h_0), "c_n": torch.empty_like(c_0)}
             launcher.step_by_step("forward", steps, z_x=wx, weight_hh=weight_hh, **own)
-        ctx.plan = plan
+        ctx.plan, ctx.call = plan, call
         ctx.set_materialize_grads(False)  # zeros would be written and read for nothing
         statistics = [part for pair in plan.statistics for part in pair or (None, None)]
         states, cells = own["states"], own["cells"]
-        ctx.save_for_backward(x, weight_ih, weight_hh, *parameters, states, cells, *statistics)
+        ctx.save_for_backward(*learned, states, cells, *statistics)
         return states[1:], own["h_n"], own["c_n"]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x = ctx.saved_tensors[0]
+        x, learned, wanted = ctx.saved_tensors[0], ctx.saved_tensors[:10], ctx.needs_input_grad[2:]
+        if needs_reference(*ctx.saved_tensors, *gradients):
+            return None, None, *reference_gradients(ctx.call, learned, gradients, wanted)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             return _backward(ctx, *gradients)
 
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     d_output, d_h, d_c = map(_contiguous, gradients)
-    x, weight_ih, weight_hh, *parameters, states, cells = ctx.saved_tensors[:10]
-    plan, needs = ctx.plan, ctx.needs_input_grad
+    saved = map(_contiguous, ctx.saved_tensors[:12])  # a saved-tensor hook may return views
+    x, _, _, weight_ih, weight_hh, *parameters, states, cells = saved
+    plan, needs = ctx.plan, ctx.needs_input_grad[2:]
     _, hidden, _ = cells.shape
     steps = x.shape[0]
     launcher = plan.launcher(1, x, hidden, tuple(parameters))
@@ -212,11 +216,12 @@ def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     ]
     return (
         None,
-        (d_wx.t() @ weight_ih).view_as(x) if needs[1] else None,
-        wh[:, 0].t() @ weight_hh if needs[2] else None,
+        None,
+        (d_wx.t() @ weight_ih).view_as(x) if needs[0] else None,
+        wh[:, 0].t() @ weight_hh if needs[1] else None,
         d_c_0,
-        d_wx @ x.flatten(0, 1) if needs[4] else None,
-        d_wh @ before if needs[5] else None,
+        d_wx @ x.flatten(0, 1) if needs[3] else None,
+        d_wh @ before if needs[4] else None,
         *of_parameters,
     )
 

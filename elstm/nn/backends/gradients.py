@@ -1,0 +1,105 @@
+"""Gradients of a compiled recurrence by the reference, where its own code cannot give them.
+
+This is the case for second derivatives (create_graph=True) and for batches of gradients
+(is_grads_batched=True). The forward pass runs again by torch's operators on the saved inputs, and
+torch differentiates it, as often as is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elstm.nn.backends.plain import why_not
+from elstm.nn.recurrence import Call, NormInputs, recurrence
+
+
+def learned_of(call: Call) -> tuple[Tensor | None, ...]:
+    """Returns the ten tensors that gradients flow to.
+
+    They are x, h_0, c_0, weight_ih, weight_hh, bias, γ of norm_ih, norm_hh and norm_c, and β.
+    """
+    gammas = [None if norm is None else norm.weight for norm in call.norms[:3]]
+    beta = None if call.norm_c is None else call.norm_c.bias
+    weights = call.weight_ih, call.weight_hh, call.bias
+    return call.x, call.h_0, call.c_0, *weights, *gammas, beta
+
+
+def without_learned(call: Call) -> Call:
+    """Returns the call without these tensors, which autograd has to save itself."""
+    nothing: Any = None
+    return with_learned(call, [nothing] * 10)
+
+
+def with_learned(call: Call, learned: Sequence[Any]) -> Call:
+    """Returns the call with these tensors in place of its own."""
+    x, h_0, c_0, weight_ih, weight_hh, bias, gamma_ih, gamma_hh, gamma_c, beta_c = learned
+
+    def norm(inputs: NormInputs | None, weight: Tensor, bias: Tensor | None) -> NormInputs | None:
+        return None if inputs is None else inputs._replace(weight=weight, bias=bias)
+
+    return call._replace(
+        x=x,
+        h_0=h_0,
+        c_0=c_0,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias=bias,
+        norm_ih=norm(call.norm_ih, gamma_ih, None),
+        norm_hh=norm(call.norm_hh, gamma_hh, None),
+        norm_c=norm(call.norm_c, gamma_c, beta_c),
+    )
+
+
+def needs_reference(*tensors: Tensor | None) -> bool:
+    """Whether the gradient has to come from the reference, given what backward reads."""
+    return torch.is_grad_enabled() or why_not(*tensors) is not None
+
+
+def reference_gradients(
+    call: Call,
+    learned: Sequence[Tensor | None],
+    upstream: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Returns the gradients of the ten learned tensors, differentiable where that is asked for.
+
+    Args:
+        call: what `without_learned` returned.
+        learned: the saved inputs, connected to the graph that they came from.
+        upstream: the gradients of output, h_n and c_n; None: zero.
+        wanted: which gradients are needed.
+    """
+    create_graph = torch.is_grad_enabled()
+    device = learned[0].device.type if learned[0] is not None else "cpu"
+    with torch.enable_grad(), torch.autocast(device, enabled=False):
+        # Copies of the inputs as variables of their own: one input may depend on another.
+        variables = [
+            tensor.view_as(tensor) if want and tensor is not None else tensor
+            for tensor, want in zip(learned, wanted, strict=True)
+        ]
+        results = recurrence(with_learned(call, variables)._replace(recompute=False))[:3]
+        pairs = [
+            (result, gradient)
+            for result, gradient in zip(results, upstream, strict=True)
+            if gradient is not None and result.requires_grad
+        ]
+        chosen = [v for v, want in zip(variables, wanted, strict=True) if want and v is not None]
+        if not pairs or not chosen:
+            return [None] * len(learned)
+        found = iter(
+            torch.autograd.grad(
+                [result for result, _ in pairs],
+                chosen,
+                [gradient for _, gradient in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [
+        next(found) if want and v is not None else None
+        for v, want in zip(variables, wanted, strict=True)
+    ]

@@ -1,0 +1,104 @@
+"""Decides which tensors compiled code may read: plain, dense memory of an ordinary tensor.
+
+Compiled code takes addresses. A tensor of torch may have none (fake, meta and wrapped tensors), may
+stand for other numbers than its memory holds (negative or conjugate views), or may be recorded or
+transformed by torch as operators run on it. All of these take the reference, which is made of
+torch's operators.
+
+Three questions have no public interface in torch. They are asked here alone, checked with torch
+2.11 to 2.14, and tests/nn/test_plain.py notices when an answer changes: whether a transform of
+torch.func runs, whether a dispatch mode is active, and which function modes are active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils._device import DeviceContext
+
+from elstm.nn.recurrence import Call
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+
+
+def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Does what torch.compiler.assume_constant_result does, without importing the compiler.
+
+    The import takes a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def why_not(*tensors: Tensor | None) -> str | None:
+    """Returns why compiled code cannot read these tensors, in one line; None where it can."""
+    if torch.compiler.is_dynamo_compiling():
+        return _transformed()  # the compiler traces ordinary tensors; its modes are no concern
+    if torch.jit.is_tracing():
+        return "torch.jit.trace records the call"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode of torch is active, such as FakeTensorMode"
+    if _function_mode():
+        return "a function mode of torch is active"
+    reason = _transformed()
+    if reason is not None:
+        return reason
+    for tensor in tensors:
+        if tensor is not None:
+            reason = _fault(tensor)
+            if reason is not None:
+                return reason
+    return None
+
+
+def why_not_call(call: Call) -> str | None:
+    """Returns why compiled code cannot read the tensors of a call; None where it can."""
+    norms = [norm for norm in call.norms if norm is not None]
+    of_norms = [part for norm in norms for part in (norm.weight, norm.bias, norm.mean, norm.var)]
+    weights = call.weight_ih, call.weight_hh, call.bias
+    return why_not(call.x, call.h_0, call.c_0, *weights, *of_norms)
+
+
+@constant_result
+def _transformed() -> str | None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func runs, such as grad or vmap"
+    return None
+
+
+def _function_mode() -> bool:
+    """Whether a mode of __torch_function__ is active, other than that of a default device."""
+    modes = (
+        torch._C._get_function_stack_at(n) for n in range(torch._C._len_torch_function_stack())
+    )
+    return any(not isinstance(mode, DeviceContext) for mode in modes)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    if type(tensor) not in _PLAIN_TYPES:
+        return f"a tensor is a {type(tensor).__name__}"
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return "a tensor belongs to a transform of torch.func"
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return "a tensor is not dense"
+    if tensor.is_neg() or tensor.is_conj():
+        return "a tensor is a negative or conjugate view"
+    if not _has_memory(tensor):
+        return "a tensor has no memory"
+    if unpack_dual(tensor).tangent is not None:
+        return "a tensor has a tangent of forward-mode differentiation"
+    return None
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether the numbers lie at an address; meta, freed and batched tensors have none."""
+    if not tensor.numel():
+        return not tensor.is_meta
+    try:
+        return tensor.data_ptr() != 0
+    except RuntimeError:  # a wrapper without storage, such as those of is_grads_batched
+        return False
