@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import signal
 import sys
 import threading
@@ -140,7 +141,7 @@ def data_root_as(option: str) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error).replace(", or take data=digits, which needs no download", "")
-        raise UserError(text.replace("set data.root=", f"set {option}")) from error
+        raise UserError(re.sub(r"set data\.(root|path)=", f"set {option}", text)) from error
 
 
 def say_error(prog: str, error: object) -> None:

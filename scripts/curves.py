@@ -17,8 +17,9 @@ import os
 import torch
 from torch.nn.functional import cross_entropy
 
-from elstm.config.schema import SCHEMAS, DataConfig
-from elstm.data.sequences import ImageSequences, load_data
+from elstm.config.schema import SCHEMAS, ImageSetConfig
+from elstm.data.load import load_image_sequences
+from elstm.data.sequences import ImageSequences
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import BACKENDS
 
@@ -59,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     per_step = 8 if args.data == "digits" else 28
     root = os.environ.get("ELSTM_DATA") or "data"
-    data = load_data(DataConfig(args.data, root, per_step, batch_size=128))
+    data = load_image_sequences(ImageSetConfig(args.data, root=root, pixels_per_step=per_step))
     print(f"{args.data}, largest difference of the training loss so far\n")
     print("| model | steps | loss | reference float32 - float64 |", end="")
     print(f" {args.backend} float32 - float64 | {args.backend} - reference, float32 |")

@@ -27,7 +27,7 @@ from elstm.config.schema import (
     AdamConfig,
     Config,
     CosineConfig,
-    DataConfig,
+    DigitsConfig,
     ELSTMBNConfig,
     TrainerConfig,
 )
@@ -84,7 +84,7 @@ def main() -> int:
     args = parser.parse_args()
     config = Config(
         model=ELSTMBNConfig(hidden_size=32),
-        data=DataConfig(name="digits", root="data", pixels_per_step=8, batch_size=64),
+        data=DigitsConfig(name="digits", pixels_per_step=8, batch_size=64),
         optimizer=AdamConfig(lr=1e-2),
         scheduler=CosineConfig(),
         trainer=TrainerConfig(max_epochs=args.epochs, threads=1, device="cpu", progress=False),

@@ -19,8 +19,9 @@ import time
 import torch
 from torch.nn.functional import cross_entropy
 
-from elstm.config.schema import SCHEMAS, DataConfig
-from elstm.data.sequences import ImageSequences, load_data
+from elstm.config.schema import SCHEMAS, ImageSetConfig
+from elstm.data.load import load_image_sequences
+from elstm.data.sequences import ImageSequences
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import batch_statistics, recompute_statistics
 
@@ -58,7 +59,9 @@ def row(args: argparse.Namespace, name: str, steps: int, model_name: str, eps: f
     pixels = 64 if name == "digits" else 784
     size = None if name == "digits" else args.train_size
     root = os.environ.get("ELSTM_DATA") or "data"
-    data = load_data(DataConfig(name, root, pixels // steps, train_size=size))
+    data = load_image_sequences(
+        ImageSetConfig(name, root=root, pixels_per_step=pixels // steps, train_size=size)
+    )
     torch.manual_seed(SEED)
     config = SCHEMAS["model"][model_name](eps=eps, forget_bias="chrono", input_bias="chrono")
     model = build_model(

@@ -19,7 +19,7 @@ from elstm.config.schema import (
     AdamConfig,
     BNLSTMConfig,
     Config,
-    DataConfig,
+    DigitsConfig,
     ELSTMBNConfig,
     GRUConfig,
     LayerNormLSTMConfig,
@@ -58,7 +58,7 @@ def small_config(
     trainer = {"max_epochs": 2, "threads": 1, "device": "cpu", "progress": False, **trainer}
     return Config(
         model=MODELS[name](hidden_size=8, **(model or {})),
-        data=DataConfig(name="digits", root="data", **data),
+        data=DigitsConfig(name="digits", **data),
         optimizer=AdamConfig(lr=lr),
         scheduler=scheduler or SchedulerConfig(),
         trainer=TrainerConfig(**trainer),

@@ -44,12 +44,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _main(args: argparse.Namespace) -> int:
     import dataclasses  # these and torch late: --help answers at once
 
-    from elstm.data.sequences import load_data
+    from elstm.data.load import load_data, moved
     from elstm.files.atomic import write_atomic
     from elstm.records.pictures import confusion_figure
     from elstm.training import device as runtime
+    from elstm.training.data_facts import check_same_data, is_stratified
     from elstm.training.evaluation import score_with_both_statistics
-    from elstm.training.trained import check_same_data, is_stratified, load_trained
+    from elstm.training.trained import load_trained
 
     require_one_process(PROG)
     trained = load_trained(args.run_dir, args.checkpoint)
@@ -64,7 +65,7 @@ def _main(args: argparse.Namespace) -> int:
         say(f"{PROG}: in fp32, since a CPU does not do the run's fp16")
         trainer = dataclasses.replace(trainer, precision="fp32")
     if args.data_root is not None:
-        source = dataclasses.replace(source, root=args.data_root)
+        source = moved(source, args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
     with data_root_as("--data-root"):
         data = load_data(source, stratify=is_stratified(trained.facts))

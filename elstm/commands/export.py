@@ -56,16 +56,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _main(args: argparse.Namespace) -> int:
-    import dataclasses  # these and torch late: --help answers at once
     import io
     import json
 
     import torch
 
     from elstm.commands.serving import ServedModel, export_program
-    from elstm.data.sequences import load_data
+    from elstm.data.load import load_data, moved
+    from elstm.data.sequences import ImageSequences
     from elstm.files.atomic import write_atomic, writing
-    from elstm.training.trained import check_same_data, is_stratified, load_trained
+    from elstm.training.data_facts import check_same_data, is_stratified
+    from elstm.training.trained import load_trained
 
     require_one_process(PROG)
     formats = FORMATS if args.format == "all" else (args.format,)
@@ -74,10 +75,15 @@ def _main(args: argparse.Namespace) -> int:
     trained = load_trained(args.run_dir, args.checkpoint)
     source = trained.config.data
     if args.data_root is not None:
-        source = dataclasses.replace(source, root=args.data_root)
+        source = moved(source, args.data_root)
     with data_root_as("--data-root"):
         data = load_data(source, stratify=is_stratified(trained.facts))
         check_same_data(trained.facts, data)
+    if not isinstance(data, ImageSequences):
+        raise UserError(
+            f"{args.run_dir} cannot be exported: only models of images can be, and {data.name} "
+            "holds sequences of numbers"
+        )
     try:
         served = ServedModel(trained.model, trained.facts)
     except TypeError as error:

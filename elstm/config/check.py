@@ -19,18 +19,21 @@ from typing import Any, get_args, get_type_hints
 from elstm.config import removed
 from elstm.config.hints import near_keys, near_option, range_as_sweep, spelled
 from elstm.config.schema import (
+    DATA_NAME,
     DATA_ROOT,
     MISSING,
     SCHEMAS,
     BNLSTMConfig,
     Config,
+    DigitsConfig,
     GRUConfig,
     LayerNormLSTMConfig,
+    OwnDataConfig,
     SGDConfig,
     SweepConfig,
     TrainerConfig,
 )
-from elstm.data.catalog import DATA_SETS, check_sizes
+from elstm.data.catalog import DATA_SETS, check_sizes, name_from_path
 from elstm.errors import UserError
 from elstm.files.bounded import Damaged, read_config
 
@@ -53,7 +56,7 @@ def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
         rest = _without_removed(rest)
     groups: dict[str, Any] = {}
     for group in SCHEMAS:
-        groups[group] = _take(_schema(group, rest.get(f"{group}.name", MISSING)), group, rest)
+        groups[group] = _take(_schema(group, option_name(rest, group)), group, rest)
     groups["trainer"] = _take(TrainerConfig, "trainer", rest)
     groups["sweep"] = _take(SweepConfig, "sweep", rest)
     config = Config(**groups, seed=rest.pop("seed", 0))
@@ -72,7 +75,16 @@ def _without_removed(flat: Mapping[str, Any]) -> dict[str, Any]:
                 "load the run; the last commit that supports it is "
                 f"{removed.REMOVED[key][1]}: check out that commit"
             )
-    return {key: value for key, value in flat.items() if key not in removed.REMOVED}
+    dropped = {*removed.REMOVED}
+    if flat.get("data.name") == "digits":
+        dropped.add("data.root")  # earlier versions stored it for every data set
+    return {key: value for key, value in flat.items() if key not in dropped}
+
+
+def option_name(flat: Mapping[str, Any], group: str) -> Any:
+    """Returns which option of a group a config has: its `name`, of own data its `source`."""
+    name = flat.get(f"{group}.name", MISSING)
+    return flat.get(f"{group}.source", name)
 
 
 def _schema(group: str, name: Any) -> type[Any]:
@@ -107,6 +119,8 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
             return value
         if key == "data.root" and value == DATA_ROOT:
             return os.environ.get("ELSTM_DATA") or "data"
+        if key == "data.name" and value == DATA_NAME and "data.path" in flat:
+            return name_from_path(value_of("data.path", depth + 1))
         given = f"{show_key(key)}={show(value)}"
         if "${" in _REFERENCE.sub("", value):
             raise UserError(
@@ -129,7 +143,8 @@ def validate(config: Config) -> None:
     """Raises UserError naming the first key whose value is wrong;"""
     for group in SCHEMAS:
         node = getattr(config, group)
-        if not isinstance(node, _schema(group, getattr(node, "name", MISSING))):
+        option = getattr(node, "source", getattr(node, "name", MISSING))
+        if type(node) is not _schema(group, option):
             raise UserError(f"{group}.name={node.name} does not go with a {type(node).__name__}")
     for name, node in vars(config).items():
         parts = vars(node).items() if is_dataclass(node) else [(None, node)]
@@ -140,6 +155,19 @@ def validate(config: Config) -> None:
             if not _fits(value, owner, leaf):
                 raise wrong_value(key, value, owner, leaf)
     _check_together(config)
+
+
+def _check_own(data: OwnDataConfig) -> None:
+    for name in ("path", "id", "label"):
+        if getattr(data, name, None) == "":
+            raise UserError(f"data.{name} has to be given")
+    if (data.folds is None) != (data.fold is None):
+        raise UserError("data.folds=K and data.fold=0 ... K - 1 go together")
+    if data.folds is not None and data.fold is not None and data.fold >= data.folds:
+        raise UserError(
+            f"data.fold={data.fold}: has to be at most {data.folds - 1} with "
+            f"data.folds={data.folds}"
+        )
 
 
 def check_fields(node: Any, prefix: str) -> None:
@@ -159,8 +187,12 @@ def number_type(config: Config, key: str) -> type[int] | type[float] | None:
 
 def _check_together(config: Config) -> None:
     """What one key allows in the light of another."""
-    source = DATA_SETS[config.data.name]
-    check_sizes(config.data, source.pixels, source.train_images)
+    data = config.data
+    if isinstance(data, OwnDataConfig):
+        _check_own(data)
+    elif isinstance(data, DigitsConfig):
+        source = DATA_SETS[data.name]
+        check_sizes(data, source.pixels, source.train_images)
     model = config.model
     if config.trainer.sync_batch_stats and isinstance(model, BNLSTMConfig):
         if model.recompute:
@@ -249,6 +281,8 @@ def allowed(owner: type[Any], name: str) -> str:
 
 
 def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
+    if value == MISSING:
+        return UserError(f"{key} has to be given: {allowed(owner, name)}")
     line = f"{key}={show(value)}: has to be {allowed(owner, name)}"
     if isinstance(value, float) and not math.isfinite(value):
         line += ", and finite"

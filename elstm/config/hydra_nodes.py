@@ -17,11 +17,11 @@ from elstm.config.hydra_private import FileConfigSource
 from elstm.config.schema import (
     MISSING,
     SCHEMAS,
-    DataConfig,
     SearchConfig,
     SweepConfig,
     TrainerConfig,
 )
+from elstm.data.catalog import name_from_path
 from elstm.files.bounded import Damaged, read_config
 
 
@@ -35,7 +35,7 @@ class Root:
     """The root that YAML is merged onto; the groups bring their own schemas."""
 
     model: Any = MISSING
-    data: DataConfig = MISSING
+    data: Any = MISSING
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -72,9 +72,9 @@ def register() -> None:
     store.store(group="schema", name="search", node=SearchNode, provider="elstm")
     for group, schemas in SCHEMAS.items():
         for name, schema in schemas.items():
-            if group != "data":
-                store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
+            store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("data_name", name_from_path, replace=True)
 
 
 register()

@@ -116,19 +116,90 @@ class ELSTMBNConfig(BNLSTMConfig):
 
 # --- data
 
-DATA_ROOT = "${oc.env:ELSTM_DATA,data}"  # the one resolver that a config may hold
+# The resolvers that a config may hold: an environment variable, and a name from a path.
+DATA_ROOT = "${oc.env:ELSTM_DATA,data}"
+DATA_NAME = "${data_name:${data.path}}"
 
 
 @dataclass
 class DataConfig:
+    """What every data set has."""
+
     name: str = MISSING
-    root: str = field(default=DATA_ROOT, metadata=NO_EFFECT)
-    pixels_per_step: int = bounded(28, ge=1)
-    permute: bool = False
-    permute_seed: int = bounded(0, ge=0)
     train_size: int | None = bounded(None, ge=2)
     batch_size: int = bounded(128, ge=2)  # of each process
     eval_batch_size: int = bounded(1000, ge=2)
+
+
+@dataclass
+class DigitsConfig(DataConfig):
+    """Images that come with scikit-learn."""
+
+    pixels_per_step: int = bounded(28, ge=1)
+    permute: bool = False
+    permute_seed: int = bounded(0, ge=0)
+
+
+@dataclass
+class ImageSetConfig(DigitsConfig):
+    """Images in files that are downloaded."""
+
+    root: str = field(default=DATA_ROOT, metadata=NO_EFFECT)
+
+
+@dataclass
+class OwnDataConfig(DataConfig):
+    """Labelled sequences of the user's own; `source` says how `path` is read."""
+
+    source: str = MISSING
+    name: str = DATA_NAME
+    path: str = field(default=MISSING, metadata=NO_EFFECT)
+    batch_size: int = bounded(32, ge=2)
+    val_fraction: float = bounded(0.15, gt=0, lt=1)  # where the files have no validation split
+    test_fraction: float = bounded(0.15, gt=0, lt=1)
+    split_seed: int = bounded(0, ge=0)  # what the splits that are drawn follow from
+    folds: int | None = bounded(None, ge=2, le=1000)  # k-fold cross-validation
+    fold: int | None = bounded(None, ge=0)  # which part tests, from 0
+
+
+@dataclass
+class SeriesConfig(OwnDataConfig):
+    """Sequences of numbers."""
+
+    standardize: bool = True
+    missing: str = choice("error", "error", "zero", "forward")
+    bucket: bool = False  # batches of similar lengths
+
+
+@dataclass
+class ArraysConfig(SeriesConfig):
+    source: str = "arrays"
+    layout: str = choice("ntc", "ntc", "nct", "nt")
+
+
+@dataclass
+class TableConfig(SeriesConfig):
+    source: str = "table"
+    id: str = MISSING
+    label: str = MISSING
+    time: str | None = None
+    features: str | None = None  # "a,b": all other columns by default
+    separator: str = ","
+
+
+@dataclass
+class TsConfig(SeriesConfig):
+    source: str = "ts"
+
+
+@dataclass
+class ImagesConfig(OwnDataConfig):
+    source: str = "images"
+    channels: int = choice(1, 1, 3)
+    image_size: int | str | None = None  # 28, or 28x32 (rows x columns); None: all have one size
+    pixels_per_step: int | None = bounded(None, ge=1)  # None: a row a step
+    permute: bool = False
+    permute_seed: int = bounded(0, ge=0)
 
 
 # --- optimizer
@@ -271,7 +342,7 @@ class Config:
 # Models that differ in their names alone. The value is the name that runs of earlier versions have.
 SAME_LAYER = {"bn_lstm_published": "bn_lstm"}
 
-# The dataclass of each option, by the `name` that its YAML gives it.
+# The dataclass of each option, by the `name` that its YAML gives it; of own data, by `source`.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {
         "lstm": LSTMConfig,
@@ -282,7 +353,16 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "bn_lstm_input": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,
     },
-    "data": dict.fromkeys(DATA_SETS, DataConfig),
+    "data": {
+        **{
+            name: ImageSetConfig if each.folder else DigitsConfig
+            for name, each in DATA_SETS.items()
+        },
+        "arrays": ArraysConfig,
+        "table": TableConfig,
+        "ts": TsConfig,
+        "images": ImagesConfig,
+    },
     "optimizer": {
         "adam": AdamConfig,
         "adamw": AdamConfig,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from elstm.errors import UserError
@@ -61,16 +63,48 @@ DATA_SETS = {
 }  # fmt: skip
 
 
+# Readers of own data, by the name that `data=` gives them: modules of elstm.data.readers with a
+# function `read(options)` that returns labelled sequences by split (elstm.data.labelled.Source).
+READERS = {
+    "arrays": "elstm.data.readers.arrays",
+    "table": "elstm.data.readers.table",
+    "ts": "elstm.data.readers.ts",
+    "images": "elstm.data.readers.image_folders",
+}
+
+
+def name_from_path(path: str) -> str:
+    """Returns what own data are called: the file's or folder's name, fit for a folder's name."""
+    stem = Path(str(path)).expanduser().resolve().stem
+    stem = re.sub("_(TRAIN|TEST)$", "", stem)  # the two files of one set of the UCR/UEA archive
+    return re.sub("[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "data"
+
+
 class DataOptions(Protocol):
-    """The options of the group `data`, as elstm.config.schema.DataConfig has them."""
+    """The options of an image set, as elstm.config.schema.DigitsConfig has them."""
 
     name: str
-    root: str
     pixels_per_step: int
     permute: bool
     permute_seed: int
     train_size: int | None
     batch_size: int
+
+
+class OwnDataOptions(Protocol):
+    """The options of own data that are checked against what was read."""
+
+    name: str
+    batch_size: int
+
+
+def check_own_sizes(options: OwnDataOptions, train_sequences: int) -> None:
+    """Raises UserError where the batches are larger than the training split."""
+    if options.batch_size > train_sequences:
+        raise UserError(
+            f"data.batch_size={options.batch_size} is more than the training sequences of "
+            f"{options.name}: at most {train_sequences}"
+        )
 
 
 def check_sizes(options: DataOptions, pixels: int, train_images: int) -> None:

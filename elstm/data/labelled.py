@@ -20,12 +20,14 @@ class LabelledSet:
     """Sequences of one split, or of a set that is still to be split.
 
     Attributes:
-        values: float32 (N, T, F); what lies beyond a sequence's length is zero.
+        values: float32 (N, T, F); what lies beyond a sequence's length is zero. Of pictures uint8
+            (N, pixels, channels), row by row.
         lengths: int64 (N,), each from 1 to T.
         labels: one text a sequence; numbers are written as the shortest text (3, not 3.0).
         ids: one text a sequence, by which messages and predictions name it.
         files: what was read.
         features: the names of the F features, where the file has them.
+        image_size: rows and columns of pictures.
     """
 
     values: np.ndarray
@@ -34,6 +36,7 @@ class LabelledSet:
     ids: tuple[str, ...]
     files: tuple[Path, ...]
     features: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Self
 
-from elstm.data.catalog import DataOptions, check_sizes
-from elstm.data.image_sets import Split, load_image_set, random_order, stratified
+from elstm.data.image_sets import Split, random_order
 
 Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
 
@@ -62,6 +61,9 @@ class SequenceData(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self: ...
+
+    @abstractmethod
+    def with_batch_size(self, batch_size: int) -> Self: ...
 
     @abstractmethod
     def inputs(self, part: Any, rows: slice | Tensor) -> Inputs:
@@ -143,22 +145,27 @@ class SequenceData(ABC):
 
 
 def to_sequences(
-    images: Tensor, pixels_per_step: int, mean: float, std: float, permutation: Tensor | None = None
+    images: Tensor,
+    pixels_per_step: int,
+    mean: float,
+    std: float,
+    permutation: Tensor | None = None,
+    channels: int = 1,
 ) -> Tensor:
     """Images as normalised sequences: step t holds pixels t F ... (t + 1) F - 1 of each image.
 
     Args:
-        images: uint8 (B, pixels).
-        pixels_per_step: F, a divisor of the number of pixels.
+        images: uint8 (B, pixels x channels), the channels of a pixel side by side.
+        pixels_per_step: a divisor of the number of pixels.
         mean, std: of pixels in [0, 1].
         permutation: pixel p of the sequence is pixel permutation[p] of the image; None: in order.
 
-    Returns: float32 (T, B, F), contiguous, T = pixels / F.
+    Returns: float32 (T, B, F), contiguous, F = pixels_per_step x channels.
     """
-    pixels = images.t()  # (pixels, B)
+    pixels = images.t()  # (pixels x channels, B)
     if permutation is not None:
-        pixels = pixels.index_select(0, permutation)
-    steps = pixels.unflatten(0, (-1, pixels_per_step)).transpose(1, 2)  # (T, B, F)
+        pixels = pixels.unflatten(0, (-1, channels)).index_select(0, permutation).flatten(0, 1)
+    steps = pixels.unflatten(0, (-1, pixels_per_step * channels)).transpose(1, 2)  # (T, B, F)
     # One pass converts and transposes; then, in place, x = (pixel / 255 - mean) / std
     x = torch.empty(steps.shape, dtype=torch.float32, device=images.device).copy_(steps)
     return x.mul_(1 / (255 * std)).sub_(mean / std)
@@ -180,6 +187,9 @@ class ImageSequences(SequenceData):
     val: Split
     test: Split
     stratified: bool = True  # how `train_size` chose the training images
+    channels: int = 1
+    fingerprint: str | None = None  # of own pictures: a checksum of what was read
+    description: str = ""  # what was read, in one line
 
     @property
     def num_steps(self) -> int:
@@ -187,7 +197,7 @@ class ImageSequences(SequenceData):
 
     @property
     def input_size(self) -> int:
-        return self.pixels_per_step
+        return self.pixels_per_step * self.channels
 
     def to(self, device: torch.device | str) -> ImageSequences:
         return dataclasses.replace(
@@ -198,9 +208,14 @@ class ImageSequences(SequenceData):
             test=self.test.to(device),
         )
 
+    def with_batch_size(self, batch_size: int) -> ImageSequences:
+        return dataclasses.replace(self, batch_size=batch_size)
+
     def sequences(self, images: Tensor) -> Tensor:
         """uint8 (B, pixels) -> float32 (T, B, F): normalised, permuted, cut into steps."""
-        return to_sequences(images, self.pixels_per_step, self.mean, self.std, self.permutation)
+        return to_sequences(
+            images, self.pixels_per_step, self.mean, self.std, self.permutation, self.channels
+        )
 
     def inputs(self, part: Split, rows: slice | Tensor) -> Tensor:
         if isinstance(rows, slice):
@@ -212,62 +227,15 @@ class ImageSequences(SequenceData):
             "name": self.name,
             "class_names": list(self.class_names),
             "image_size": list(self.image_size),
-            "pixels": self.num_steps * self.input_size,
+            "pixels": math.prod(self.image_size),
             "pixels_per_step": self.pixels_per_step,
             "mean": self.mean,
             "std": self.std,
             "permutation": None if self.permutation is None else self.permutation.cpu(),
             "train_images": len(self.train),
             "stratified": self.stratified,
+            **({} if self.fingerprint is None else self._own_facts()),
         }
 
-
-def load_data(options: DataOptions, *, stratify: bool = True) -> ImageSequences:
-    """Returns the image set that the options name, on the CPU, downloaded if it has to be.
-
-    `train_size` keeps so many images of the training split, after validation was split off, so
-    that runs of every size are validated on the same images. It keeps the classes' shares.
-
-    Args:
-        options: the group `data` of a config.
-        stratify: False: `train_size` takes the first images instead, as runs up to commit d8d01eb
-            did; their checkpoints are resumed and evaluated with it.
-
-    Raises:
-        UserError: files are missing, damaged or cannot be had, or an option does not fit the set.
-    """
-    # An environment variable that is set and empty counts as not set.
-    images = load_image_set(options.name, options.root or "data")
-    train, pixels = images.train, math.prod(images.image_size)
-    check_sizes(options, pixels, len(train))
-    if options.train_size is not None:
-        rows = torch.arange(options.train_size)
-        if stratify:
-            rows = stratified(train.labels, options.train_size)
-        train = Split(train.images[rows], train.labels[rows])
-    mean, std = _mean_and_std(train.images)
-    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
-    return ImageSequences(
-        name=options.name,
-        class_names=images.class_names,
-        image_size=images.image_size,
-        pixels_per_step=options.pixels_per_step,
-        mean=mean,
-        std=std,
-        permutation=order,
-        stratified=stratify,
-        batch_size=options.batch_size,
-        train=train,
-        val=images.val,
-        test=images.test,
-    )
-
-
-def _mean_and_std(images: Tensor) -> tuple[float, float]:
-    """Of pixels in [0, 1]; exact sums in integers, so the same on every machine."""
-    counts = torch.bincount(images.flatten(), minlength=256).tolist()
-    n = sum(counts)
-    total = sum(count * value for value, count in enumerate(counts))
-    squares = sum(count * value**2 for value, count in enumerate(counts))
-    std = math.sqrt(n * squares - total**2) / (255 * n)
-    return total / (255 * n), std or 1.0  # 1 for constant pixels: they become 0
+    def _own_facts(self) -> dict[str, Any]:
+        return {"channels": self.channels, "fingerprint": self.fingerprint}

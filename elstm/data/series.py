@@ -79,6 +79,9 @@ class SeriesData(SequenceData):
             self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device)
         )
 
+    def with_batch_size(self, batch_size: int) -> SeriesData:
+        return dataclasses.replace(self, batch_size=batch_size)
+
     def inputs(self, part: SeriesSplit, rows: slice | Tensor) -> Inputs:
         place = rows if isinstance(rows, slice) else rows.to(part.values.device)
         if not self.unequal:

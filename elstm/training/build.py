@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,14 @@ from accelerate import Accelerator
 
 from elstm.cli import data_root_as
 from elstm.config.schema import Config
-from elstm.data.sequences import ImageSequences, load_data
+from elstm.data.load import load_data
+from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
 from elstm.models import SequenceClassifier, build_model
+from elstm.training.data_facts import is_stratified
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.state import Limits
 from elstm.training.step import TrainStep
-from elstm.training.trained import is_stratified
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Parts:
     """
 
     accelerator: Accelerator
-    data: ImageSequences
+    data: SequenceData
     model: SequenceClassifier
     optimizer: Any
     schedule: Schedule
@@ -66,7 +66,7 @@ def build_parts(
 
 def build_data(
     config: Config, accelerator: Accelerator, saved: dict[str, Any] | None = None
-) -> ImageSequences:
+) -> SequenceData:
     """Loads the data set; `batch_size` is this process's share of the run's batches.
 
     A run that resumes keeps the images and the batches of all processes that it started with.
@@ -85,10 +85,10 @@ def build_data(
             f"the run's batches of {total} sequences cannot be shared by {processes} processes: "
             "resume with a number of processes that divides it and leaves each at least 2 sequences"
         )
-    return dataclasses.replace(data, batch_size=total // processes)
+    return data.with_batch_size(total // processes)
 
 
-def build_limits(config: Config, data: ImageSequences, processes: int) -> Limits:
+def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:
     """Computes where the run and its epochs end."""
     trainer, batches = config.trainer, data.num_train_batches
     if trainer.overfit_batches is not None:
@@ -110,7 +110,7 @@ def build_limits(config: Config, data: ImageSequences, processes: int) -> Limits
 
 
 def build_classifier(
-    config: Config, data: ImageSequences, device: torch.device
+    config: Config, data: SequenceData, device: torch.device
 ) -> SequenceClassifier:
     """Builds the model with weights from torch's generator."""
     model = build_model(

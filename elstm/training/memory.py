@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from elstm.config.schema import AdamConfig, Config, GRUConfig
+from elstm.config.schema import AdamConfig, Config, DigitsConfig, GRUConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.errors import UserError
 
@@ -30,8 +30,10 @@ def check_memory(config: Config, device: torch.device) -> None:
 def least_memory(config: Config) -> int:
     """Bytes of weights, gradients, optimizer state and what the backward pass reads of a batch."""
     model, data = config.model, config.data
-    hidden, features = model.hidden_size, data.pixels_per_step
-    steps = DATA_SETS[data.name].pixels // features
+    hidden, features, steps = model.hidden_size, 1, 1  # of own data only their files say more
+    if isinstance(data, DigitsConfig):
+        features = data.pixels_per_step
+        steps = DATA_SETS[data.name].pixels // features
     directions = 2 if model.bidirectional else 1
     gates = 3 if isinstance(model, GRUConfig) else 4
     first = gates * hidden * (features + hidden)

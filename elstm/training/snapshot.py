@@ -28,9 +28,10 @@ from elstm.training.content import (
     check_sums,
     integer,
 )
+from elstm.training.data_facts import check_same_data
 from elstm.training.optim import stored_state
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
-from elstm.training.trained import check_same_data, check_same_settings, settings
+from elstm.training.trained import check_same_settings, settings
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import torch
 
 from elstm.config.check import load_run_config, show
-from elstm.config.schema import Config, DataConfig
-from elstm.data.catalog import DATA_SETS
-from elstm.data.image_sets import random_order
-from elstm.data.sequences import SequenceData
+from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
 from elstm.training import checkpoint
-from elstm.training.content import check_weights, describe, integer, mapping, number, same
+from elstm.training.content import check_weights, describe, integer, mapping, same
+from elstm.training.data_facts import check_facts, expected_facts, model_sizes
+
+OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -92,9 +91,7 @@ def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
     return build_model(
         config.model.name,
         config.model.options(),
-        input_size=facts["pixels_per_step"],
-        num_steps=facts["pixels"] // facts["pixels_per_step"],
-        num_classes=len(facts["class_names"]),
+        **model_sizes(facts),
     )
 
 
@@ -105,27 +102,8 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     """
     for name in ("data", "model", "state"):
         mapping(name, content.get(name))
-    facts, data = content["data"], config.data
-    expected = _expected_facts(data)
-    for name, value in expected.items():
-        if not same(facts.get(name), value):
-            raise ValueError(f"its data have {name} {describe(facts.get(name))}, not {show(value)}")
-    number("the mean of its data", facts.get("mean"), 0, 1)
-    number("the standard deviation of its data", facts.get("std"), math.ulp(0), 1)
-    integer("the number of its training images", facts.get("train_images"), 1, 2**53)
-    if type(facts.get("stratified", False)) is not bool:
-        raise ValueError(f"its data are stratified: {describe(facts['stratified'])}")
-    order = facts.get("permutation")
-    if data.permute:
-        pixels = random_order(expected["pixels"], "pixels", data.permute_seed)
-        if not isinstance(order, torch.Tensor) or describe(order) != describe(pixels):
-            raise ValueError("its data have no order of the pixels")
-        if not torch.equal(order, pixels):
-            raise ValueError(
-                f"its pixels are in another order than permute_seed {data.permute_seed}"
-            )
-    elif order is not None:
-        raise ValueError("its data have an order of the pixels")
+    facts = content["data"]
+    check_facts(facts, config.data)
     for name in ("step", "epoch", "batch"):
         integer(f"its {name}", content["state"].get(name), 0, 2**53)
     _check_settings(content, config)
@@ -135,7 +113,9 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
 
 
 # What else a run may have been given without a change of what it trains.
-NOT_TRAINED = ("model.backend", "model.recompute", "data.root", "data.eval_batch_size")
+NOT_TRAINED = (
+    "model.backend", "model.recompute", "data.root", "data.path", "data.eval_batch_size"
+)  # fmt: skip
 # What made the weights, but has no part in what they compute. gamma_c has, where eps follows it.
 MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
            "forget_bias", "input_bias", "update_bias")  # fmt: skip
@@ -182,44 +162,10 @@ def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None
 
 def size_limit(config: Config) -> int:
     """The bytes that a checkpoint of this config can have, so that no more is ever read."""
+    facts = expected_facts(config.data)
+    if facts is None:  # own data: only their files say how large the model is
+        return OWN_DATA_LIMIT
     with torch.device("meta"):
-        model = _build(config, _expected_facts(config.data)).state_dict()
+        model = _build(config, facts).state_dict()
     weights = sum(value.numel() * value.element_size() for value in model.values())
     return 8 * weights + 2**26  # optimizers hold up to three more; random states, names
-
-
-def _expected_facts(data: DataConfig) -> dict[str, Any]:
-    """What `SequenceData.facts` says of a data set, as far as it is known without its files."""
-    source = DATA_SETS[data.name]
-    class_names, (rows, columns) = source.class_names, source.image_size
-    return {
-        "name": data.name,
-        "class_names": list(class_names),
-        "image_size": [rows, columns],
-        "pixels": rows * columns,
-        "pixels_per_step": data.pixels_per_step,
-    }
-
-
-def is_stratified(facts: dict[str, Any] | None) -> bool:
-    """Whether the training images of a checkpoint, or of a new run, keep the classes' shares.
-
-    Checkpoints of commit d8d01eb and earlier hold nothing about it: they did not.
-    """
-    return facts is None or bool(facts.get("stratified"))
-
-
-def check_same_data(facts: dict[str, Any], data: SequenceData) -> None:
-    """Raises UserError where `data` are not what a checkpoint's model was trained on."""
-    here = data.facts()
-    for name, value in here.items():
-        saved = facts.get(name, False if name == "stratified" else None)
-        if isinstance(value, torch.Tensor):
-            equal = isinstance(saved, torch.Tensor) and torch.equal(value, saved)
-        else:
-            equal = same(saved, value)
-        if not equal:
-            raise UserError(
-                f"the data are not those that the run was trained on ({name} differs): "
-                "set data.root= to the folder of the same files"
-            )

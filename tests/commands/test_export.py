@@ -15,7 +15,8 @@ from training_runs import MODELS, small_config
 from elstm.commands import export
 from elstm.commands.serving import ServedModel, export_program
 from elstm.config.schema import ELSTMBNConfig
-from elstm.data.sequences import load_data, to_sequences
+from elstm.data.load import load_data
+from elstm.data.sequences import to_sequences
 from elstm.models import build_model
 from elstm.nn import CELL_NORMS
 from elstm.records import pictures as figures

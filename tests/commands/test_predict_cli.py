@@ -17,7 +17,8 @@ from training_runs import small_config
 from elstm.commands import predict
 from elstm.config.schema import Config
 from elstm.data import image_files
-from elstm.data.sequences import ImageSequences, load_data
+from elstm.data.load import load_data
+from elstm.data.sequences import ImageSequences
 from elstm.records import pictures as figures
 from elstm.training import run as training
 from elstm.training import trained

@@ -38,10 +38,15 @@ def refusal(composer, *words):
 def test_every_option_composes_to_its_dataclass(composer, group):
     assert options(group) == sorted(SCHEMAS[group])
     for name, schema in SCHEMAS[group].items():
-        _, config = composer.compose([f"{group}={name}"])
+        given = {"data.path": "x/own set.csv", "data.id": "i", "data.label": "l"}
+        fields = schema.__dataclass_fields__
+        own = [f"{key}='{value}'" for key, value in given.items() if key[5:] in fields]
+        _, config = composer.compose([f"{group}={name}", *(own if group == "data" else ())])
         node = getattr(config, group)
         assert type(node) is schema
-        assert node.name == name
+        assert getattr(node, "source", node.name) == name
+        if hasattr(node, "source"):
+            assert node.name == "own-set"
 
 
 def test_the_default(composer):
@@ -174,7 +179,7 @@ def test_the_data_root_follows_the_environment(composer, monkeypatch, value, roo
     monkeypatch.delenv("ELSTM_DATA", raising=False)
     if value is not None:
         monkeypatch.setenv("ELSTM_DATA", value)
-    assert composer.compose([])[1].data.root == root
+    assert composer.compose(["data=mnist"])[1].data.root == root
 
 
 # --- what is refused
@@ -212,7 +217,7 @@ WRONG = [
     ("seed=-1", "seed=-1", "at least 0"),
     ("seed=4294967296", "seed=4294967296", "at most 4,294,967,295"),
     ("trainer.progress=maybe", "trainer.progress=maybe", "true or false"),
-    ("trainer.max_epochs=???", "trainer.max_epochs=???", "an integer"),
+    ("trainer.max_epochs=???", "trainer.max_epochs has to be given", "an integer"),
     ("modle=lstm", "modle", "did you mean model?"),
     ("model=lstmm", "model=lstmm", "did you mean lstm?"),
     ("model=null", "model=null", "elstm_bn"),
@@ -242,7 +247,7 @@ WRONG = [
     ("seed=range(3)", "seed=range(3)", "elstm-train -m"),
     ("seed=${seeds}", "seed=${seeds}", "there is no key seeds"),
     ("seed=${seed}", "seed=${seed}", "back to itself"),
-    ("data.batch_size=${data.root}", "data.batch_size", "an integer"),
+    ("data.batch_size=${data.name}", "data.batch_size", "an integer"),
     ("data.pixels_per_step=5", "data.pixels_per_step=5", "1, 2, 4, 8, 16, 32, 64"),
     ("data.train_size=5000", "data.train_size=5000", "at most 1297"),
     ("data.batch_size=2000", "data.batch_size=2000", "at most 1297"),

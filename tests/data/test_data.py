@@ -8,12 +8,13 @@ import torch
 from omegaconf import OmegaConf
 from small_sets import write_idx_set
 
-from elstm.config.schema import DataConfig
+from elstm.config.compose import Composer
+from elstm.config.schema import ImageSetConfig
+from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import load_image_set
-from elstm.data.sequences import load_data
+from elstm.data.load import load_data
 from elstm.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
 REAL = Path(os.environ.get("ELSTM_DATA") or "data")
 
 
@@ -25,7 +26,7 @@ def root(tmp_path_factory):
 
 
 def load(root, **values):
-    return load_data(DataConfig(**{"name": "mnist", "root": root, "batch_size": 16} | values))
+    return load_data(ImageSetConfig(**{"name": "mnist", "root": root, "batch_size": 16} | values))
 
 
 @pytest.mark.parametrize("pixels_per_step", [28, 4, 1, 784])
@@ -174,19 +175,18 @@ def test_an_empty_root_is_the_folder_data(tmp_path, monkeypatch):
     write_idx_set(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ELSTM_DATA", "")
-    root = OmegaConf.structured(DataConfig(name="mnist")).root
+    root = OmegaConf.structured(ImageSetConfig(name="mnist")).root
     assert root == ""
     assert len(load(root).train) == 100
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_yaml_fits_the_typed_config_and_its_set(path):
-    cfg = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(path))
-    assert cfg.name == path.stem
-    pixels = 64 if cfg.name == "digits" else 784
-    assert pixels == cfg.pixels_per_step**2  # row by row
-    if cfg.name == "digits":
-        data = load_data(OmegaConf.to_object(cfg))
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_each_image_set_is_read_row_by_row(name):
+    _, config = Composer(None).compose([f"data={name}"])
+    assert config.data.name == name
+    assert DATA_SETS[name].pixels == config.data.pixels_per_step**2
+    if name == "digits":
+        data = load_data(config.data)
         assert (data.num_steps, data.input_size, data.num_classes) == (8, 8, 10)
         assert data.num_train_batches >= 30
 

@@ -318,14 +318,15 @@ def test_class_folders_with_and_without_splits(tmp_path):
     (plain / "dog" / "notes.txt").write_text("no picture")
     (plain / ".git").mkdir()
     read = read_image_folders(plain)["all"]
-    assert read.images.shape == (3, 2, 3, 1)
-    assert read.images[:, 0, 0, 0].tolist() == [8, 7, 9]
+    assert read.values.shape == (3, 6, 1)
+    assert read.image_size == (2, 3)
+    assert read.values[:, 0, 0].tolist() == [8, 7, 9]
     assert read.labels == ("cat", "cat", "dog")
     assert read.ids == ("cat/a.PNG", "cat/b.png", "dog/sub/c.bmp")
     for part, level in (("train", 1), ("test", 2)):
         picture(split / part / "cat" / "a.png", level)
     source = read_image_folders(split)
-    assert {name: part.images.max() for name, part in source.items()} == {"train": 1, "test": 2}
+    assert {name: part.values.max() for name, part in source.items()} == {"train": 1, "test": 2}
 
 
 def test_colours_and_sizes(tmp_path):
@@ -334,9 +335,9 @@ def test_colours_and_sizes(tmp_path):
     with pytest.raises(UserError, match=r"b\.png is 4 x 6 and others are 2 x 3.*data\.image_size"):
         read_image_folders(tmp_path)
     read = read_image_folders(tmp_path, channels=3, image_size=(4, 4))["all"]
-    assert read.images.shape == (2, 4, 4, 3)
-    assert read.images[0, 0, 0].tolist() == [10, 20, 30]
-    assert read.images[1, 0, 0].tolist() == [5, 5, 5]
+    assert read.values.shape == (2, 16, 3)
+    assert read.values[0, 0].tolist() == [10, 20, 30]
+    assert read.values[1, 0].tolist() == [5, 5, 5]
 
 
 def test_a_picture_is_upright(tmp_path):
@@ -347,7 +348,7 @@ def test_a_picture_is_upright(tmp_path):
     (tmp_path / "cat").mkdir()
     image.save(tmp_path / "cat" / "a.png", exif=exif)
     read = read_image_folders(tmp_path)["all"]
-    assert read.images[0, :, :, 0].tolist() == [[0, 0, 0], [0, 0, 255]]
+    assert read.values[0, :, 0].tolist() == [0, 0, 0, 0, 0, 255]
 
 
 def test_folders_that_do_not_fit(tmp_path):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from training_runs import MODELS, small_config
 
 from elstm.config.schema import Config
-from elstm.data.sequences import ImageSequences, load_data
+from elstm.data.load import load_data
+from elstm.data.sequences import ImageSequences
 from elstm.models import SequenceClassifier, build_model
 from elstm.nn import batch_statistics
 from elstm.training import evaluation

@@ -9,7 +9,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,16 @@ from elstm.errors import UserError
 # The axes of X in the file; F is 1 for `nt`.
 LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
 REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+class ArraysOptions(Protocol):
+    path: str
+    layout: str
+
+
+def read(options: ArraysOptions) -> Source:
+    """Reads the source `arrays`; see `read_arrays`."""
+    return read_arrays(Path(options.path), options.layout)
 
 
 def read_arrays(path: Path, layout: str = "ntc") -> Source:

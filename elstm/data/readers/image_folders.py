@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from elstm.data.labelled import SPLITS, check_memory
+from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory
 from elstm.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -16,28 +16,38 @@ MODES = {1: "L", 3: "RGB"}
 MAX_PIXELS = 100_000_000  # of one picture
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures of one split, or of a set that is still to be split.
+class ImageFolderOptions(Protocol):
+    path: str
+    channels: int
+    image_size: int | str | None
 
-    Attributes:
-        images: uint8 (N, rows, columns, channels), 0 black, 255 white.
-        labels: the folder of each picture.
-        ids: the path of each, relative to the folder that was given.
+
+def read(options: ImageFolderOptions) -> Source:
+    """Reads the source `images`; see `read_image_folders`."""
+    return read_image_folders(Path(options.path), options.channels, parse_size(options.image_size))
+
+
+def parse_size(text: int | str | None) -> tuple[int, int] | None:
+    """Returns rows and columns of "28" or "28x32".
+
+    Raises:
+        UserError: it is neither.
     """
-
-    images: np.ndarray
-    labels: tuple[str, ...]
-    ids: tuple[str, ...]
-    files: tuple[Path, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    if text is None:
+        return None
+    parts = str(text).lower().split("x")
+    sizes = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    if len(sizes) != len(parts) or len(parts) > 2 or not all(0 < size <= 10_000 for size in sizes):
+        raise UserError(
+            f"data.image_size={text}: has to be a number of pixels up to 10,000, or rows and "
+            "columns as 28x32"
+        )
+    return sizes[0], sizes[-1]
 
 
 def read_image_folders(
     path: Path, channels: int = 1, image_size: tuple[int, int] | None = None
-) -> dict[str, Pictures]:
+) -> Source:
     """Reads DIR/CLASS/* or DIR/{train,val,test}/CLASS/*.
 
     Args:
@@ -66,11 +76,11 @@ def read_image_folders(
         parts = {split: path / split for split in SPLITS if split in names}
     else:
         parts = {"all": path}
-    found: dict[str, Pictures] = {}
+    found: Source = {}
     size = image_size
     for split, folder in parts.items():
         found[split] = _read(path, folder, channels, size, fixed=image_size is not None)
-        size = found[split].images.shape[1:3]
+        size = found[split].image_size
     return found
 
 
@@ -103,7 +113,7 @@ def _files(root: Path, folder: Path) -> list[tuple[str, Path]]:
 
 def _read(
     root: Path, folder: Path, channels: int, size: tuple[int, int] | None, *, fixed: bool
-) -> Pictures:
+) -> LabelledSet:
     files = _files(root, folder)
     first = files[0][1]
     if size is None:
@@ -122,7 +132,9 @@ def _read(
         images[row] = pixels
     labels = tuple(label for label, _ in files)
     ids = tuple(str(file.relative_to(root)) for _, file in files)
-    return Pictures(images, labels, ids, (folder,))
+    pixels_first = images.reshape(len(files), -1, channels)
+    lengths = np.full(len(files), pixels_first.shape[1])
+    return LabelledSet(pixels_first, lengths, labels, ids, (folder,), image_size=size)
 
 
 def _pixels(file: Path, channels: int, size: tuple[int, int] | None) -> np.ndarray:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,26 @@ class _Sequence:
     last: int  # number of its last row, to see whether rows stand together
     rows: list[list[float]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+
+
+class TableOptions(Protocol):
+    path: str
+    id: str
+    label: str
+    time: str | None
+    features: str | None
+    separator: str
+
+
+def read(options: TableOptions) -> Source:
+    """Reads the source `table`; see `read_table`."""
+    features = options.features
+    names = None if features is None else tuple(name.strip() for name in features.split(","))
+    separator = {r"\t": "\t"}.get(options.separator, options.separator)
+    if len(separator) != 1:
+        raise UserError(f"data.separator={options.separator}: has to be one character, or \\t")
+    columns = Columns(options.id, options.label, options.time, names, separator)
+    return read_table(Path(options.path), columns)
 
 
 def read_table(path: Path, columns: Columns) -> Source:

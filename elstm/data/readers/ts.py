@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,15 @@ HEADER_KEYS = (
     "@problemname", "@timestamps", "@missing", "@univariate", "@dimension", "@dimensions",
     "@equallength", "@serieslength", "@classlabel", "@targetlabel", "@data",
 )  # fmt: skip
+
+
+class TsOptions(Protocol):
+    path: str
+
+
+def read(options: TsOptions) -> Source:
+    """Reads the source `ts`; see `read_ts`."""
+    return read_ts(Path(options.path))
 
 
 def read_ts(path: Path) -> Source:

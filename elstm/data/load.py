@@ -1,0 +1,223 @@
+"""Loads the data set that a config names: an image set of the table, or own data by a reader."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elstm.data import preparing
+from elstm.data.catalog import READERS, DataOptions, check_own_sizes, check_sizes
+from elstm.data.image_sets import Split, load_image_set, random_order, stratified
+from elstm.data.labelled import LabelledSet, Source
+from elstm.data.sequences import ImageSequences, SequenceData
+from elstm.data.series import SeriesData, SeriesSplit
+from elstm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
+    """Returns what the group `data` of a config names, on the CPU.
+
+    Args:
+        options: the group `data`: of own data it has a `source`.
+        stratify: see `load_image_sequences`.
+
+    Raises:
+        UserError: files are missing, damaged or cannot be had, or an option does not fit them.
+    """
+    if getattr(options, "source", None) is not None:
+        return load_own(options)
+    return load_image_sequences(options, stratify=stratify)
+
+
+def moved(options: Any, place: str) -> Any:
+    """Returns the options with another place of the files.
+
+    Raises:
+        UserError: the data set has no files.
+    """
+    name = next((name for name in ("path", "root") if hasattr(options, name)), None)
+    if name is None:
+        raise UserError(f"{options.name} has no files, so it cannot lie elsewhere")
+    return replace(options, **{name: place})
+
+
+def load_own(options: Any) -> SequenceData:
+    """Reads own data, draws the splits that the files do not give, and says what was read."""
+    path = Path(options.path).expanduser()
+    if not path.exists():
+        raise UserError(f"data.path={options.path}: there is no such file or folder")
+    source: Source = import_module(READERS[options.source]).read(options)
+    checksum = preparing.fingerprint(source)
+    parts = preparing.split(
+        source,
+        preparing.SplitOptions(
+            options.val_fraction, options.test_fraction, options.split_seed,
+            options.folds, options.fold,
+        ),
+    )  # fmt: skip
+    if options.train_size is not None:
+        train = parts["train"]
+        if options.train_size > len(train):
+            raise UserError(
+                f"data.train_size={options.train_size} is more than the training sequences of "
+                f"{options.name}: at most {len(train)}"
+            )
+        index = torch.tensor([sorted(set(train.labels)).index(label) for label in train.labels])
+        parts["train"] = preparing.take(train, stratified(index, options.train_size).numpy())
+    check_own_sizes(options, len(parts["train"]))
+    names = preparing.classes(parts)
+    description = preparing.describe(parts, names)
+    log.info("%s: %s", options.name, description)
+    build = _images if parts["train"].image_size is not None else _series
+    return build(options, parts, names, checksum, description)
+
+
+def _labels(part: LabelledSet, names: tuple[str, ...]) -> Tensor:
+    place = {name: index for index, name in enumerate(names)}
+    return torch.tensor([place[label] for label in part.labels])
+
+
+def _series(
+    options: Any,
+    parts: dict[str, LabelledSet],
+    names: tuple[str, ...],
+    checksum: str,
+    description: str,
+) -> SeriesData:
+    features = {name: part.values.shape[2] for name, part in parts.items()}
+    if len(set(features.values())) > 1:
+        raise UserError(
+            f"{options.path}: the splits have different numbers of features: {features}"
+        )
+    parts = preparing.fill_missing(parts, options.missing)
+    mean, std = preparing.moments(parts["train"])
+    if not options.standardize:
+        mean, std = 0 * mean, 0 * std + 1
+    rare = preparing.rare_steps(parts["train"].lengths)
+    if rare and len(parts["train"]) >= preparing.FEW:
+        log.info(
+            "%d of %d steps are reached by fewer than %d training sequences: their statistics are "
+            "rough", rare, int(parts["train"].lengths.max()), preparing.FEW,
+        )  # fmt: skip
+    splits = {
+        name: SeriesSplit(
+            preparing.standardized(part, mean, std),
+            torch.from_numpy(part.lengths),
+            _labels(part, names),
+            part.ids,
+        )
+        for name, part in parts.items()
+    }
+    return SeriesData(
+        name=options.name,
+        class_names=names,
+        mean=torch.from_numpy(mean),
+        std=torch.from_numpy(std),
+        batch_size=options.batch_size,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        fingerprint=checksum,
+        description=description,
+        bucket=options.bucket,
+    )
+
+
+def _images(
+    options: Any,
+    parts: dict[str, LabelledSet],
+    names: tuple[str, ...],
+    checksum: str,
+    description: str,
+) -> ImageSequences:
+    size = parts["train"].image_size
+    assert size is not None
+    pixels = math.prod(size)
+    per_step = options.pixels_per_step or size[1]
+    if pixels % per_step:
+        raise UserError(
+            f"data.pixels_per_step={per_step} does not divide the {pixels} pixels of "
+            f"{size[0]} x {size[1]} pictures; {size[1]} is a row a step"
+        )
+    splits = {
+        name: Split(torch.from_numpy(part.values.reshape(len(part), -1)), _labels(part, names))
+        for name, part in parts.items()
+    }
+    mean, std = mean_and_std(splits["train"].images)
+    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
+    return ImageSequences(
+        name=options.name,
+        class_names=names,
+        image_size=size,
+        pixels_per_step=per_step,
+        mean=mean,
+        std=std,
+        permutation=order,
+        batch_size=options.batch_size,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        channels=options.channels,
+        fingerprint=checksum,
+        description=description,
+    )
+
+
+def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> ImageSequences:
+    """Returns the image set that the options name, on the CPU, downloaded if it has to be.
+
+    `train_size` keeps so many images of the training split, after validation was split off, so
+    that runs of every size are validated on the same images. It keeps the classes' shares.
+
+    Args:
+        options: the group `data` of a config.
+        stratify: False: `train_size` takes the first images instead, as runs up to commit d8d01eb
+            did; their checkpoints are resumed and evaluated with it.
+
+    Raises:
+        UserError: files are missing, damaged or cannot be had, or an option does not fit the set.
+    """
+    # An environment variable that is set and empty counts as not set.
+    images = load_image_set(options.name, getattr(options, "root", "") or "data")
+    train, pixels = images.train, math.prod(images.image_size)
+    check_sizes(options, pixels, len(train))
+    if options.train_size is not None:
+        rows = torch.arange(options.train_size)
+        if stratify:
+            rows = stratified(train.labels, options.train_size)
+        train = Split(train.images[rows], train.labels[rows])
+    mean, std = mean_and_std(train.images)
+    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
+    return ImageSequences(
+        name=options.name,
+        class_names=images.class_names,
+        image_size=images.image_size,
+        pixels_per_step=options.pixels_per_step,
+        mean=mean,
+        std=std,
+        permutation=order,
+        stratified=stratify,
+        batch_size=options.batch_size,
+        train=train,
+        val=images.val,
+        test=images.test,
+    )
+
+
+def mean_and_std(images: Tensor) -> tuple[float, float]:
+    """Of pixels in [0, 1]; exact sums in integers, so the same on every machine."""
+    counts = torch.bincount(images.flatten(), minlength=256).tolist()
+    n = sum(counts)
+    total = sum(count * value for value, count in enumerate(counts))
+    squares = sum(count * value**2 for value, count in enumerate(counts))
+    std = math.sqrt(n * squares - total**2) / (255 * n)
+    return total / (255 * n), std or 1.0  # 1 for constant pixels: they become 0
