@@ -1,6 +1,7 @@
 """Sweeps: checked first, one line for each run, skipped or resumed the second time."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
@@ -290,6 +291,10 @@ def test_a_result_without_a_status_has_failed(tmp_path):
     (tmp_path / "status.json").write_text('{"state": "running", "best_val_accuracy": "x"}')
     assert sweep_table.read_result({"seed": "1"}, tmp_path).state == "killed"
     assert sweep_table.read_result({}, tmp_path, "no memory").state == "failed"
+    for state, listed in (("done", "done"), ("interrupted", "failed"), ("pruned", "pruned")):
+        (tmp_path / "status.json").write_text(json.dumps({"state": state, "error": "no data"}))
+        assert sweep_table.read_result({}, tmp_path).state == listed
+    (tmp_path / "status.json").write_text('{"state": "running"}')
     assert "seed" in sweep_table.table([sweep_table.read_result({"seed": "1"}, tmp_path)])
 
 
