@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,14 +14,16 @@ from typing import Protocol
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
-from elstm.config.check import load_run_config, show
+from elstm.config.check import config_from, load_run_config, show
 from elstm.config.compose import Composer, without_no_option
 from elstm.config.hydra_nodes import run_name
 from elstm.config.identity import identity
 from elstm.config.schema import SAME_LAYER, Config
 from elstm.errors import UserError
 from elstm.files.atomic import open_locked
+from elstm.files.bounded import Damaged
 from elstm.files.claims import Claims
+from elstm.records.archive import ArchivedRun, finished_runs
 from elstm.records.status import read_status
 from elstm.sweeps.job import OnEvaluation
 from elstm.sweeps.table import JobResult
@@ -113,6 +116,7 @@ class PlannedRun:
         folder: where it trains, under the sweep's root.
         state: None for a new run; else that of the earlier run in `folder`: done, failed,
             interrupted, pruned, killed, or locked by another process.
+        archived: the earlier run if it is in the archive of the study and has no folder any more.
     """
 
     job: Job
@@ -122,6 +126,7 @@ class PlannedRun:
     identity: str
     folder: Path
     state: str | None = None
+    archived: ArchivedRun | None = None
 
 
 class Plan:
@@ -130,6 +135,9 @@ class Plan:
     Args:
         overrides: of the command line; those with a single value are fixed for all runs.
         root: hydra.sweep.dir, which takes the place of outputs/.
+
+    Raises:
+        UserError: `root` holds an archive that cannot be read.
     """
 
     def __init__(self, composer: Composer, overrides: Sequence[Override], root: Path) -> None:
@@ -141,6 +149,7 @@ class Plan:
         self._claims = Claims(root / "sweeps" / ".claims")
         self._seen: dict[Path, str | None] = {}  # the identity of each run folder, read once
         self._folders: defaultdict[str, list[Path]] = defaultdict(list)
+        self._archived = _archived_runs(root)
 
     def run(self, job: Job) -> PlannedRun:
         """Composes and checks a job. Raises UserError if it is wrong."""
@@ -172,6 +181,9 @@ class Plan:
         ):
             if found:
                 run.state, run.folder = found[-1]
+        archived = self._archived.get(run.identity)
+        if archived is not None and run.state != "done":
+            run.state, run.folder, run.archived = "done", archived.folder, archived
         if not claimed and run.state != "done":
             run.state = "locked"
 
@@ -193,6 +205,23 @@ class Plan:
                     if found is not None:
                         self._folders[found].append(folder)
         return self._folders[run.identity]
+
+
+def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
+    """Returns the finished runs in the archive of a study by their identity."""
+    try:
+        found = finished_runs(root)
+    except Damaged as error:
+        raise UserError(
+            f"{show(str(root))} holds an archive that cannot be read ({error}): repair it, or move "
+            "it away to train its runs again"
+        ) from None
+    runs = {}
+    for run in found:
+        # A run with a setting that this version does not have is none that it could train.
+        with suppress(UserError):
+            runs[identity(config_from(run.config(), stored=True))] = run
+    return runs
 
 
 def _identity_in(folder: Path) -> str | None:

@@ -122,7 +122,7 @@ class Sweep:
         if run.state == "locked":
             self._add_result(run, read_result(run.varied, run.folder, locked=True))
         elif run.state == "done" or run.job.finished:
-            result = read_result(run.varied, run.folder)
+            result = read_result(run.varied, run.folder, archived=run.archived)
             self._add_result(run, result, f"already {result.state}{_commit_note(result)}: ")
         else:
             return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from elstm.files.atomic import write_atomic
 from elstm.files.bounded import harmless, one_line
+from elstm.records.archive import ArchivedRun
 from elstm.records.status import read_status
 
 COLUMNS = (
@@ -53,15 +54,22 @@ def label(varied: Mapping[str, str]) -> str:
 
 
 def read_result(
-    varied: Mapping[str, str], folder: Path, error: str | None = None, *, locked: bool = False
+    varied: Mapping[str, str],
+    folder: Path,
+    error: str | None = None,
+    *,
+    locked: bool = False,
+    archived: ArchivedRun | None = None,
 ) -> JobResult:
     """Reads how a run ended; one that recorded no end was killed.
 
     Args:
         error: why the run did not start.
         locked: another process trains it.
+        archived: where the status is if the run has no folder any more.
     """
-    fields = read_status(folder) or {}  # another user may have written it
+    # Another user may have written either.
+    fields = (read_status(folder) if archived is None else archived.status()) or {}
     status = {
         k: v if isinstance(v, int | float | None) else one_line(v, 400) for k, v in fields.items()
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_training import FakeTraining
 
 from elstm.commands import report
 from elstm.config.compose import Composer
@@ -71,6 +72,8 @@ def test_a_study_of_ones_own(
     assert "# Mine" in text
     assert "4 runs in 4 groups" in text
     assert "| lstm | **lr=0.05** |" in Path("outputs-quick/tuning/settings.md").read_text()
+    assert study.main([files[1], "--quick"]) == 0
+    assert "already done" in capsys.readouterr().out
     runs, _ = load_runs([Path("outputs-quick/final")])
     assert {(run.model, run.seed) for run in runs} == {("lstm", 0), ("gru", 0)}
     assert {run.config["optimizer.lr"] for run in runs} == {0.05}
@@ -152,6 +155,17 @@ def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None
             config = told_apart(flatten(asdict(compose(run)), ""))
             assert any(each.items() <= config.items() for each in kept), run
     assert planned == len(kept)
+
+
+def test_the_runs_of_a_kept_study_are_finished(
+    training: FakeTraining, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tuning", "search", "best"):
+        shutil.copytree(PAPER / name, tmp_path / name)
+    path = ROOT / "conf" / "study" / "best.yaml"
+    assert study.main([str(path), "--out", str(tmp_path)]) == 0
+    assert training.calls == []
+    assert capsys.readouterr().out.count(": already done") == 45
 
 
 @pytest.mark.parametrize("name", ["batches", "double", "gamma"])
