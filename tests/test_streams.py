@@ -23,6 +23,7 @@ FAKE = """if True:
         for i in range(200):
             logging.getLogger("elstm").info("line %d", i)
             print("progress", i, file=sys.stderr)
+        (run_dir / "status.json").write_text('{"step": 1}')
         with (run_dir / "metrics.csv").open("w") as file:
             os.system("echo a library writes >&2")
             file.write("a,b")
@@ -145,7 +146,9 @@ def test_a_run_goes_to_the_home_folder(training, home, value):
     assert len(list((home / "y" / "digits" / "elstm_bn").iterdir())) == 2
     assert main([f"trainer.resume={value}"]) == 0
     assert len(training.calls) == 4
-    assert main([f"data.root={value}", f"hydra.run.dir={value.replace('x', 'z')}"]) == 0
+    assert (
+        main(["data=mnist", f"data.root={value}", f"hydra.run.dir={value.replace('x', 'z')}"]) == 0
+    )
     assert training.calls[-1].config.data.root == str(home / "x")
     assert list(Path().iterdir()) == []
 
