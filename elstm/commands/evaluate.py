@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elstm.cli import Parser, command, data_root_as, say
+from elstm.cli import Parser, command, data_root_as, say, summary
+from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROG = "elstm-eval"
+MAX_NAME = 24  # characters of a class's name in the table
 DESCRIPTION = """\
 Evaluates the model of a run: accuracy with population statistics (what counts) and with the
-statistics of each batch, loss, a table by class, and the confusion matrix as a picture in RUN_DIR.
+statistics of each batch, balanced accuracy and macro F1, loss, a table by class, and the confusion
+matrix as a picture in RUN_DIR.
 """
 
 
@@ -50,6 +54,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.training import device as runtime
     from elstm.training.data_facts import check_same_data, is_stratified
     from elstm.training.evaluation import score_with_both_statistics
+    from elstm.training.scores import balanced_accuracy, macro_f1
     from elstm.training.trained import load_trained
 
     require_one_process(PROG)
@@ -84,6 +89,10 @@ def _main(args: argparse.Namespace) -> int:
     print(f"checkpoint   {trained.path} ({trained.epoch} epochs, {trained.step} steps)")
     print(f"accuracy     {population.accuracy:.2%} ({right:,} right), population statistics")
     print(f"             {in_batch.accuracy:.2%} with the statistics of each batch")
+    print(
+        f"balanced     {balanced_accuracy(population.confusion):.2%} mean recall of the classes, "
+        f"macro F1 {macro_f1(population.confusion):.4f}"
+    )
     print(f"loss         {population.loss:.4f}\n")
     print(_table(population.confusion, data.class_names))
     name = f"confusion_{args.split}.png"
@@ -93,27 +102,36 @@ def _main(args: argparse.Namespace) -> int:
         f"{config.model.name} on {data.name}, {args.split} split: {population.accuracy:.2%} right"
     )
     picture = args.run_dir / name
-    write_atomic(
-        picture, confusion_figure(population.confusion.numpy(), data.class_names, title), sync=False
-    )
+    try:
+        png = confusion_figure(population.confusion.numpy(), data.class_names, title)
+    except Exception as error:  # of matplotlib, its fonts and its cache: anything
+        raise UserError(f"the confusion matrix cannot be drawn: {summary(error)}") from error
+    write_atomic(picture, png, sync=False)
     print(f"\nconfusion matrix: {picture}")
     return 0
 
 
 def _table(confusion: Tensor, class_names: Sequence[str]) -> str:
-    """Recall, precision and the most frequent error of each class."""
-    width = max(len("class"), *map(len, class_names))
-    lines = [f"{'class':<{width}}  images  recall  precision  mostly taken for"]
-    for i, name in enumerate(class_names):
-        row, images = confusion[i].clone(), int(confusion[i].sum())
-        right, predicted = int(row[i]), int(confusion[:, i].sum())
-        row[i] = 0
+    """Lists recall, precision, F1 and the most frequent error of each class."""
+    from elstm.training import scores
+
+    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in class_names]
+    width = max(len("class"), *map(len, names))
+    lines = [f"{'class':<{width}}  images  recall  precision      F1  mostly taken for"]
+    columns = scores.recalls, scores.precisions, scores.f1_scores
+    recall, precision, f1 = (column(confusion).tolist() for column in columns)
+    for i, name in enumerate(names):
+        row = confusion[i].clone()
+        images, row[i] = int(row.sum()), 0
         wrong = int(row.max())
-        taken = f"{class_names[int(row.argmax())]} ({wrong})" if wrong else ""
-        recall = f"{right / images:.1%}" if images else "-"
-        precision = f"{right / predicted:.1%}" if predicted else "-"
-        lines.append(f"{name:<{width}}  {images:>6}  {recall:>6}  {precision:>9}  {taken}".rstrip())
+        taken = f"{names[int(row.argmax())]} ({wrong})" if wrong else ""
+        cells = f"{_percent(recall[i]):>6}  {_percent(precision[i]):>9}  {_percent(f1[i]):>6}"
+        lines.append(f"{name:<{width}}  {images:>6}  {cells}  {taken}".rstrip())
     return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{share:.1%}"
 
 
 if __name__ == "__main__":

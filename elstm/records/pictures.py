@@ -6,6 +6,7 @@ matplotlib takes half a second to import, so it is imported when the first pictu
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LARGE = 25  # classes
+MAX_NAME = 24  # characters of a class's name that are shown
 
 
 def _under_own_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
@@ -57,35 +61,59 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
 
 @_under_own_settings
 def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """The confusion matrix: colours by the share of the true class, numbers of images written in.
+    """Draws the confusion matrix: the share of each true class, in per cent.
+
+    Names of classes and shares are written smaller from LARGE classes on.
 
     Args:
         confusion: (C, C); row: the true class, column: the predicted one.
     """
     classes = len(class_names)
-    size = 2.4 + 0.55 * classes
-    figure = _figure(size + 0.6, size, layout="constrained")
+    many = classes >= LARGE
+    size = 2.4 + (0.24 if many else 0.55) * classes
+    width = max(size + 0.6, 4.6)
+    figure = _figure(width, size, layout="constrained")
     axes = figure.add_subplot()
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    images = confusion.sum(1, keepdims=True)
+    share = confusion / np.maximum(images, 1)
     # The colours follow the square root, so that confusions of a few per cent can be seen.
-    image = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(confusion):
-        if count:
-            colour = "white" if share[row, column] > 0.3 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(classes), class_names)
+    drawn = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), part in np.ndenumerate(share):
+        if confusion[row, column]:
+            axes.text(
+                column, row, _percent(part, short=many), ha="center", va="center",
+                color="white" if part > 0.3 else "black", fontsize=5 if many else 8,
+            )  # fmt: skip
+    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in class_names]
+    fontsize = 6 if many else 10
+    axes.set_xticks(
+        range(classes), names, rotation=90 if many else 45, ha="center" if many else "right",
+        rotation_mode="default" if many else "anchor", fontsize=fontsize,
+    )  # fmt: skip
+    counted = [f"{name} ({count})" for name, count in zip(names, images[:, 0], strict=True)]
+    axes.set_yticks(range(classes), counted, fontsize=fontsize)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set_parse_math(False)  # a $ in a name is a $
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=10, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    axes.set_ylabel("true (number of images)")
+    # matplotlib's own wrapping takes a $ for a formula.
+    axes.set_title(textwrap.fill(title, round(11 * width)), fontsize=10, parse_math=False)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
     bar.set_ticks(
         [p**0.5 for p in (0, 0.01, 0.05, 0.2, 0.5, 1)], labels=["0", "1", "5", "20", "50", "100"]
     )
     bar.set_label("share of the true class, %")
     return figure
+
+
+def _percent(share: float, *, short: bool) -> str:
+    """Returns a share in per cent, with a decimal where there is room."""
+    percent = 100 * share
+    if short:
+        return f"{percent:.0f}" if percent >= 0.5 else ""
+    if percent < 0.05:
+        return "<0.1"
+    return f"{percent:.1f}" if percent < 99.95 else "100"
 
 
 def _figure(width: float, height: float, **options: Any) -> Figure:

@@ -54,6 +54,9 @@ def test_the_figures_are_those_of_the_run(
     assert str(trained_run / "confusion_test.png") in out
 
     recalls = [float(r) for r in re.findall(r"^\d +30 +([\d.]+)%", out, re.MULTILINE)]
+    balanced = re.search(r"^balanced +([\d.]+)% mean recall", out, re.MULTILINE)
+    assert balanced is not None
+    assert float(balanced[1]) == pytest.approx(sum(recalls) / 10, abs=0.06)
     assert len(recalls) == 10  # 30 images of each digit
     assert sum(recalls) / 1000 == pytest.approx(status["test_accuracy"], abs=1e-3)
 
@@ -76,11 +79,24 @@ def test_other_splits_and_checkpoints(
 def test_the_table() -> None:
     confusion = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
     assert evaluate._table(confusion, ["a cat", "dog", "none"]).splitlines() == [
-        "class  images  recall  precision  mostly taken for",
-        "a cat      10   80.0%      88.9%  dog (2)",
-        "dog        10   90.0%      81.8%  a cat (1)",
-        "none        0       -          -",
+        "class  images  recall  precision      F1  mostly taken for",
+        "a cat      10   80.0%      88.9%   84.2%  dog (2)",
+        "dog        10   90.0%      81.8%   85.7%  a cat (1)",
+        "none        0       -          -       -",
     ]
+    long = evaluate._table(confusion, ["a" * 300, "b", "c"])
+    assert max(map(len, long.splitlines())) < 100
+
+
+def test_a_picture_that_cannot_be_drawn_comes_after_the_figures(
+    trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "confusion_figure", lambda *_: 1 / 0)
+    assert evaluate.main([str(trained_run)]) == 1
+    captured = capsys.readouterr()
+    assert "macro F1" in captured.out
+    message = "the confusion matrix cannot be drawn: ZeroDivisionError: division by zero"
+    assert captured.err == f"elstm-eval: error: {message}\n"
 
 
 def test_errors_are_one_line(

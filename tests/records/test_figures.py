@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elstm.records.drawing import own_settings
 from elstm.records.pictures import confusion_figure, gradient_figure
 
 
@@ -27,8 +28,22 @@ def test_gradient(norms: np.ndarray) -> None:
     assert width > height > 200
 
 
-def test_confusion() -> None:
-    confusion = np.diag([1000, 0, 3])
-    small = size(confusion_figure(confusion, ["a", "b", "a long name"], "title"))
-    large = size(confusion_figure(np.eye(30, dtype=int), [str(i) for i in range(30)], "title"))
-    assert large[0] > small[0]
+@pytest.mark.parametrize(("classes", "widest"), [(2, 600), (10, 1000), (60, 2000)])
+def test_confusion(classes: int, widest: int) -> None:
+    """Pictures fit a screen from 2 to 60 classes."""
+    confusion = np.full((classes, classes), 2) + 96 * np.eye(classes, dtype=int)
+    names = [f"class {i}" for i in range(classes - 1)] + ["a name that is far too long" * 9]
+    width, height = size(confusion_figure(confusion, names, "title " * 20))
+    assert 400 < width < widest
+    assert 300 < height < widest
+
+
+def test_confusion_is_in_per_cent_of_each_class() -> None:
+    """A class of 1,000 images and one of 10 can be compared, and one without images is empty."""
+    confusion = np.array([[999, 1, 0], [4, 6, 0], [0, 0, 0]])
+    with own_settings():
+        axes = confusion_figure.__wrapped__(confusion, ["a", "b", "c"], "title").axes[0]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    assert cells == {(0, 0): "99.9", (1, 0): "0.1", (0, 1): "40.0", (1, 1): "60.0"}
+    counts = [label.get_text() for label in axes.get_yticklabels()]
+    assert counts == ["a (1000)", "b (10)", "c (0)"]
