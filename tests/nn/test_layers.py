@@ -1,6 +1,7 @@
 """BNLSTM and ELSTMBN against NumPy, in torch.nn.LSTM's layouts; their gradients; their errors."""
 
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN
+from elstm.nn import BNLSTM, CELL_NORMS, ELSTMBN, LSTM
 from elstm.nn.bn_lstm import NormalizedLSTM
 
 T, B, F, H = 6, 5, 3, 4
@@ -184,6 +185,17 @@ def test_the_signature_is_torch_s_and_then_keywords():
         assert (layer.num_layers, layer.bias, layer.batch_first) == (2, False, True)
         assert layer.bidirectional
         assert layer.weight_ih_l1_reverse.dtype == torch.float64
+
+
+@pytest.mark.parametrize("layer_class", [LSTM, BNLSTM, ELSTMBN])
+def test_help_begins_with_the_equations_and_explains_every_argument(layer_class):
+    text = inspect.getdoc(layer_class)
+    first, equations, *_ = text.split("\n\n")
+    assert first.startswith("Computes ")
+    assert equations.lstrip().startswith("z_t = ")
+    arguments = text.partition("Args:")[2].partition("Call:")[0]
+    explained = set(re.findall(r"\w+", " ".join(re.findall(r"(?m)^    ([\w, ]+):", arguments))))
+    assert set(inspect.signature(layer_class).parameters) <= explained
 
 
 # --- what training adds

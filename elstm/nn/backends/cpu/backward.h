@@ -43,31 +43,32 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
         const real *zh_r = zh + r * GATES, *zx_r = zx + r * GATES;
         const vec c_hat = (*(const vec *)(raw + r * LANES) - c_norm.mean) * c_norm.rstd; /* without a norm: c */
         const vec y = c_hat * c_norm.gamma + c_norm.beta;
-        const vec a_i = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 0));
-        const vec a_f = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 1));
-        const vec a_o = one_plus_exp2(exponent(&p, joint, zh_r, zx_r, 3));
-        const vec e_g = exp2_minus_one(exponent(&p, joint, zh_r, zx_r, 2));
-        const vec e_y = exp2_minus_one(y * (2 * LOG2_E));
+        const vec z_i = exponent(&p, joint, zh_r, zx_r, 0), z_f = exponent(&p, joint, zh_r, zx_r, 1);
+        const vec z_g = exponent(&p, joint, zh_r, zx_r, 2), z_o = exponent(&p, joint, zh_r, zx_r, 3);
+        const vec z_y = y * (2 * LOG2_E);
+        const vec a_i = one_plus_exp2(z_i), a_f = one_plus_exp2(z_f), a_o = one_plus_exp2(z_o);
+        const vec e_g = exp2_minus_one(z_g), e_y = exp2_minus_one(z_y);
         const vec a_if = a_i * a_f, ifo = 1 / (a_if * a_o), fo = ifo * a_i; /* a division costs ten products */
         const vec i = ifo * (a_f * a_o), f = fo * a_o, o = ifo * a_if;
         const vec both = 1 / ((e_g + 2) * (e_y + 2)), r_g = (e_y + 2) * both, r_y = (e_g + 2) * both;
         vec dh = *(vec *)(d_h + r * LANES);
         if (q->d_output) dh += load(q->d_output + (t * B + r) * H + at, count, 0);
         const vec dh_o = dh * o;
-        vec dy = dh_o * 4 * (e_y + 1) * (r_y * r_y);
+        vec dy = dh_o * unless_flat(4 * (e_y + 1) * (r_y * r_y), z_y);
         if (cell != CELL_OUTPUT) dy += *(vec *)(d_c + r * LANES); /* y itself is carried */
         sum_dy += dy;
         sum_dy_c += dy * c_hat;
         real *dz = d_zx + r * GATES;
         *(vec *)(d_y + r * LANES) = dy;
         *(vec *)(gate_f + r * LANES) = f;
-        *(vec *)dz = (a_i - 1) * (i * i) * (e_g * r_g);
-        *(vec *)(dz + LANES) = (a_f - 1) * (f * f) * *(const vec *)(c_prev + r * LANES);
-        *(vec *)(dz + 2 * LANES) = i * 4 * (e_g + 1) * (r_g * r_g);
-        *(vec *)(dz + 3 * LANES) = (a_o - 1) * (dh_o * o) * (e_y * r_y);
+        *(vec *)dz = unless_flat((a_i - 1) * (i * i), z_i) * (e_g * r_g);
+        *(vec *)(dz + LANES) = unless_flat((a_f - 1) * (f * f), z_f) * *(const vec *)(c_prev + r * LANES);
+        *(vec *)(dz + 2 * LANES) = i * unless_flat(4 * (e_g + 1) * (r_g * r_g), z_g);
+        *(vec *)(dz + 3 * LANES) = unless_flat((a_o - 1) * o, z_o) * dh_o * (e_y * r_y);
     }
-    const real per_row = t < q->norm_c.batch_steps ? 1 / (real)n : 0; /* population statistics are constants */
-    const vec mean_dy = sum_dy * per_row, mean_dy_c = sum_dy_c * per_row;
+    /* Population statistics are constants: no mean, not even of a NaN in another row. */
+    const int by_batch = t < q->norm_c.batch_steps;
+    const vec mean_dy = by_batch ? sum_dy / (real)n : (vec){0}, mean_dy_c = by_batch ? sum_dy_c / (real)n : (vec){0};
     sums[12] += sum_dy_c;
     sums[13] += sum_dy;
 
@@ -101,16 +102,15 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     if (joint) return;
 
     /* Through the norms of the projections, likewise: dz_h = gamma rstd (dz - mean(dz) - z_hat mean(dz z_hat)). */
-    const real per_row_h = q->norm_h.gamma && t < q->norm_h.batch_steps ? 1 / (real)n : 0;
-    const real per_row_x = q->norm_x.gamma && t < q->norm_x.batch_steps ? 1 / (real)n : 0;
+    const int by_batch_h = q->norm_h.gamma && t < q->norm_h.batch_steps;
+    const int by_batch_x = q->norm_x.gamma && t < q->norm_x.batch_steps;
     vec scale_h[4], scale_x[4], mean_h[4], mean_x[4], slope_h[4], slope_x[4];
     UNROLL for (int k = 0; k < 4; k++) {
         scale_h[k] = p.h[k].gamma * p.h[k].rstd;
         scale_x[k] = p.x[k].gamma * p.x[k].rstd;
-        mean_h[k] = scale_h[k] * sum_dz[k] * per_row_h;
-        mean_x[k] = scale_x[k] * sum_dz[k] * per_row_x;
-        slope_h[k] = scale_h[k] * p.h[k].rstd * sum_dz_h[k] * per_row_h;
-        slope_x[k] = scale_x[k] * p.x[k].rstd * sum_dz_x[k] * per_row_x;
+        mean_h[k] = slope_h[k] = mean_x[k] = slope_x[k] = (vec){0};
+        if (by_batch_h) mean_h[k] = scale_h[k] * sum_dz[k] / (real)n, slope_h[k] = scale_h[k] * p.h[k].rstd * sum_dz_h[k] / (real)n;
+        if (by_batch_x) mean_x[k] = scale_x[k] * sum_dz[k] / (real)n, slope_x[k] = scale_x[k] * p.x[k].rstd * sum_dz_x[k] / (real)n;
     }
     UNROLL for (int k = 0; k < 4; k++)
         for (long r = 0; r < n; r++) {

@@ -25,6 +25,13 @@ static void project(const real *a, long columns, long from, long to, const real 
     if (to > from) multiply(&product, n, 4);
 }
 
+/* The mean of squares less the square of what the mean was off by. An overflow stays infinite. */
+INLINE vec corrected_variance(vec square, vec shift) {
+    const vec var = square - shift * shift;
+    const ivec negative = var < 0, overflow = square > splat(LARGEST);
+    return (vec)(((ivec)square & overflow) | ((ivec)var & ~(negative | overflow)));
+}
+
 /* Mean and biased variance over the rows of z (n, vectors * LANES), corrected for the rounding of the
    mean; sums by blocks of rows. Written for `count` units from `at` on, gate by gate. */
 INLINE void batch_statistics(const real *z, const int vectors, long n, const struct norm *norm, long t, long units,
@@ -54,8 +61,7 @@ INLINE void batch_statistics(const real *z, const int vectors, long n, const str
         const vec shift = error[v] / (real)n;
         const long where = t * vectors * units + v * units + at;
         store(norm->batch_mean + where, mean[v] + shift, count);
-        const vec var = square[v] / (real)n - shift * shift;
-        store(norm->batch_var + where, clamp(var, 0, (real)__FLT_MAX__), count);
+        store(norm->batch_var + where, corrected_variance(square[v] / (real)n, shift), count);
     }
 }
 

@@ -96,11 +96,13 @@ INLINE vec clamp(vec x, real low, real high) {
 #define LOG2_E 1.4426950408889634
 #define LIMIT 300
 #define MANTISSA 52
+#define LARGEST __DBL_MAX__
 #define ROUNDING 6755399441055744.0 /* 1.5 * 2^52: adding it rounds, and leaves n in the low bits */
 #else
 #define LOG2_E 1.44269504f
 #define LIMIT 32
 #define MANTISSA 23
+#define LARGEST __FLT_MAX__
 #define ROUNDING 12582912.0f
 #endif
 
@@ -125,6 +127,12 @@ INLINE vec exp2_parts(vec y, ivec *power) {
     UNROLL for (unsigned j = 1; j < sizeof term / sizeof *term; j++) p = p * r + term[j];
     *power = (ivec)shifted << MANTISSA;
     return p * r;
+}
+
+/* A slope at y: zero where y is cut off. What is left of it there would count beside large factors. */
+INLINE vec unless_flat(vec slope, vec y) {
+    const ivec flat = (y <= -splat(LIMIT)) | (y >= splat(LIMIT)); /* NaN is not flat: it stays */
+    return (vec)((ivec)slope & ~flat);
 }
 
 INLINE vec one_plus_exp2(vec y) {
