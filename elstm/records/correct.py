@@ -17,7 +17,7 @@ import numpy as np
 from elstm.files.bounded import Damaged
 from elstm.records.stored import StoredRun, table_rows
 
-TABLE = "test_correct.csv"
+TABLE = "test_correct.csv"  # a run writes it when it tests
 
 
 def encode_correct(correct: Sequence[bool] | np.ndarray) -> bytes:

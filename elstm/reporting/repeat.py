@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from elstm.cli import plural
 from elstm.config.removed import REMOVED, is_default
 from elstm.errors import UserError
 from elstm.files.bounded import Value
+from elstm.records.correct import read_correct
 from elstm.records.stored import StoredRun, table_rows
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
@@ -45,6 +47,12 @@ def differences(old: StoredRun, new: StoredRun) -> list[str]:
         for key in row.keys() & again.keys() - set(TIMES):
             if row[key] != again[key]:
                 found.append(f"step {row['step']}: {key} {row[key]} before, {again[key]} now")
+    before_images, after_images = read_correct(old), read_correct(new)
+    if before_images is not None and after_images is not None:
+        if len(before_images) != len(after_images):
+            found.append(f"{len(before_images)} test images before, {len(after_images)} now")
+        elif changed := int((before_images != after_images).sum()):
+            found.append(f"{plural(changed, 'test image')} classified otherwise")
     return found
 
 

@@ -28,10 +28,12 @@ class SplitScore:
     Attributes:
         loss: mean cross-entropy.
         confusion: int64 (C, C) on the CPU; rows are true classes, columns predicted ones.
+        correct: bool (N,) on the CPU; whether each sequence of the split is classified correctly.
     """
 
     loss: float
     confusion: Tensor
+    correct: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -72,6 +74,7 @@ def score_split(
     classes, device = data.num_classes, data.device
     total_loss = torch.zeros((), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+    correct: list[Tensor] = []
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -84,12 +87,14 @@ def score_split(
             with in_batch, autocast(device, precision):
                 logits = model(x).float()
             total_loss += F.cross_entropy(logits, y, reduction="sum")
-            confusion += torch.bincount(y * classes + logits.argmax(1), minlength=classes**2)
+            predicted = logits.argmax(1)
+            confusion += torch.bincount(y * classes + predicted, minlength=classes**2)
+            correct.append(predicted == y)
     finally:
         for module, training in modes.items():
             module.training = training
     confusion = confusion.view(classes, classes).cpu()
-    return SplitScore(float(total_loss) / int(confusion.sum()), confusion)
+    return SplitScore(float(total_loss) / int(confusion.sum()), confusion, torch.cat(correct).cpu())
 
 
 def score_with_both_statistics(
@@ -115,15 +120,27 @@ def measure(
     before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Returns loss and both accuracies of a split, as columns of metrics.csv."""
+    return measure_each(model, data, split, config, before_batch)[0]
+
+
+def measure_each(
+    model: nn.Module,
+    data: SequenceData,
+    split: str,
+    config: Config,
+    before_batch: Callable[[], None] | None = None,
+) -> tuple[dict[str, float], Tensor]:
+    """Returns what `measure` does, and which sequences are classified correctly: bool (N,)."""
     size, precision = config.data.eval_batch_size, config.trainer.precision
     population, in_batch = score_with_both_statistics(
         model, data, split, size, precision=precision, before_batch=before_batch
     )
-    return {
+    values = {
         f"{split}_loss": population.loss,
         f"{split}_accuracy": population.accuracy,
         f"{split}_accuracy_batch_stats": in_batch.accuracy,
     }
+    return values, population.correct
 
 
 def recompute_statistics(

@@ -1,4 +1,4 @@
-"""What a run reports: log lines, progress, status.json, metrics.csv, TensorBoard.
+"""What a run reports: log lines, progress, status.json, the tables, TensorBoard.
 
 The training loop calls `Recorder` and knows none of the formats.
 """
@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from elstm.config.schema import Config
+from elstm.files.atomic import write_atomic
 from elstm.records import pictures as figures
+from elstm.records.correct import TABLE, encode_correct
 from elstm.records.progress import Progress, duration
 from elstm.records.status import Status
 from elstm.records.tracking import Tracker, hparams
@@ -187,7 +190,9 @@ class Recorder:
             signal, state.epochs, state.step, self.run_dir,
         )  # fmt: skip
 
-    def tested(self, state: TrainState, values: Mapping[str, float]) -> None:
+    def tested(self, state: TrainState, values: Mapping[str, float], correct: Tensor) -> None:
+        """Records the end of a run; `correct` (N,) tells which test sequences were classified."""
+        write_atomic(self.run_dir / TABLE, encode_correct(correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
         self.tracker.log_end(state.step)
         self._write_status("done", state, values)

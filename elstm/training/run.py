@@ -188,11 +188,11 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
         ) from error
     _check_best(best, loop, run_dir)
     parts.model.load_state_dict(best["model"])
-    values = evaluation.measure(
+    values, correct = evaluation.measure_each(
         parts.model, parts.data, "test", loop.config, loop.signals.raise_if_requested
     )
     loop.clock.update()
-    loop.recorder.tested(state, values)
+    loop.recorder.tested(state, values, correct)
 
 
 def _check_best(best: dict[str, Any], loop: TrainingLoop, run_dir: Path) -> None:

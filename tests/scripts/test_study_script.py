@@ -93,7 +93,17 @@ def test_a_study_of_ones_own(
     cells[column] = "3"
     curves.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
     assert study.main([files[0], "--quick", "--check"]) == 1
-    assert "train_loss 3 before, " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "train_loss 3 before, " in out
+    assert "test images" not in out
+
+    images = Path("outputs-quick/final/test_correct.csv")
+    header, row, *others = images.read_text().splitlines()
+    number, count, bits = row.split(",")
+    flipped = ",".join([number, count, f"{int(bits[0], 16) ^ 8:x}{bits[1:]}"])
+    images.write_text("\n".join([header, flipped, *others]) + "\n")
+    assert study.main([files[0], "--quick", "--check"]) == 1
+    assert "1 test image classified otherwise" in capsys.readouterr().out
 
 
 def test_reports_alone_train_nothing(

@@ -71,6 +71,15 @@ def test_a_last_batch_of_one_image_takes_the_populations() -> None:
     assert found.loss == pytest.approx(F.cross_entropy(logits, data.val.labels).item(), rel=1e-6)
 
 
+def test_correct_sequences_are_told_in_the_order_of_the_split() -> None:
+    _, data, model = built()
+    found = evaluation.score_split(model, data, "val", 64)
+    with torch.no_grad():
+        logits = model.eval()(data.sequences(data.val.images))
+    assert found.correct.tolist() == (logits.argmax(1) == data.val.labels).tolist()
+    assert found.correct.double().mean().item() == pytest.approx(found.accuracy)
+
+
 def test_a_model_without_normalisation_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _, data, model = built("lstm")
     population, in_batch = evaluation.score_with_both_statistics(model, data, "val", 64)

@@ -14,7 +14,9 @@ from training_runs import assert_same_runs, at, differences, events, last, rows,
 
 from elstm.config.schema import CosineConfig
 from elstm.errors import UserError
+from elstm.records.correct import read_correct
 from elstm.records.status import read_status
+from elstm.records.stored import RunFolder
 from elstm.training import build, checkpoint, evaluation, recorder
 from elstm.training import device as runtime
 from elstm.training.run import run
@@ -80,6 +82,10 @@ def test_a_full_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     (test,) = [r for r in table if r["test_accuracy"]]
     assert test == table[-1]
     assert float(test["test_accuracy"]) == pytest.approx(status["test_accuracy"])
+    correct = read_correct(RunFolder("", folder))
+    assert correct is not None
+    assert len(correct) == 300  # of the digits
+    assert correct.mean() == pytest.approx(status["test_accuracy"])
     assert (status["epoch"], status["step"], status["backend"] is not None) == (3, 15, True)
     assert 0 < status["train_seconds"] < status["wall_seconds"]
     buffers = ("running_mean", "running_var", "num_batches_tracked")
@@ -97,7 +103,10 @@ def test_a_full_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert "done: test accuracy" in caplog.text
     assert "the recurrence runs on backend" in caplog.text
     names = sorted(p.name for p in folder.iterdir() if "tfevents" not in p.name)
-    assert names == ["checkpoints", "metrics.csv", "norms.csv", "over_time.csv", "status.json"]
+    assert names == [
+        "checkpoints", "metrics.csv", "norms.csv", "over_time.csv", "status.json",
+        "test_correct.csv",
+    ]  # fmt: skip
     names = sorted(p.name for p in (folder / "checkpoints").iterdir())
     assert names == ["best.pt", "last.pt", "previous.pt"]
 
