@@ -271,6 +271,15 @@ class OwnWeights(RecurrentBase):
                 parameter = nn.Parameter(torch.empty(shape, **factory))
                 self.register_parameter(f"{name}_{suffix}", parameter)
 
+    def flatten_parameters(self) -> None:
+        """Does nothing; it is here because code written for torch.nn.LSTM calls it."""
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The weights and biases of each layer and direction, as torch.nn.LSTM lists them."""
+        names = ("weight_ih", "weight_hh", "bias")[: 3 if self.bias else 2]
+        return [[getattr(self, f"{name}_{end}") for name in names] for end in self._suffixes()]
+
     def _reset_weights(self) -> None:
         for suffix in self._suffixes():
             init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.base import Direction, OwnWeights, State
-from elstm.nn.norm import Counts, StepBatchNorm, take_statistics
+from elstm.nn.norm import Counts, StepBatchNorm, TooFewSequences, take_statistics
 from elstm.nn.recurrence import CELL_NORMS, Call, Recurrence
 from elstm.nn.sequences import places
 from elstm.nn.sync import Group, exchange_counts, several_processes
@@ -294,7 +294,7 @@ def _batch_steps(active: list[int]) -> int:
         ValueError: there is none.
     """
     if active[0] < 2:
-        raise ValueError(
+        raise TooFewSequences(
             "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
             " use larger batches, drop_last=True in the DataLoader, or call .eval()"
         )

@@ -14,6 +14,10 @@ from elstm.nn.sync import BatchCounts
 Counts = int | Tensor  # active sequences: the same at all steps, or (batch_steps,)
 
 
+class TooFewSequences(ValueError):
+    """A batch of one sequence, which has no variance."""
+
+
 class Pool(Protocol):
     """Collects the statistics of batches; elstm.nn.statistics has one."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from elstm.nn.norm import Counts, StepBatchNorm
+from elstm.nn.norm import Counts, StepBatchNorm, TooFewSequences
 from elstm.nn.recurrence import Statistics
 from elstm.nn.sync import Group, gather, several_processes
 
@@ -101,6 +101,7 @@ def recompute_statistics(
     *,
     across_processes: bool = False,
     process_group: Group = None,
+    call: Callable[[nn.Module, Any], object] | None = None,
 ) -> None:
     """Replaces the population statistics of `model` by those of `batches`, exactly pooled.
 
@@ -120,16 +121,22 @@ def recompute_statistics(
 
     Args:
         model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.
-        batches: what `model` takes, one by one. Of a tuple or list (as a DataLoader gives) the
-            first element is taken.
+        batches: what `model` takes, one by one, such as a DataLoader. Of a tuple or list the first
+            element is passed to the model; a dict is passed as keyword arguments. A batch of one
+            sequence is skipped, because it has no variance.
         across_processes: pool what all processes of a torch.distributed job give, each batches of
             its own, or none; all have to call, and all get the same statistics. Each batch is
             normalised by itself.
         process_group: of across_processes, a torch.distributed.ProcessGroup; None: all processes.
+        call: runs the model on a batch in another way, such as
+            call=lambda model, batch: model(batch["x"], batch["lengths"]).
 
     Raises:
-        ValueError: `batches` is empty. The statistics are then as they were.
+        ValueError: no batch has two sequences. The statistics are then as they were.
+        TypeError: `batches` is a single tensor or packed batch.
     """
+    if isinstance(batches, Tensor | PackedSequence):
+        raise TypeError("batches must be an iterable of batches; pass [x] for a single batch x")
     norms = [norm for _, norm in statistics_norms(model)]
     if not norms:
         return
@@ -140,8 +147,8 @@ def recompute_statistics(
             for norm, pool in zip(norms, pools, strict=True):
                 norm.pool = pool
             for batch in batches:
-                packed = isinstance(batch, PackedSequence)
-                model(batch[0] if isinstance(batch, list | tuple) and not packed else batch)
+                with suppress(TooFewSequences):  # the last batch of a loader, often
+                    (call or _call)(model, batch)
         finally:
             for norm in norms:
                 norm.pool = None
@@ -149,7 +156,18 @@ def recompute_statistics(
         for pool in pools:
             pool.merge_processes(process_group)
     if not any(pool.batches.any() for pool in pools):
-        raise ValueError("recompute_statistics needs at least one batch, got none")
+        raise ValueError(
+            "recompute_statistics needs at least one batch of two or more sequences, got none"
+        )
     for pool in pools:
         if pool.batches.any():  # a layer that the model did not call keeps what it has
             pool.store()
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence):
+        model(batch[0])
+    else:
+        model(batch)

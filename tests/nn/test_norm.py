@@ -230,7 +230,7 @@ def test_recompute_leaves_all_else_as_it_was():
     ])  # fmt: skip
 
 
-@pytest.mark.parametrize("failure", ["no batch", "an error on the way", "a batch of one"])
+@pytest.mark.parametrize("failure", ["no batch", "an error on the way", "batches of one"])
 def test_recompute_that_fails_loses_nothing(failure):
     model = Net()
     model(sequences(6, 4, F))
@@ -240,15 +240,16 @@ def test_recompute_that_fails_loses_nothing(failure):
     def batches():
         if failure == "no batch":
             return
+        if failure == "batches of one":
+            yield from (sequences(6, 1, F), sequences(3, 1, F))
+            return
         yield sequences(6, 4, F, seed=2)
-        if failure == "a batch of one":
-            yield sequences(6, 1, F)
         raise KeyError("the disk is gone")
 
     errors = {
         "no batch": (ValueError, "at least one batch"),
         "an error on the way": (KeyError, "the disk is gone"),
-        "a batch of one": (ValueError, "at least 2 sequences"),
+        "batches of one": (ValueError, "two or more sequences"),
     }
     error, message = errors[failure]
     with pytest.raises(error, match=message):

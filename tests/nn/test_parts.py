@@ -165,3 +165,44 @@ def test_another_default_device(device):
     assert_close(found.data, expected.data.detach().numpy())
     for name, buffer in layer.named_buffers():
         assert_close(buffer, dict(twin.named_buffers())[name].numpy())
+
+
+# --- recompute_statistics with what a loader gives
+
+
+def test_batches_of_all_forms_give_the_same_statistics():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = make()
+
+        def forward(self, x, y=None):
+            return self.rnn(x)
+
+    model, x, y = Model(), sequences(T, B, F, seed=9), torch.zeros(B)
+    single = sequences(T, 1, F, seed=1)
+    found = []
+    for batches, call in (
+        ([x], None),
+        ([(x, y), [single, y]], None),
+        ([{"x": x, "y": y}, {"x": single}], None),
+        ([{"other": x}], lambda model, batch: model(batch["other"])),
+    ):
+        recompute_statistics(model, batches, call=call)
+        found.append([buffer.clone() for buffer in model.buffers()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    with pytest.raises(TypeError, match=r"pass \[x\]"):
+        recompute_statistics(model, x)
+    with pytest.raises(ValueError, match="two or more sequences"):
+        recompute_statistics(model, [single])
+    assert all(torch.equal(a, b) for a, b in zip(found[0], model.buffers(), strict=True))
+
+
+def test_attributes_that_code_for_torch_s_lstm_uses():
+    layer = ELSTMBN(F, H, 2)
+    layer.flatten_parameters()
+    assert [[p.shape for p in row] for row in layer.all_weights] == [
+        [(16, F), (16, H), (16,)],
+        [(16, H), (16, H), (16,)],
+    ]
