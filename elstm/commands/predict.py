@@ -55,8 +55,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--invert", choices=INVERT, default="auto",
-        help="exchange light and dark: where they are the other way round than in the training "
-        "images (auto, the default), in all pictures (yes; also --invert alone), or in none (no)",
+        help="exchange light and dark: where they are the other way round than in MNIST and its "
+        "kin (auto, the default), in all pictures (yes; also --invert alone), or in none (no)",
     )  # fmt: skip
     parser.add_argument(
         "--fit", action="store_true",
@@ -65,7 +65,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "the full picture is scaled",
     )  # fmt: skip
     parser.add_argument("--output", type=home_path, metavar="FILE", help="default: standard output")
-    args = parser.parse_args(list(_with_values(words)))
+    args = parser.parse_intermixed_args(list(_with_values(words)))
     if not args.images:
         run = (args.run_dir / ".hydra").is_dir()
         missing = "IMAGE" if run else "RUN_DIR, a run's folder,"
@@ -152,8 +152,17 @@ class _Predictor:
     """
 
     def __init__(self, trained: Any, *, invert: bool | None, fit: bool) -> None:
+        from elstm.data.catalog import DATA_SETS
+
         self.model, self.facts = trained.model, trained.facts
-        self.invert, self.fit = invert, fit
+        if "image_size" not in self.facts:
+            raise UserError(f"{PROG} classifies pictures, and the run was trained on series")
+        self.own = self.facts["name"] not in DATA_SETS
+        if fit and self.own:
+            known = ", ".join(DATA_SETS)
+            raise UserError(f"--fit places contents as in {known}; the run is on other pictures")
+        # A light frame tells nothing about pictures of other kinds.
+        self.invert, self.fit = (invert or False) if self.own else invert, fit
         self.bad = 0
         self.notes: dict[str, tuple[Path, int]] = {}  # the first file and the number of files
 
@@ -185,9 +194,9 @@ class _Predictor:
 
         rows, columns = self.facts["image_size"]
         return read_image(
-            path, rows, columns,
+            path, rows, columns, channels=self.facts.get("channels", 1), exact=self.own,
             invert=self.invert, fit=self.fit, box=1.0 if self.facts["name"] in FULL else BOX,
-            dark_ground=self.facts["mean"] < 0.5, note=note,
+            dark_ground=self.own or self.facts["mean"] < 0.5, note=note,
         )  # fmt: skip
 
     def probabilities(self, batch: list[tuple[Path, np.ndarray]]) -> list[list[float]]:
@@ -200,8 +209,9 @@ class _Predictor:
         facts = self.facts
         with torch.no_grad():
             x = to_sequences(
-                images, facts["pixels_per_step"], facts["mean"], facts["std"], facts["permutation"]
-            )
+                images, facts["pixels_per_step"], facts["mean"], facts["std"],
+                facts["permutation"], facts.get("channels", 1),
+            )  # fmt: skip
             probabilities: list[list[float]] = self.model(x).softmax(1).tolist()
         return probabilities
 

@@ -52,30 +52,33 @@ def formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def read_grey(path: Path, smallest: int, ground: int | None, note: Note) -> Image.Image:
-    """Decodes a picture to grey (mode L), upright.
+def read_full(
+    path: Path, mode: str, smallest: int | None, ground: int | None, note: Note
+) -> Image.Image:
+    """Decodes a picture at its full size, upright.
 
     Args:
         path: the file; of an animation the first frame is taken.
-        smallest: the picture may be decoded smaller, down to this width and height.
+        mode: L for grey, or RGB.
+        smallest: a JPEG may be decoded smaller, down to this width and height; None: it may not.
         ground: the grey of transparent parts; None: black below light strokes, else white.
         note: see Note.
 
     Raises:
         ValueError: why it cannot be read, in one line.
     """
-    with _decoded(path, "L", smallest, note) as (image, turn):
-        grey = Image.new("L", image.size)
+    with _decoded(path, mode, smallest, note) as (image, turn):
+        full = Image.new(mode, image.size)
         for box, strip in _strips(image, ground, note):
-            grey.paste(strip.convert("L"), box)
+            full.paste(strip.convert(mode), box)
     # The decoded image is freed by now.
-    return grey if turn is None else grey.transpose(turn)
+    return full if turn is None else full.transpose(turn)
 
 
 def read_colours(path: Path, largest: int, ground: int | None, note: Note) -> Image.Image:
     """Decodes a picture to RGB, upright, reduced to at most `largest` pixels a side.
 
-    The other arguments and errors are those of `read_grey`.
+    The other arguments and errors are those of `read_full`.
     """
     with _decoded(path, "RGB", largest, note) as (image, turn):
         factor = -(-max(image.size) // largest)
@@ -88,7 +91,7 @@ def read_colours(path: Path, largest: int, ground: int | None, note: Note) -> Im
 
 @contextmanager
 def _decoded(
-    path: Path, mode: str, smallest: int, note: Note
+    path: Path, mode: str, smallest: int | None, note: Note
 ) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
     """Opens and decodes a file; gives the image and how to turn it upright.
 
@@ -100,7 +103,8 @@ def _decoded(
             warnings.simplefilter("ignore")  # of damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats()) as image:
-                image.draft(mode, (smallest, smallest))  # a JPEG is decoded no larger than needed
+                if smallest is not None:
+                    image.draft(mode, (smallest, smallest))
                 image.load()
                 # After load: PNG may have EXIF at its end, and TIFF is turned while it is decoded.
                 turn = _turn(image, note)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elstm.data.image_files import Note, read_colours, read_grey
+from elstm.data.image_files import Note, read_colours, read_full
 
 BOX = 20 / 28  # MNIST's box in its image
 FULL = ("digits", "fashion_mnist", "kmnist")  # data sets whose contents reach the edges
@@ -36,18 +36,22 @@ def read_image(
     rows: int,
     columns: int,
     *,
+    channels: int = 1,
+    exact: bool = False,
     invert: bool | None = False,
     fit: bool = False,
     box: float = BOX,
     dark_ground: bool = True,
     note: Note = lambda text: None,
 ) -> np.ndarray:
-    """Reads a picture as uint8 (rows, columns), 0 black, 255 white.
+    """Reads a picture as uint8 (rows, columns), or (rows, columns, 3) in colour.
 
     Args:
         path: an image file (elstm.data.image_files).
         rows: of the result.
         columns: of the result.
+        channels: 1 for grey, where 0 is black, or 3 for red, green and blue; `fit` gives grey.
+        exact: decodes all pixels of a JPEG before it is scaled, which takes longer.
         invert: None: where light and dark are the other way round than in training.
         fit: places the content as MNIST does, instead of scaling the full picture.
         box: the longer side of the content, as a part of the result's, with `fit`.
@@ -68,13 +72,17 @@ def read_image(
             note(INVERTED if dark_ground else INVERTED_TO_DARK)
         placed = _placed(ink, rows, columns, box)
         return placed if dark_ground else 255 - placed
-    grey = read_grey(path, max(rows, columns), ground, note)
-    small = np.asarray(grey.resize((columns, rows), Image.Resampling.BOX))  # means over areas
-    is_light = has_light_ground(small)
+    smallest = None if exact else max(rows, columns)
+    full = read_full(path, "L" if channels == 1 else "RGB", smallest, ground, note)
+    small = np.asarray(full.resize((columns, rows), Image.Resampling.BOX))  # means over areas
+    is_light = has_light_ground(small if channels == 1 else small.mean(2))
     if int(small.max()) - int(small.min()) < NO_CONTRAST:
         note(FLAT)
-    elif invert is None and is_light is None:
-        note(UNCLEAR)
+    else:
+        if invert is None and is_light is None:
+            note(UNCLEAR)
+        if not exact and full.size != (columns, rows):
+            note(SCALED)
     if invert is None and is_light == dark_ground:
         note(INVERTED if dark_ground else INVERTED_TO_DARK)
         invert = True

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from elstm.commands import predict
 from elstm.config.schema import Config
 from elstm.data import image_files
 from elstm.data.load import load_data
+from elstm.data.readers.image_folders import read_image_folders
 from elstm.data.sequences import ImageSequences
+from elstm.errors import UserError
 from elstm.records import pictures as figures
 from elstm.training import run as training
 from elstm.training import trained
@@ -102,6 +105,7 @@ def test_bad_files_are_a_line_each(
             (large, "it has too many pixels, at most 50,000,000"),
             (huge, "it has too many pixels, at most 50,000,000"),
             (tmp_path / "gone.png", "there is no such file"),
+            (f"{good} (and 1 more)", "was scaled in full (--fit finds the content"),
             ("error", "5 of 7 files could not be read"),
         ],
         strict=True,
@@ -178,7 +182,7 @@ def test_what_is_taken_from_a_folder(
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "folder.png").mkdir()
     for name in ("a.png", "._a.png", "b/c.PNG", "b/deep/d.png", ".hidden/e.png"):
-        Image.fromarray(SHAPE).save(tmp_path / name)
+        Image.fromarray(SHAPE[:8]).save(tmp_path / name)
     words = [str(trained_run), str(tmp_path)]
 
     def taken() -> list[str]:
@@ -254,11 +258,37 @@ def test_dark_on_light_is_recognised_and_reported(
         "inverted (--invert no keeps it)\n"
     )
     assert predicted("--invert", "yes") == (expected, "")
-    assert predict.main([words[0], "--invert", words[1]]) == 0  # a flag, as it was
+    # It was a flag; and options may stand anywhere.
+    assert predict.main([words[0], "--invert", words[1]]) == 0
     assert [r["p(3)"] for r in read(capsys.readouterr().out)] == expected
     kept, err = predicted("--invert=no")
     assert kept != expected
     assert err == ""
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_a_users_own_are_taken_as_in_training(tmp_path: Path, channels: int) -> None:
+    """By the reader of the training images, in colour, and never inverted by itself."""
+    light = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    light[:3] = light[-3:] = light[:, :3] = light[:, -3:] = 250
+    (tmp_path / "a").mkdir()
+    for name in ("light.png", "light.jpg"):
+        Image.fromarray(light).resize((300, 400), Image.Resampling.NEAREST).save(
+            tmp_path / "a" / name
+        )
+    facts = {"name": "mine", "image_size": [8, 6], "channels": channels, "mean": 0.6}
+    trained = SimpleNamespace(model=None, facts=facts)
+    predictor = predict._Predictor(trained, invert=None, fit=False)
+    source = read_image_folders(tmp_path, channels, (8, 6))["all"]
+    for row, name in enumerate(source.ids):
+        found = predictor.read(tmp_path / name)
+        np.testing.assert_array_equal(found.reshape(48, channels), source.values[row])
+    assert predictor.notes == {}
+    with pytest.raises(UserError, match=r"--fit places contents as in digits, mnist"):
+        predict._Predictor(trained, invert=None, fit=True)
+    series = SimpleNamespace(model=None, facts={"name": "mine", "num_steps": 9})
+    with pytest.raises(UserError, match="classifies pictures, and the run was trained on series"):
+        predict._Predictor(series, invert=None, fit=False)
 
 
 def test_a_picture_without_contrast_is_reported(
