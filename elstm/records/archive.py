@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +36,7 @@ from elstm.files.bounded import (
     read_text,
     read_tree,
 )
+from elstm.records.cells import decode, encode, settings_tree
 from elstm.records.stored import TABLES, StoredRun, table_rows
 
 ARCHIVE = "archive.yaml"
@@ -61,9 +60,6 @@ _HEADER = """\
 # The runs of a finished study: runs.csv and the tables beside it hold them. `config` is the full
 # config of the first run; runs.csv has the settings in which the others differ.
 """
-_INT = re.compile(r"-?\d{1,25}", re.ASCII)
-_FLOAT = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?|-?\.inf", re.ASCII)
-_WORDS: dict[str, Value] = {"null": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,29 +185,6 @@ def finished_runs(folder: Path) -> list[ArchivedRun]:
     return [run for run in Archive(folder).runs if run.fields.get(STATE) == "done"]
 
 
-def settings_tree(config: Config) -> dict[str, Any]:
-    """Returns a flat config as the nested one that it was read from."""
-    tree: dict[str, Any] = {}
-    for key, value in config.items():
-        *groups, name = key.split(".")
-        place = tree
-        for group in groups:
-            inner = place.setdefault(group, {})
-            if not isinstance(inner, dict):
-                raise Damaged(f"the setting {key} is also a value of its own")
-            place = inner
-        place[name] = {} if value == "{}" else [] if value == "[]" else value
-    return {key: _with_lists(value) for key, value in tree.items()}
-
-
-def _with_lists(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    inner = {key: _with_lists(item) for key, item in value.items()}
-    is_list = inner and list(inner) == [str(index) for index in range(len(inner))]
-    return list(inner.values()) if is_list else inner
-
-
 def pack(
     runs: Sequence[StoredRun], folders: Sequence[str], inside: Collection[str]
 ) -> dict[str, bytes]:
@@ -280,41 +253,6 @@ def _csv(rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def encode(value: Value) -> str:
-    """Returns a value as the text of a cell, from which `decode` makes the same value."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, int | float):
-        return str(value).replace("inf", ".inf")  # as YAML writes it
-    # What a spreadsheet would take for a formula stands in quotation marks as well.
-    plain = (
-        value and value.isprintable() and value[0] not in "\"'=+-@＝＋－＠ " and value[-1] != " "
-    )
-    if plain and value not in _WORDS and not _INT.fullmatch(value) and not _FLOAT.fullmatch(value):
-        return value
-    return json.dumps(value, ensure_ascii=not value.isprintable())
-
-
-def decode(cell: str) -> Value:
-    """Returns the value of a cell that is not empty.
-
-    Raises:
-        ValueError: the cell begins a text in quotation marks and does not end it.
-    """
-    if cell in _WORDS:
-        return _WORDS[cell]
-    if _INT.fullmatch(cell):
-        return int(cell)
-    if _FLOAT.fullmatch(cell):
-        return float(cell.replace(".inf", "inf"))
-    if cell.startswith('"'):
-        text = json.loads(cell)
-        if not isinstance(text, str):
-            raise ValueError(cell)
-        return text
-    return cell
 
 
 def _values(keys: Sequence[str], cells: Sequence[str], line: int) -> Config:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elstm.errors import UserError
-from elstm.reporting.groups import Group, choose_baselines, make_sections, show_value
+from elstm.reporting.groups import Group, choose_baselines, make_sections
+from elstm.reporting.labels import show_value
 from elstm.reporting.runs import load_runs
 
 

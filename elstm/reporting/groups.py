@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from elstm.config.removed import REMOVED
 from elstm.config.schema import MISSING, SCHEMAS, TrainerConfig, settings_without_effect
 from elstm.errors import UserError
-from elstm.files.bounded import Config, Value, one_line
+from elstm.files.bounded import Config, Value
+from elstm.reporting.labels import (
+    differing_keys,
+    make_label,
+    make_unique,
+    naming_keys,
+    natural_key,
+    show_value,
+)
 from elstm.reporting.runs import Run
 
 # Differences that do not make another experiment. Threads change the times: a report mentions where
@@ -92,7 +99,7 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
         groups, common = _groups(members, skipped)
         sections.append(Section(title, name, groups, common))
     sections.sort(key=lambda section: natural_key(section.title))
-    _make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
+    make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
     return sections
 
 
@@ -119,7 +126,7 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
     for index, group in enumerate(groups, start=1):
         if len(group.label) > MAX_LABEL:
             group.label = f"{group.model} #{index}"
-    _make_unique(groups, lambda g: g.label, lambda g, label: setattr(g, "label", label))
+    make_unique(groups, lambda g: g.label, lambda g, label: setattr(g, "label", label))
     return groups, common
 
 
@@ -176,75 +183,6 @@ def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Gro
         failed=[run for run in kept if run.state == "failed"],
         superseded=[run for run in runs if best[run.seed] is not run],
     )
-
-
-def differing_keys(configs: Sequence[Config]) -> list[str]:
-    """Returns the keys with different values, in order; absence counts as a value."""
-    keys = dict.fromkeys(key for config in configs for key in config)
-    absent = object()
-    first = configs[0]
-    return sorted(
-        key
-        for key in keys
-        if any(config.get(key, absent) != first.get(key, absent) for config in configs)
-    )
-
-
-def naming_keys(configs: Sequence[Config]) -> list[str]:
-    """Returns the differing keys that do not follow from another, as beta1 does from Adam."""
-    keys = differing_keys(configs)
-
-    def follows(key: str) -> bool:
-        name = key.rpartition(".")[0] + ".name"
-        if key == name or name not in keys:
-            return False
-        values: dict[Value, set[object]] = defaultdict(set)
-        for config in configs:
-            values[config.get(name)].add(config.get(key, follows))  # itself: absent
-        return all(len(of_name) == 1 for of_name in values.values())
-
-    return [key for key in keys if not follows(key)]
-
-
-def make_label(name: str, settings: Config, keys: Sequence[str]) -> str:
-    """Returns the name, then each differing setting under the shortest name that tells it apart."""
-    shown = [key for key in keys if key in settings and key not in ("model.name", "data.name")]
-    names = short_names(settings) if shown else {}
-    return " ".join([name, *(f"{names[key]}={show_value(settings[key])}" for key in shown)])
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Returns for each dotted key its last part, or as many as tell it apart from all others."""
-    # optimizer.name -> optimizer, unless that is a key as well
-    shown = {key: key.removesuffix(".name") or key for key in keys}
-    taken = Counter(shown.values())
-    shown = {key: name if taken[name] == 1 else key for key, name in shown.items()}
-    ends = Counter(tail for name in shown.values() for tail in _tails(name))
-    return {key: _short_name(name, ends) for key, name in shown.items()}
-
-
-def _short_name(name: str, ends: Counter[str]) -> str:
-    for tail in _tails(name)[:-1]:
-        if ends[tail] == 1:  # no other key ends with it
-            return one_line(tail, 30)
-    return one_line(name, 40)
-
-
-def _tails(key: str) -> list[str]:
-    """Returns the last part of a dotted key, the last two parts, ..., the key."""
-    parts = key.split(".")
-    return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-
-
-def show_value(value: Value) -> str:
-    """Returns a setting as YAML writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "null"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return one_line(value, 30)
 
 
 def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[str]:
@@ -311,12 +249,6 @@ def leading_groups(section: Section, at_most: int, otherwise: int | None = None)
     return chosen[: at_most if otherwise is None else otherwise]
 
 
-def natural_key(text: str) -> list[tuple[int, float, str]]:
-    """Returns a sorting key that puts lr=0.003 before lr=0.01 and 2 before 10."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
-    return [(1, float(p), "") if i % 2 else (0, 0.0, p) for i, p in enumerate(parts)]
-
-
 def _group_order(group: Group) -> tuple[int, list[tuple[int, float, str]]]:
     known = MODEL_ORDER.index(group.model) if group.model in MODEL_ORDER else len(MODEL_ORDER)
     return known, natural_key(group.label)
@@ -328,18 +260,3 @@ def _is_task(key: str) -> bool:
 
 def _is_in(key: str, groups: Sequence[str]) -> bool:
     return any(key == group or key.startswith(group + ".") for group in groups)
-
-
-def _make_unique(
-    items: Sequence[Section] | Sequence[Group],
-    get: Callable[..., str],
-    put: Callable[..., None],
-) -> None:
-    taken: set[str] = set()
-    counts: Counter[str] = Counter()
-    for item in items:
-        name = get(item)
-        while get(item) in taken:
-            counts[name] += 1
-            put(item, f"{name} ({counts[name] + 1})")
-        taken.add(get(item))

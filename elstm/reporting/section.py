@@ -19,7 +19,8 @@ from elstm.reporting.document import (
     Table,
 )
 from elstm.reporting.findings import drawn_groups, findings
-from elstm.reporting.groups import leading_groups, short_names, show_value
+from elstm.reporting.groups import leading_groups
+from elstm.reporting.labels import short_names, show_value
 from elstm.reporting.measures import Analysis, GroupResult
 from elstm.reporting.stats import PairedTest
 

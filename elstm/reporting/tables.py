@@ -11,7 +11,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 from elstm.files.bounded import harmless
-from elstm.reporting.groups import Group, show_value
+from elstm.reporting.groups import Group
+from elstm.reporting.labels import show_value
 from elstm.reporting.measures import Analysis, GroupResult, Reach, area_under_curve, first_reach
 from elstm.reporting.runs import Run
 from elstm.reporting.stats import PairedTest, Summary

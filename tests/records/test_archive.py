@@ -7,7 +7,8 @@ import yaml
 from synthetic_runs import write_inside, write_run
 
 from elstm.files.bounded import Damaged, flatten
-from elstm.records.archive import Archive, decode, encode, finished_runs, pack, settings_tree
+from elstm.records.archive import Archive, finished_runs, pack
+from elstm.records.cells import decode, encode, settings_tree
 from elstm.records.correct import encode_correct, read_correct
 from elstm.records.find import find_runs
 from elstm.records.stored import RunFolder, table_rows

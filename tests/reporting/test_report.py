@@ -15,7 +15,7 @@ from synthetic_runs import write_run
 
 from elstm.commands.report import main
 from elstm.reporting.figures import _log_axis
-from elstm.reporting.groups import short_names
+from elstm.reporting.labels import short_names
 
 
 @pytest.fixture(scope="module")
