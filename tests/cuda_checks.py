@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import re
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,8 +178,11 @@ class Hopper:
         return GPUTarget("cuda", 90, 32)
 
 
-def compile_for_hopper() -> list[tuple[str, str]]:
-    """Of a training step's two launches with a barrier: Triton's last form, and PTX."""
+def compile_for_hopper(batch: int, hidden: int, train: bool) -> list[tuple[str, str, int]]:
+    """Compiles a pass each way; Triton's last form, PTX and spilled bytes of the two long kernels.
+
+    The other kernels are compiled as well, for their errors.
+    """
     import triton
 
     compiled = []
@@ -191,10 +198,25 @@ def compile_for_hopper() -> list[tuple[str, str]]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(autograd, "interpreted", lambda: True)  # takes CPU tensors
         monkeypatch.setattr(launch, "persistent", lambda device: True)
+        monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
         monkeypatch.setattr(launch, "start", start)
-        ELSTMBN(3, 24, backend="triton")(torch.randn(2, 20, 3))[0].sum().backward()
+        launch.blocks_for.cache_clear()
+        layer = ELSTMBN(3, hidden, backend="triton").train(train)
+        layer(torch.randn(2, batch, 3))[0].sum().backward()
     assert all(kernel.metadata.launch_cooperative_grid for kernel in compiled)
-    return [(kernel.asm["ttgir"], kernel.asm["ptx"]) for kernel in compiled]
+    return [(found.asm["ttgir"], found.asm["ptx"], spilled(found.asm["ptx"])) for found in compiled]
+
+
+def spilled(ptx: str) -> int:
+    """Bytes of registers that each thread writes to memory, as the assembler reports them."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", "-o", "/dev/null", str(path)]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return int(re.findall(r"(\d+) bytes spill stores", report)[0])
 
 
 class Operations(TorchDispatchMode):

@@ -228,11 +228,24 @@ def test_blocks_that_do_not_fit() -> None:
 
 @needs_triton
 @pytest.mark.slow
-def test_compiles_for_hopper(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("batch", "hidden", "train", "bytes_spilled"),
+    [  # some of W_h spills; before the blocks minded it, wide spilled 2,220 and eval 12,728 bytes
+        (128, 128, True, 200),
+        (100, 100, True, 200),
+        (64, 512, True, 200),
+        (128, 128, False, 1500),
+    ],
+)
+def test_compiles_for_hopper(
+    tmp_path: Path, batch: int, hidden: int, train: bool, bytes_spilled: int
+) -> None:
     with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as executor:
-        compiled = executor.submit(compile_for_hopper).result()
+        compiled = executor.submit(compile_for_hopper, batch, hidden, train).result()
     assert len(compiled) == 2
-    for ttgir, ptx in compiled:
+    for _, _, spilled in compiled:
+        assert spilled <= bytes_spilled
+    for ttgir, ptx, _ in compiled:
         # A step: wait (an acquire, then all threads), the product, all threads' stores, arrive.
         acquire, release = (
             ttgir.index(f"tt.atomic_rmw add, {kind}, gpu") for kind in ("acquire", "release")

@@ -194,6 +194,8 @@ def backward(
     out_tile = rows[None, :] * H + units[:, None]
     slot_tile = units[:, None] * BLOCK_B + columns[None, :]
 
+    # What only the end of a step needs is loaded there, where registers are short.
+    LATE: tl.constexpr = UNITS * BLOCK_B >= 256
     tiles = weight_tiles(weight_hh, units, 4 * H, H, 1, H, BLOCK_K, RESIDENT)
     if gamma_hh is not None:
         g_i = tl.load(gamma_hh + units, mask=in_units, other=0.0)
@@ -232,7 +234,7 @@ def backward(
         f = tl.load(gates + at + of_gate, mask=live, other=0.0)
         g = tl.load(gates + at + 2 * of_gate, mask=live, other=0.0)
         o = tl.load(gates + at + 3 * of_gate, mask=live, other=0.0)
-        if gamma_hh is not None:
+        if gamma_hh is not None and not LATE:
             hat_i = tl.load(hats + at, mask=live, other=0.0)
             hat_f = tl.load(hats + at + of_gate, mask=live, other=0.0)
             hat_g = tl.load(hats + at + 2 * of_gate, mask=live, other=0.0)
@@ -288,6 +290,16 @@ def backward(
         df = d_cell * c_before * f * (1 - f)
         dg = d_cell * i * (1 - g * g)
         do = dh * shown * o * (1 - o)
+        if gamma_hh is not None and LATE:
+            hat_i = tl.load(hats + at, mask=live, other=0.0)
+            hat_f = tl.load(hats + at + of_gate, mask=live, other=0.0)
+            hat_g = tl.load(hats + at + 2 * of_gate, mask=live, other=0.0)
+            hat_o = tl.load(hats + at + 3 * of_gate, mask=live, other=0.0)
+            scales = scale_hh + t * (4 * H) + units
+            scale_i = tl.load(scales, mask=in_units, other=0.0)
+            scale_f = tl.load(scales + H, mask=in_units, other=0.0)
+            scale_g = tl.load(scales + 2 * H, mask=in_units, other=0.0)
+            scale_o = tl.load(scales + 3 * H, mask=in_units, other=0.0)
         wi, wf, wg, wo = di, df, dg, do
         if gamma_hh is not None:
             wi, of_i, step_i = normalize_backward(di, hat_i, scale_i, g_i, live, active, in_batch)
