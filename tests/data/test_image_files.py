@@ -335,21 +335,31 @@ from elstm.data.placement import read_image
 from small_sets import peak
 
 Image.MAX_IMAGE_PIXELS = None
-read_image(Path(sys.argv[1]), 28, 28)
+options = {"fit": sys.argv[3] == "fit", "invert": None}
+read_image(Path(sys.argv[1]), 28, 28, **options)
 before = peak()
-read_image(Path(sys.argv[2]), 28, 28)
+read_image(Path(sys.argv[2]), 28, 28, **options)
 print(peak() - before)
 """
 
 
 @LINUX
-@pytest.mark.parametrize("mode", ["RGBA", pytest.param("I;16", marks=pytest.mark.slow)])
-def test_the_largest_image_takes_little_more_than_its_pixels(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("RGBA", "full"),
+        pytest.param("I;16", "full", marks=pytest.mark.slow),
+        pytest.param("RGBA", "fit", marks=pytest.mark.slow),
+    ],
+)
+def test_the_largest_image_takes_little_more_than_its_pixels(
+    tmp_path: Path, mode: str, how: str
+) -> None:
     small = saved(Image.new(mode, (8, 8)), tmp_path / "small.png")
     size = (7_070, 7_070)
     large = saved(Image.new(mode, size), tmp_path / "large.png", compress_level=1)
     done = subprocess.run(
-        [sys.executable, "-c", LARGEST, str(small), str(large)],
+        [sys.executable, "-c", LARGEST, str(small), str(large), how],
         env=own_process(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout) < 320  # MiB: 191 decoded, 48 in grey
