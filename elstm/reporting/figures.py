@@ -26,11 +26,12 @@ def curves_figure(
     *,
     title: str,
     percent: bool,
+    times: bool,
 ) -> Figure | None:
-    """Draws a quantity against epochs and wall-clock time; returns None if nothing is logged.
+    """Draws a quantity against epochs, and with `times` also against wall-clock time.
 
-    The lines are means over seeds with a 95 % t band. Where only some of the seeds have a point,
-    the mean of those is a thin line without a band.
+    It returns None if nothing is logged. The lines are means over seeds with a 95 % t band. Where
+    only some of the seeds have a point, the mean of those is a thin line without a band.
     """
     bands: list[tuple[Group, Band]] = []
     for group in groups:
@@ -44,19 +45,24 @@ def curves_figure(
     latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
     per_unit, unit = time_unit(latest)
     with own_settings(STYLE):
-        figure, (left, right) = _axes(len(bands), [_legend(group) for group, _ in bands])
+        labels = [_legend(group) for group, _ in bands]
+        figure, (left, *others) = _axes(len(bands), labels, panels=2 if times else 1)
         for group, b in bands:
             style = group_styles[group.label]
             _line(left, b.x, b, scale, style)
-            if _any(b.seconds):
-                _line(right, b.seconds / per_unit, b, scale, style)
+            for right in others:
+                if _any(b.seconds):
+                    _line(right, b.seconds / per_unit, b, scale, style)
         left.set_xlabel("epoch")
         left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        right.set_xlabel(f"wall-clock time, {unit}, with evaluation")
         left.set_ylabel(ylabel)
         left.set_title(title)
-        for axes in (left, right):
-            axes.set_xlim(left=0)
+        left.set_xlim(left=0)
+        for right in others:
+            right.set_xlabel(f"wall-clock time, {unit}, with evaluation")
+            right.set_xlim(left=0)
+            if not any(_any(b.seconds) for _, b in bands):
+                right.text(0.5, 0.5, "no times logged", ha="center", transform=right.transAxes)
         if percent:
             _limit_accuracy(
                 left,
@@ -65,8 +71,6 @@ def curves_figure(
             )
         else:
             _log_axis(left, np.concatenate([b.mean for _, b in bands]))
-        if not any(_any(b.seconds) for _, b in bands):
-            right.text(0.5, 0.5, "no times logged", ha="center", transform=right.transAxes)
         legend_below(figure, [(_legend(group), group_styles[group.label]) for group, _ in bands])
     return figure
 
@@ -127,11 +131,10 @@ def reach_figure(
     return figure
 
 
-def _axes(lines: int, labels: Sequence[str]) -> tuple[Figure, tuple[Axes, Axes]]:
+def _axes(lines: int, labels: Sequence[str], *, panels: int) -> tuple[Figure, list[Axes]]:
     rows = -(-lines // legend_columns(labels))
     figure = Figure(figsize=(7.2, 3.05 + 0.2 * rows), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    return figure, (left, right)
+    return figure, list(figure.subplots(1, panels, sharey=True, squeeze=False)[0])
 
 
 def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: GroupStyle) -> None:

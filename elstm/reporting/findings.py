@@ -113,6 +113,16 @@ def _machine(made_with: dict[str, str]) -> str:
     return f"{device}, {threads} threads" if threads else device
 
 
+def machines_of(groups: Sequence[Group]) -> Counter[str]:
+    """Counts the runs of each machine, as device and threads."""
+    return Counter(_machine(run.made_with) for group in groups for run in group.runs)
+
+
+def times_are_comparable(groups: Sequence[Group]) -> bool:
+    """Returns whether one machine ran all runs, and equal runs took about equal times."""
+    return len(machines_of(groups)) <= 1 and not any(map(_rough, groups))
+
+
 def _rough(group: Group) -> bool:
     """Returns whether the seconds per epoch of equal runs differ by more than a quarter."""
     seconds = [r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch]
@@ -123,7 +133,7 @@ def _warnings(analysis: Analysis) -> list[Inline]:
     """Returns what makes the comparison less than fair."""
     items: list[Inline] = []
     runs = [run for group in analysis.section.groups for run in group.runs]
-    machines = Counter(_machine(run.made_with) for run in runs)
+    machines = machines_of(analysis.section.groups)
     if len(machines) > 1:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
         items.append(f"Times are not comparable. Runs by device: {counts}.")

@@ -13,7 +13,7 @@ from elstm.errors import UserError
 from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
 from elstm.reporting.document import Block, Picture, to_markdown
-from elstm.reporting.findings import drawn_groups
+from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
 from elstm.reporting.measures import Analysis, analyse
@@ -84,6 +84,9 @@ def _pictures(
     baseline = analysis.section.baseline.label
     title = analysis.section.title
     read = dynamics.read_groups(groups)
+    # Times that the report itself calls rough or not comparable are not drawn.
+    times = times_are_comparable(analysis.section.groups)
+    against = "against epochs and wall-clock time" if times else "against epochs"
     seeds = "Mean over seeds with a 95 % t band. A thin line is the mean of only some seeds."
 
     def picture(kind: str, draw: Callable[[], Figure | None], caption: str) -> Picture | None:
@@ -104,8 +107,9 @@ def _pictures(
                 "validation accuracy, %",
                 title=title,
                 percent=True,
+                times=times,
             ),
-            f"validation accuracy against epochs and wall-clock time. {seeds}",
+            f"validation accuracy {against}. {seeds}",
         ),
         loss=picture(
             "training-loss",
@@ -116,8 +120,9 @@ def _pictures(
                 "training loss, nats",
                 title=title,
                 percent=False,
+                times=times,
             ),
-            f"training loss (mean over each epoch) against epochs and wall-clock time. {seeds}",
+            f"training loss (mean over each epoch) {against}. {seeds}",
         ),
         accuracy=picture(
             "test-accuracy",

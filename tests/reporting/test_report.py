@@ -186,6 +186,20 @@ def test_times_of_a_busy_machine(tmp_path):
     assert "Times are rough: within lstm the seconds" in text
     assert re.search(r"of its epochs and roughly \d\.\d\d of its time", text)
     assert "12.5 ± 3.5" in text
+    # The figures have no panel for times that the page calls rough.
+    assert "validation accuracy against epochs. Mean" in text
+    svg = (tmp_path / "report/figures/fashion_mnist-validation-accuracy.svg").read_text()
+    assert "epoch" in svg
+    assert "wall-clock" not in svg
+
+
+def test_figures_show_comparable_times(report):
+    assert (
+        "validation accuracy against epochs and wall-clock time. Mean"
+        in (report / "report.md").read_text()
+    )
+    svg = (report / "figures/fashion_mnist-validation-accuracy.svg").read_text()
+    assert "wall-clock" in svg
 
 
 def test_a_gap_is_of_normalised_models_alone(pair, tmp_path):
