@@ -42,6 +42,7 @@ class EventFile:
 
     Attributes:
         missing: bytes that the files lacked.
+        tags: of all scalars, histograms and pictures in the existing files.
     """
 
     def __init__(self, folder: Path, step: int = 0, size: int | None = None) -> None:
@@ -49,12 +50,15 @@ class EventFile:
         existing = sorted(folder.glob(PATTERN))
         files.refuse_links(*existing)
         repeated: list[bytes] = []
+        self.tags: set[str] = set()
         ends_well, self.before = True, 0  # bytes in earlier files
         total = sum(path.stat().st_size for path in existing)
         self.missing = max((size or 0) - total, 0)
         for path in existing:
             with files.writing(path):
-                repeated, ends_well = _read(path, step, (size or 0) - self.before, repeated)
+                repeated, ends_well = _read(
+                    path, step, (size or 0) - self.before, repeated, self.tags
+                )
                 self.before += path.stat().st_size
         if existing and ends_well:
             self.path = existing[-1]
@@ -124,13 +128,16 @@ class EventFile:
         return None
 
 
-def _read(path: Path, step: int, size: int, kept: list[bytes]) -> tuple[list[bytes], bool]:
+def _read(
+    path: Path, step: int, size: int, kept: list[bytes], tags: set[str]
+) -> tuple[list[bytes], bool]:
     """Reads one file as TensorBoard does.
 
     Args:
         step: events from this step on are returned.
         size: only the first so many bytes count.
         kept: such events of earlier files.
+        tags: the file's tags are added to it.
 
     Returns: the events, and whether the file ends with a complete record.
     """
@@ -141,6 +148,7 @@ def _read(path: Path, step: int, size: int, kept: list[bytes]) -> tuple[list[byt
             event = Event.FromString(data)
         except DecodeError:
             return [data for _, data in found], False
+        tags.update(value.tag for value in event.summary.value)
         if start >= size:
             continue
         if event.HasField("session_log") and event.session_log.status == SessionLog.START:

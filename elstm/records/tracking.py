@@ -31,8 +31,9 @@ over_time.csv has a row for each time step, as the latest evaluation found it on
     gradient                 |dL/dh_t|
     cell_mean, cell_std      of c_t, over sequences and units; not of a GRU
 
-The event file has the scalars of the rows of metrics.csv; and at each evaluation, of a long run at
-about 100 of them, histograms of every normalisation and a picture of |dL/dh_t|: 20 KB or more.
+The event file has the scalars of the rows of metrics.csv (`elstm.records.tags` names them). At each
+evaluation, of a long run at about 100 of them, it has histograms of every normalisation and a
+picture of |dL/dh_t|: 20 KB or more.
 
 All but over_time.csv are appended to. A resume takes the CSV files back to what they were at its
 checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
@@ -63,22 +64,10 @@ from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
 from elstm.records.event_file import EventFile
 from elstm.records.table_file import TableFile
+from elstm.records.tags import SCALARS, TAGS, tags_after
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
-TAGS = {  # column: scalar in TensorBoard
-    "lr": "lr",
-    "train_loss": "train/loss",
-    "train_accuracy": "train/accuracy",
-    "grad_norm": "grad_norm",
-    "samples_per_second": "samples_per_second",
-    "val_loss": "val/loss",
-    "val_accuracy": "val/accuracy",
-    "val_accuracy_batch_stats": "val/accuracy_batch_stats",
-    "test_loss": "test/loss",
-    "test_accuracy": "test/accuracy",
-    "test_accuracy_batch_stats": "test/accuracy_batch_stats",
-}
-COLUMNS = ("epoch", "step", "train_seconds", "wall_seconds", *TAGS)
+COLUMNS = ("epoch", "step", "train_seconds", "wall_seconds", *SCALARS)
 NORM_COLUMNS = (
     "epoch", "step", "norm", "gamma_mean", "gamma_std", "beta_mean", "beta_std", "spread",
 )  # fmt: skip
@@ -105,6 +94,7 @@ class Tracker:
         self._norms: TableFile | None = None
         self._events: EventFile | None = None
         self._over_time: bytes | None = None
+        self._tags: Mapping[str, str] = TAGS
         if active:
             files.refuse_links(run_dir / "metrics.csv", self.norms_path)
             self._csv = TableFile(run_dir / "metrics.csv", COLUMNS, owner=run_dir)
@@ -128,6 +118,7 @@ class Tracker:
         for name, table in tables.items():
             whole &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
         self._events = EventFile(self.run_dir, step, known.get("events"))
+        self._tags = tags_after(self._events.tags)
         if not whole or self._events.missing:
             log.warning(
                 "metrics.csv, norms.csv or the event file in %s is not complete up to the "
@@ -153,7 +144,7 @@ class Tracker:
             return
         cells = {**position, **values}
         self._csv.write_row([_cell(cells[c]) if c in cells else "" for c in COLUMNS])
-        scalars = [Summary.Value(tag=TAGS[c], simple_value=v) for c, v in values.items()]
+        scalars = [Summary.Value(tag=self._tags[c], simple_value=v) for c, v in values.items()]
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
 
@@ -177,7 +168,7 @@ class Tracker:
             }
             for kind, tensor in tensors.items():
                 if tensor is not None:
-                    tag = f"{kind}/{short}"
+                    tag = f"{self._tags[kind]}/{short}"
                     values = tensor.detach().float().cpu().numpy()
                     self._events.add(summaries.histogram(tag, values, HISTOGRAM_BINS), step)
 
@@ -211,21 +202,22 @@ class Tracker:
         self._over_time = text.getvalue().encode()
         files.write_atomic(self.over_time_path, self._over_time, sync=False)
 
-    def log_picture(self, tag: str, draw: Callable[[], bytes], step: int) -> None:
+    def log_picture(self, name: str, draw: Callable[[], bytes], step: int) -> None:
         """Draws a picture; one that cannot be drawn costs a warning and never the epoch.
 
         Args:
-            draw: gives its PNG.
+            name: which one, of `elstm.records.tags.PICTURES`.
+            draw: returns its PNG.
         """
         if self._events is None:
             return
         try:
             png = draw()
         except Exception as error:  # of matplotlib, its fonts and its cache: anything
-            log.warning("the picture %s is left out: %s", tag, summary(error))
+            log.warning("the picture %s is left out: %s", self._tags[name], summary(error))
             return
         image = Summary.Image(colorspace=4, encoded_image_string=png)
-        self._events.add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+        self._events.add(Summary(value=[Summary.Value(tag=self._tags[name], image=image)]), step)
 
     def log_end(self, step: int) -> None:
         """Marks the run as finished in the HPARAMS tab."""

@@ -139,7 +139,7 @@ class Recorder:
             if pictures:
                 title = f"{self.config.model.name} on {self.parts.data.name}"
                 self.tracker.log_picture(
-                    "gradient/hidden",
+                    "gradient",
                     lambda: figures.gradient_figure(inside["gradient"], state.epochs, title),
                     state.step,
                 )

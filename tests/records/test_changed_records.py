@@ -134,7 +134,7 @@ def test_an_event_file_that_is_removed_during_the_run(
     row(tracker, 6)
     tracker.close()
     assert f"{path} was {how}" in caplog.text
-    seen = [e.step for e in EventAccumulator(str(tmp_path)).Reload().Scalars("train/loss")]
+    seen = [e.step for e in EventAccumulator(str(tmp_path)).Reload().Scalars("loss/train")]
     assert seen == ([2, 4, 6] if how == "removed" else [6])
 
 

@@ -19,7 +19,7 @@ from tensorboard.util import grpc_util, tensor_util
 
 from elstm.records.tracking import Tracker
 
-TAGS = {"train_loss": "train/loss", "val_loss": "val/loss"}
+TAGS = {"train_loss": "loss/train", "val_loss": "loss/val"}
 
 
 class DataServer:
@@ -116,7 +116,7 @@ def test_readers_that_only_reload_see_each_point_once(
         reader.Reload()
     run = folder.name
     behind = [] if end == "at the checkpoint" else [4, 6]
-    first = {"train/loss": [1, 2, 4, *behind[1:]], "val/loss": [1, *behind]}
+    first = {"loss/train": [1, 2, 4, *behind[1:]], "loss/val": [1, *behind]}
     assert data_server.wait_for(run, first) == first
     before = path.read_bytes()
 
@@ -133,7 +133,7 @@ def test_readers_that_only_reload_see_each_point_once(
     record(tracker, 8, "train_loss", "val_loss")
     tracker.close()
 
-    expected = {"train/loss": [1, 2, 4, 6, 7, 8], "val/loss": [1, 4, 6, 8]}
+    expected = {"loss/train": [1, 2, 4, 6, 7, 8], "loss/val": [1, 4, 6, 8]}
     for reader in (*readers, EventAccumulator(str(folder)), PluginEventAccumulator(str(folder))):
         assert seen_by_accumulator(reader) == expected
     assert data_server.wait_for(run, expected) == expected

@@ -62,12 +62,12 @@ def test_rows_and_scalars(tmp_path: Path) -> None:
     assert second["val_accuracy"] == "0.75"
     scalars = read_events(tmp_path)
     assert sorted(scalars.Tags()["scalars"]) == [
-        "grad_norm", "lr", "samples_per_second", "train/accuracy", "train/loss",
-        "val/accuracy", "val/loss",
+        "accuracy/train", "accuracy/val", "loss/train", "loss/val",
+        "optimization/grad_norm", "optimization/lr", "optimization/samples_per_second",
     ]  # fmt: skip
-    (loss,) = scalars.Scalars("train/loss")
+    (loss,) = scalars.Scalars("loss/train")
     assert (loss.step, loss.value) == (7, pytest.approx(1 / 3))
-    (accuracy,) = scalars.Scalars("val/accuracy")
+    (accuracy,) = scalars.Scalars("accuracy/val")
     assert (accuracy.step, accuracy.value) == (9, 0.75)
     tracker.close()
 
@@ -76,19 +76,19 @@ def test_histograms_and_pictures(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     model = SequenceClassifier(ELSTMBN(3, 4, max_steps=5, gamma_c=0.5), 2)
     tracker.log_norms(model, POSITION)
-    tracker.log_picture("gradient/hidden", lambda: b"\x89PNG...", 3)
+    tracker.log_picture("gradient", lambda: b"\x89PNG...", 3)
     tracker.close()
     reader = read_events(tmp_path)
     norms = [f"norm_{name}_l0" for name in ("c", "hh", "ih")]
-    kinds = ("gamma", "running_mean", "running_var")
-    expected = sorted(["beta/norm_c_l0", *(f"{k}/{n}" for k in kinds for n in norms)])
+    kinds = ("weights/gamma", "statistics/running_mean", "statistics/running_var")
+    expected = sorted(["weights/beta/norm_c_l0", *(f"{k}/{n}" for k in kinds for n in norms)])
     assert sorted(reader.Tags()["histograms"]) == expected
-    (gamma,) = reader.Histograms("gamma/norm_c_l0")
+    (gamma,) = reader.Histograms("weights/gamma/norm_c_l0")
     assert gamma.histogram_value.num == 4
     assert gamma.histogram_value.max == 0.5
-    (variance,) = reader.Histograms("running_var/norm_ih_l0")
+    (variance,) = reader.Histograms("statistics/running_var/norm_ih_l0")
     assert variance.histogram_value.num == 5 * 16
-    (image,) = reader.Images("gradient/hidden")
+    (image,) = reader.Images("pictures/gradient_over_time")
     assert image.encoded_image_string == b"\x89PNG..."
 
 
@@ -96,14 +96,14 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = started(tmp_path)
-    tracker.log_picture("gradient/hidden", lambda: bytes(1 // 0), 3)
+    tracker.log_picture("gradient", lambda: bytes(1 // 0), 3)
     tracker.log({**POSITION, "step": 4}, {"val_accuracy": 0.75})
     tracker.close()
     (line,) = caplog.messages
-    assert line.startswith("the picture gradient/hidden is left out: ZeroDivisionError")
+    assert line.startswith("the picture pictures/gradient_over_time is left out: ZeroDivisionError")
     reader = read_events(tmp_path)
     assert reader.Tags()["images"] == []
-    assert [event.step for event in reader.Scalars("val/accuracy")] == [4]
+    assert [event.step for event in reader.Scalars("accuracy/val")] == [4]
 
 
 def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_resume_takes_both_files_back(tmp_path: Path) -> None:
     tracker.log({**POSITION, "step": 9}, TRAIN)
     tracker.close()
     assert [row["step"] for row in read_rows(tmp_path)] == ["7", "9"]
-    assert [e.step for e in read_events(tmp_path).Scalars("lr")] == [7, 9]
+    assert [e.step for e in read_events(tmp_path).Scalars("optimization/lr")] == [7, 9]
     first, _ = sorted(tmp_path.glob("events*"))  # nothing can follow half a record
     assert first == first_file
 
@@ -206,7 +206,7 @@ def test_lost_records_leave_a_gap_and_a_warning(
     tracker.log({**POSITION, "step": 9}, TRAIN)
     tracker.close()
     assert "have a gap" in caplog.text
-    assert [e.step for e in read_events(tmp_path).Scalars("lr")] == [9]
+    assert [e.step for e in read_events(tmp_path).Scalars("optimization/lr")] == [9]
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:

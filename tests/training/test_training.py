@@ -94,9 +94,10 @@ def test_a_full_run(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
 
     tags = [tag for _, tag, _ in events(folder)]
     for tag, count in {
-        "train/loss": 9, "lr": 9, "grad_norm": 9, "val/accuracy": 3, "val/accuracy_batch_stats": 3,
-        "gradient/hidden": 3, "gamma/norm_c_l0": 3, "running_var/norm_hh_l0": 3, "test/loss": 1,
-        "test/accuracy": 1,
+        "loss/train": 9, "optimization/lr": 9, "optimization/grad_norm": 9, "accuracy/val": 3,
+        "statistics/val_accuracy_batch_stats": 3, "pictures/gradient_over_time": 3,
+        "weights/gamma/norm_c_l0": 3, "statistics/running_var/norm_hh_l0": 3, "loss/test": 1,
+        "accuracy/test": 1,
     }.items():  # fmt: skip
         assert tags.count(tag) == count, tag
     assert "15 steps" not in caplog.text
@@ -117,7 +118,11 @@ def test_a_long_run_has_histograms_and_pictures_at_some_epochs(
     monkeypatch.setattr(recorder, "MAX_PICTURES", 2)
     folder = next(folders)
     run(small_config(max_epochs=5), folder)
-    for tag_due in ("gradient/hidden", "gamma/norm_c_l0", "running_var/norm_c_l0"):
+    for tag_due in (
+        "pictures/gradient_over_time",
+        "weights/gamma/norm_c_l0",
+        "statistics/running_var/norm_c_l0",
+    ):
         assert [step for step, tag, _ in events(folder) if tag == tag_due] == [5, 20, 25]
     text = (folder / "norms.csv").read_text()
     assert [text.count(f"\n{epoch},{5 * epoch},norm_c_l0,") for epoch in range(1, 6)] == [1] * 5

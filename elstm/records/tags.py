@@ -1,0 +1,63 @@
+"""Names the curves, histograms and pictures of a run in TensorBoard.
+
+TensorBoard groups cards by the part of a tag before the first slash, sorts the groups by name and
+opens the first ones. The groups are therefore named so that convergence comes first: accuracy,
+loss, optimization, and then what serves a diagnosis.
+
+A run that started under the earlier names resumes under them, so that no curve is split in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+SCALARS = {  # by column of metrics.csv
+    "lr": "optimization/lr",
+    "train_loss": "loss/train",
+    "train_accuracy": "accuracy/train",
+    "grad_norm": "optimization/grad_norm",
+    "samples_per_second": "optimization/samples_per_second",
+    "val_loss": "loss/val",
+    "val_accuracy": "accuracy/val",
+    "val_accuracy_batch_stats": "statistics/val_accuracy_batch_stats",
+    "test_loss": "loss/test",
+    "test_accuracy": "accuracy/test",
+    "test_accuracy_batch_stats": "statistics/test_accuracy_batch_stats",
+}
+HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
+    "gamma": "weights/gamma",
+    "beta": "weights/beta",
+    "running_mean": "statistics/running_mean",
+    "running_var": "statistics/running_var",
+}
+PICTURES = {"gradient": "pictures/gradient_over_time"}
+TAGS = {**SCALARS, **HISTOGRAMS, **PICTURES}
+
+EARLIER = {
+    "lr": "lr",
+    "train_loss": "train/loss",
+    "train_accuracy": "train/accuracy",
+    "grad_norm": "grad_norm",
+    "samples_per_second": "samples_per_second",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+    "val_accuracy_batch_stats": "val/accuracy_batch_stats",
+    "test_loss": "test/loss",
+    "test_accuracy": "test/accuracy",
+    "test_accuracy_batch_stats": "test/accuracy_batch_stats",
+    "gamma": "gamma",
+    "beta": "beta",
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+    "gradient": "gradient/hidden",
+}
+
+
+def tags_after(existing: Collection[str]) -> Mapping[str, str]:
+    """Returns the tags with which a run continues its event file.
+
+    Args:
+        existing: the tags that the event file holds; empty for a new run.
+    """
+    earlier = {EARLIER[column] for column in SCALARS}
+    return {**TAGS, **EARLIER} if earlier.intersection(existing) else TAGS

@@ -1,0 +1,68 @@
+"""The names of curves, histograms and pictures in TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from elstm.models import SequenceClassifier
+from elstm.nn import ELSTMBN
+from elstm.records import tags, tracking
+from elstm.records.tracking import Tracker
+
+POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
+
+
+def record(tracker: Tracker, step: int) -> None:
+    at = {**POSITION, "step": step}
+    tracker.log(at, dict.fromkeys(tags.SCALARS, 0.5))
+    tracker.log_norms(SequenceClassifier(ELSTMBN(3, 4, max_steps=5), 2), at)
+    tracker.log_picture("gradient", lambda: b"\x89PNG...", step)
+
+
+def test_accuracy_and_loss_sort_first_and_diagnostics_last() -> None:
+    groups = sorted({tag.partition("/")[0] for tag in tags.TAGS.values()})
+    assert groups[:3] == ["accuracy", "loss", "optimization"]
+    for quantity in ("accuracy", "loss"):
+        of_group = sorted(tag for tag in tags.TAGS.values() if tag.startswith(f"{quantity}/"))
+        assert of_group == [f"{quantity}/{part}" for part in ("test", "train", "val")]
+
+
+def test_a_run_with_the_earlier_tags_resumes_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tracking, "tags_after", lambda existing: {**tags.TAGS, **tags.EARLIER})
+        tracker = Tracker(tmp_path)
+        tracker.start({"seed": 1})
+        record(tracker, 7)
+        sizes = tracker.sizes()
+        tracker.close()
+    for step in (8, 9):  # a second resume too
+        tracker = Tracker(tmp_path)
+        tracker.start({"seed": 1}, sizes, step=step)
+        record(tracker, step)
+        sizes = tracker.sizes()
+        tracker.close()
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    assert set(reader.Tags()["scalars"]) == {tags.EARLIER[column] for column in tags.SCALARS}
+    for tag in reader.Tags()["scalars"]:
+        assert [event.step for event in reader.Scalars(tag)] == [7, 8, 9], tag
+    assert reader.Tags()["images"] == ["gradient/hidden"]
+    kinds = {tag.rpartition("/")[0] for tag in reader.Tags()["histograms"]}
+    assert kinds == {"gamma", "beta", "running_mean", "running_var"}
+
+
+def test_a_new_run_resumes_with_the_new_tags(tmp_path: Path) -> None:
+    sizes = None
+    for step in (7, 8):
+        tracker = Tracker(tmp_path)
+        tracker.start({"seed": 1}, sizes, step=step)
+        record(tracker, step)
+        sizes = tracker.sizes()
+        tracker.close()
+    reader = EventAccumulator(str(tmp_path)).Reload()
+    assert set(reader.Tags()["scalars"]) == set(tags.SCALARS.values())
+    assert [event.step for event in reader.Scalars("accuracy/val")] == [7, 8]
