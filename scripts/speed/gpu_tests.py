@@ -22,6 +22,7 @@ def run(expression: str) -> tuple[int, list[dict[str, Any]]]:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "tests", "-k", expression]
         command += ["--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider"]
+        command += ["-p", "no:benchmark"]  # pytest-benchmark warns about xdist, an error here
         if find_spec("xdist"):
             command += ["-n", "6"]
         status = subprocess.run(command, check=False).returncode
