@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from elstm.config import removed
+from elstm.config.data_options import DATA_NAME, DATA_ROOT, OwnDataConfig
+from elstm.config.fields import MISSING
 from elstm.config.hints import near_keys, near_option, range_as_sweep, spelled
 from elstm.config.schema import (
-    DATA_NAME,
-    DATA_ROOT,
-    MISSING,
     SCHEMAS,
     BNLSTMConfig,
     Config,
     DigitsConfig,
     GRUConfig,
     LayerNormLSTMConfig,
-    OwnDataConfig,
     SGDConfig,
     SweepConfig,
     TrainerConfig,

@@ -32,6 +32,7 @@ from elstm.config.check import (
     show_key,
     unknown_key,
 )
+from elstm.config.fields import MISSING
 from elstm.config.help import GROUPS, find_config_dir
 from elstm.config.hints import all_keys
 from elstm.config.hydra_nodes import Folder, register
@@ -43,7 +44,7 @@ from elstm.config.hydra_private import (
 )
 from elstm.config.messages import explain
 from elstm.config.removed import REMOVED
-from elstm.config.schema import MISSING, SCHEMAS, Config
+from elstm.config.schema import SCHEMAS, Config
 from elstm.errors import UserError
 
 CONFIG_NAME = "config"

@@ -1,46 +1,63 @@
-"""`elstm-train --help KEY` and `--help GROUP`: what keys take, and their defaults, by option."""
+"""`elstm-train --help KEY` and `--help GROUP`: what keys do and take, and their defaults."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field
+import textwrap
+from dataclasses import Field, fields
 from typing import Any
 
 from elstm.config.check import allowed, show, unknown_key
+from elstm.config.fields import MISSING, description
+from elstm.config.help import find_config_dir
 from elstm.config.hints import all_keys
-from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
+from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
+from elstm.files.bounded import read_config
+
+# The keys that have one dataclass, whatever is chosen.
+OWNERS: dict[str, type[Any]] = {
+    "": Config, "trainer": TrainerConfig, "sweep": SweepConfig, "hydra.sweeper": SearchConfig
+}  # fmt: skip
 
 
 def describe(topic: str) -> str:
-    """Lists the keys of a group, or one key.
+    """Describes the keys of a group, or one key.
 
     Raises:
         UserError: there is no such key or group.
     """
+    searched = [f"hydra.sweeper.{field.name}" for field in fields(SearchConfig)[1:]]  # no _target_
     group = topic.rstrip(".*")
-    keys = [k for k in all_keys() if k == topic or k.startswith(f"{group}.")]
+    known = [*all_keys(), *searched]
+    keys = [k for k in known if k == topic or k.startswith(f"{group}.")]
     if not keys:
         raise unknown_key(topic, all_keys())
     return "\n".join(line for key in keys for line in _lines(key))
 
 
 def _lines(key: str) -> list[str]:
-    """The key, and for each kind of value the options that take it, and their defaults."""
+    """Returns the key and what it does, takes and defaults to, for each kind of option."""
     group, _, name = key.rpartition(".")
-    options: dict[str, type[Any]] = {"": TrainerConfig if group == "trainer" else SweepConfig}
-    options = SCHEMAS.get(group, options if group else {"": Config})
-    kinds: dict[str, list[str]] = {}
+    options = {"": OWNERS[group]} if group in OWNERS else SCHEMAS[group]
+    kinds: dict[tuple[str, str], list[str]] = {}
     for option, owner in options.items():
         field = owner.__dataclass_fields__.get(name)
         if field is not None:
-            line = f"{allowed(owner, name)}; default {_default(field)}"
-            kinds.setdefault(line, []).append(option)
-    lines = [key]
-    for line, names in kinds.items():
-        lines.append(f"    {line}")
+            taken = f"{allowed(owner, name)}; {_default(field, group, option)}"
+            kinds.setdefault((description(owner, name), taken), []).append(option)
+    lines, text_before = [key], ""
+    for (text, taken), names in kinds.items():
+        if text != text_before:
+            lines += textwrap.wrap(text, 80, initial_indent="    ", subsequent_indent="    ")
+        lines.append(f"    {taken}")
         if len(names) < len(options):
             lines.append(f"    with {group}={', '.join(names)}")
+        text_before = text
     return lines
 
 
-def _default(field: Field[Any]) -> str:
-    return "none" if field.default is MISSING else show(field.default)
+def _default(field: Field[Any], group: str, option: str) -> str:
+    """Returns the default of a key: that of the option's file in conf/, or else of the field."""
+    path = find_config_dir() / group / f"{option or 'default'}.yaml"
+    values = read_config(path) if group and path.is_file() else {}
+    value = values.get(field.name, field.default)
+    return "no default" if value == MISSING else f"default {show(value)}"

@@ -26,7 +26,7 @@ groups (* the default):
 TAIL = """
 keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
   elstm-train --cfg job           all keys with their values; with model=lstm, those of that model
-  elstm-train --help KEY          what a key takes, and its default; --help GROUP: all its keys
+  elstm-train --help KEY          what a key does and takes, and its default; --help GROUP: all keys
 
 flags:
   -m, --multirun                  run all combinations; finished runs are skipped

@@ -13,14 +13,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
 
+from elstm.config.fields import MISSING
 from elstm.config.hydra_private import FileConfigSource
-from elstm.config.schema import (
-    MISSING,
-    SCHEMAS,
-    SearchConfig,
-    SweepConfig,
-    TrainerConfig,
-)
+from elstm.config.schema import SCHEMAS, SearchConfig, SweepConfig, TrainerConfig
 from elstm.data.catalog import name_from_path
 from elstm.files.bounded import Damaged, read_config
 

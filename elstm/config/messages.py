@@ -41,7 +41,7 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
         return unknown_key(key, _known_keys(key, owner))
     owner = Config if owner is Root else owner
     name = key.rpartition(".")[2]
-    ours = owner is not None and owner.__module__ == Config.__module__
+    ours = owner is not None and owner.__module__.startswith(f"{__package__}.")
     if not ours or key in SCHEMAS or key in ("trainer", "sweep"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from elstm.config.check import show
-from elstm.config.schema import DataConfig, DigitsConfig, ImagesConfig, OwnDataConfig
+from elstm.config.data_options import DataConfig, DigitsConfig, ImagesConfig, OwnDataConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import random_order
 from elstm.data.sequences import SequenceData

@@ -397,7 +397,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
 
 def test_backends_are_those_of_the_layers():
     """The schema lists them itself, since it imports no torch."""
-    from elstm.config.schema import BACKENDS as SCHEMA_BACKENDS
+    from elstm.config.model_options import BACKENDS as SCHEMA_BACKENDS
     from elstm.models import RECURRENT_LAYERS
     from elstm.nn import BACKENDS
 

@@ -1,11 +1,16 @@
 """Close calls get the right hint, and nothing where nothing is near."""
 
+import re
+from dataclasses import fields
+
 import pytest
 
 from elstm.commands import evaluate, predict
+from elstm.config.check import show
 from elstm.config.describe import describe
+from elstm.config.fields import description
 from elstm.config.hints import all_keys, near_option
-from elstm.config.schema import SCHEMAS
+from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
 from elstm.train import main
 
 
@@ -87,9 +92,16 @@ def test_a_checkpoint_or_an_image_in_the_place_of_a_run(training, capsys, tmp_pa
 
 def test_help_describes_keys_and_groups(training, capsys):
     for words, parts in (
-        (["--help", "model.gamma_c"], ["or null; default null", "with model=ln_lstm"]),
+        (
+            ["--help", "model.gamma_c"],
+            ["\n    Initial gain", "default null", "with model=ln_lstm"],
+        ),
+        (["--help", "model.forget_bias"], ["or chrono; default chrono", "or chrono; default 1.0"]),
+        (["--help", "optimizer.lr"], ["default 0.003\n    with optimizer=adam", "default 0.001"]),
+        (["--help", "data.path"], ["text; no default\n"]),
+        (["--help", "hydra.sweeper"], ["hydra.sweeper.n_trials\n    Number of trials"]),
         (["--help", "trainer"], ["trainer.threads\n", "an integer at least 1 and at most 1,024"]),
-        (["seed", "-h"], ["seed\n    an integer at least 0"]),
+        (["seed", "-h"], ["seed\n    Seed of every", "\n    an integer at least 0"]),
         (["--help", "data=fashion_mnist"], ["usage: elstm-train"]),
     ):
         assert main(words) == 0
@@ -102,6 +114,34 @@ def test_help_describes_keys_and_groups(training, capsys):
 def test_every_key_can_be_described():
     text = "\n".join(map(describe, [*SCHEMAS, "trainer", "sweep", "seed"]))
     assert [line for line in text.splitlines() if not line.startswith(" ")] == all_keys()
+
+
+def test_every_key_has_a_description():
+    """Its first letter is a capital, and it ends with a full stop."""
+    owners = [schema for options in SCHEMAS.values() for schema in options.values()]
+    for owner in [*owners, TrainerConfig, SweepConfig, SearchConfig]:
+        for field in fields(owner):
+            if field.name != "_target_":
+                text = description(owner, field.name)
+                assert re.fullmatch(r"[A-Z1].{10,}\.", text), (owner, field.name, text)
+    assert description(Config, "seed")
+
+
+@pytest.mark.parametrize("words", [[], ["model=gru", "optimizer=sgd", "scheduler=step"]])
+def test_the_default_in_the_help_is_that_of_a_run(training, words):
+    """A file in conf/ may set another default than the field."""
+    assert main(words) == 0
+    config = training.calls[0].config
+    for group in (*SCHEMAS, "trainer"):
+        node = getattr(config, group)
+        text = f"{describe(group)}\n"
+        for key, value in vars(node).items():
+            if key == "name":
+                continue
+            block = re.split(r"\n(?! )", text.partition(f"{group}.{key}\n")[2])[0] + "\n"
+            kinds = re.findall(r"; (?:no )?default ?(.*)\n(?:    with \w+=(.*)\n)?", block)
+            shown = next(d for d, names in kinds if not names or node.name in names.split(", "))
+            assert shown == show(value), key
 
 
 def test_help_has_whole_descriptions(capsys):

@@ -1,0 +1,140 @@
+"""Options of the group data, by where the sequences come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from elstm.config.fields import MISSING, bounded, choice, setting
+
+# The resolvers that a config may hold: an environment variable, and a name from a path.
+DATA_ROOT = "${oc.env:ELSTM_DATA,data}"
+DATA_NAME = "${data_name:${data.path}}"
+
+
+@dataclass
+class DataConfig:
+    """Holds what every data set has."""
+
+    name: str = setting(MISSING, help="Names the data set. Choose it with data=NAME.")
+    train_size: int | None = bounded(
+        None, ge=2,
+        help="Number of training sequences that are used, drawn class by class. null uses all.",
+    )  # fmt: skip
+    batch_size: int = bounded(
+        128, ge=2, help="Number of sequences in a training batch of each process."
+    )
+    eval_batch_size: int = bounded(1000, ge=2, help="Number of sequences in an evaluation batch.")
+
+
+@dataclass
+class DigitsConfig(DataConfig):
+    """Describes images that come with scikit-learn."""
+
+    pixels_per_step: int = bounded(
+        28, ge=1,
+        help="Number of pixels that the model reads at each step; it divides those of an image.",
+    )  # fmt: skip
+    permute: bool = setting(
+        False, help="Reads the pixels of every image in one fixed random order."
+    )
+    permute_seed: int = bounded(0, ge=0, help="Seed of that random order.")
+
+
+@dataclass
+class ImageSetConfig(DigitsConfig):
+    """Describes images in files that are downloaded."""
+
+    root: str = setting(
+        DATA_ROOT, affects_result=False,
+        help="Folder that holds the data set, or into which it is downloaded. ELSTM_DATA sets the "
+        "default.",
+    )  # fmt: skip
+
+
+@dataclass
+class OwnDataConfig(DataConfig):
+    """Describes labelled sequences of the user's own; `source` says how `path` is read."""
+
+    source: str = setting(MISSING, help="Format of the files. Choose it with data=FORMAT.")
+    name: str = setting(DATA_NAME)
+    path: str = setting(MISSING, affects_result=False, help="File or folder that holds the data.")
+    batch_size: int = bounded(32, ge=2)
+    val_fraction: float = bounded(
+        0.15, gt=0, lt=1,
+        help="Part of the sequences that validates, where the files have no validation split.",
+    )  # fmt: skip
+    test_fraction: float = bounded(
+        0.15, gt=0, lt=1,
+        help="Part of the sequences that tests, where the files have no test split.",
+    )  # fmt: skip
+    split_seed: int = bounded(0, ge=0, help="Seed of the splits that are drawn.")
+    folds: int | None = bounded(
+        None, ge=2, le=1000, help="Number of parts for cross-validation; goes with data.fold."
+    )
+    fold: int | None = bounded(
+        None, ge=0, help="Part that tests in cross-validation, counted from 0."
+    )
+
+
+@dataclass
+class SeriesConfig(OwnDataConfig):
+    """Describes sequences of numbers."""
+
+    standardize: bool = setting(
+        True, help="Scales each feature to mean 0 and variance 1 over the training sequences."
+    )
+    missing: str = choice(
+        "error", "error", "zero", "forward",
+        help="How missing values are handled: error refuses them, zero sets them to 0 after the "
+        "scaling, forward repeats the value before them.",
+    )  # fmt: skip
+    bucket: bool = setting(
+        False, help="Puts sequences of similar length into a batch, which saves computation."
+    )
+
+
+@dataclass
+class ArraysConfig(SeriesConfig):
+    source: str = setting("arrays")
+    layout: str = choice(
+        "ntc", "ntc", "nct", "nt",
+        help="Axes of X in the file: n for sequences, t for steps, c for features.",
+    )  # fmt: skip
+
+
+@dataclass
+class TableConfig(SeriesConfig):
+    source: str = setting("table")
+    id: str = setting(MISSING, help="Column that says which sequence a row belongs to.")
+    label: str = setting(MISSING, help="Column that holds the class of the sequence.")
+    time: str | None = setting(
+        None, help="Column by which the steps are sorted. null keeps the order of the file."
+    )
+    features: str | None = setting(
+        None, help='Columns that are features, as "a,b". null takes all other columns.'
+    )
+    separator: str = setting(",", help=r"Character between the cells of a CSV file; \t is a tab.")
+
+
+@dataclass
+class TsConfig(SeriesConfig):
+    source: str = setting("ts")
+
+
+@dataclass
+class ImagesConfig(OwnDataConfig):
+    source: str = setting("images")
+    channels: int = choice(1, 1, 3, help="1 reads pictures as shades of grey, 3 as colours.")
+    image_size: int | str | None = setting(
+        None,
+        help="Size of all pictures after scaling: 28, or 28x32 for rows and columns. null requires "
+        "that all pictures have one size.",
+    )
+    pixels_per_step: int | None = bounded(
+        None, ge=1,
+        help="Number of pixels that the model reads at each step. null takes one row of a picture.",
+    )  # fmt: skip
+    permute: bool = setting(
+        False, help="Reads the pixels of every picture in one fixed random order."
+    )
+    permute_seed: int = bounded(0, ge=0, help="Seed of that random order.")

@@ -1,0 +1,60 @@
+"""Fields of the typed configs: a default, what is allowed, and a sentence for `--help KEY`."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
+
+LARGE = 1_000  # above it, gates and norms compute nothing but overflow in float32
+TINY = 1e-12  # the least eps of a norm, because its gradient holds eps to the power of -1.5
+
+
+def setting(default: Any, *, help: str = "", affects_result: bool = True) -> Any:
+    """Makes a field that takes every value of its type.
+
+    Args:
+        default: the default; MISSING for a key that has to be given.
+        help: what the key does, in plain sentences. "": as in the class that this one extends.
+        affects_result: False for a key that says where files lie, what is shown or how often
+            something is saved. Runs that differ in such keys alone have the same result.
+    """
+    return field(default=default, metadata={"help": help, "affects_result": affects_result})
+
+
+def bounded(
+    default: Any, *, ge: float | None = None, gt: float | None = None,
+    le: float | None = None, lt: float | None = None, help: str = "", affects_result: bool = True,
+) -> Any:  # fmt: skip
+    """Makes a field that takes a number within bounds, and None where the type allows it."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(
+        default=default, metadata={**bounds, "help": help, "affects_result": affects_result}
+    )
+
+
+def choice(default: Any, *allowed: Any, help: str = "", affects_result: bool = True) -> Any:
+    """Makes a field that takes one of the values listed."""
+    return field(
+        default=default,
+        metadata={"choices": allowed, "help": help, "affects_result": affects_result},
+    )
+
+
+def bias(default: float | str, *, help: str = "") -> Any:
+    """Makes a field for a gate bias: a number, or "chrono" for log-uniform over the steps."""
+    bounds = {"ge": -LARGE, "le": LARGE}
+    return field(default=default, metadata={**bounds, "number_or": ("chrono",), "help": help})
+
+
+def gamma(default: float | None, *, help: str = "") -> Any:
+    """Makes a field for the initial value of a norm's gain."""
+    return bounded(default, ge=-LARGE, le=LARGE, help=help)
+
+
+def description(owner: type[Any], name: str) -> str:
+    """Returns the help of a field, which a class shares with the class that it extends."""
+    found = (each.__dict__.get("__dataclass_fields__", {}).get(name) for each in owner.__mro__)
+    texts = (each.metadata.get("help") for each in found if each is not None)
+    return next(filter(None, texts), "")
