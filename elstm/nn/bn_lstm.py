@@ -257,7 +257,7 @@ class NormalizedLSTM(OwnWeights):
             ]
             numbers: Counts = active[0]
             if active[batch_steps - 1] != active[0]:  # they do not increase
-                numbers = places(active, x.device).counts[:batch_steps].to(seen[0][1].mean.dtype)
+                numbers = places(active, x).counts[:batch_steps].to(seen[0][1].mean.dtype)
             take_statistics(seen, numbers, start_step)
         return output if counts is None else output[:steps], (h_n, c_n)
 

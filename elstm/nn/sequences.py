@@ -37,7 +37,7 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     if isinstance(input, PackedSequence):
         sizes = input.batch_sizes.tolist()
         # Padding here keeps the packed order: rows sorted by length.
-        rows = places(sizes, input.data.device).rows
+        rows = places(sizes, input.data).rows
         x = input.data.index_select(0, rows).view(len(sizes), sizes[0], features)
         return Batch(x, sizes, input, False)
     x = input.unsqueeze(1) if input.dim() == 2 else input
@@ -83,7 +83,7 @@ def pack_like(
         return output.transpose(0, 1) if batch_first else output, state
     _, sizes, order, back = batch.packed
     data = output.flatten(0, 1)
-    data = data.index_select(0, places(batch.sizes or [], output.device).active)
+    data = data.index_select(0, places(batch.sizes or [], output).active)
     if back is not None:
         state = tuple(part.index_select(1, back) for part in state)
     return PackedSequence(data, sizes, order, back), state
@@ -123,20 +123,25 @@ class Places(NamedTuple):
     reversed: Tensor
 
 
-def places(sizes: Sequence[int], device: torch.device) -> Places:
-    """Returns the Places of a packed batch, of the last batches from a cache.
+def places(sizes: Sequence[int], like: Tensor) -> Places:
+    """Returns the Places of a packed batch, from a cache of the last batches.
+
+    Args:
+        sizes: the number of active rows at each step.
+        like: a tensor of the batch, for its device. With one of another class, such as a fake
+            tensor, or in the compiler, nothing is taken from the cache or put into it.
 
     Raises:
         RuntimeError: a CUDA graph is being captured, and the batch is not in the cache.
     """
-    if torch.compiler.is_compiling():
-        return _places(sizes, device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _captured(tuple(sizes), device)
-    return _cached(tuple(sizes), device)
+    if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
+        return _places(tuple(sizes), like.device)
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return _captured(tuple(sizes), like.device)
+    return _cached(tuple(sizes), like.device)
 
 
-def _places(sizes: Sequence[int], device: torch.device) -> Places:
+def _places(sizes: tuple[int, ...], device: torch.device) -> Places:
     """Computes on the host, and copies from pinned memory, so that no call waits for the GPU."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -152,7 +157,9 @@ def _places(sizes: Sequence[int], device: torch.device) -> Places:
         first = counts.cumsum(0) - counts
         rows = torch.where(is_active, first.unsqueeze(1) + b, 0).flatten()
         backwards = torch.where(is_active, sequence_lengths(sizes) - 1 - t, t) * batch + b
-        active = is_active.flatten().nonzero().squeeze(1)
+        row = torch.arange(sum(sizes), device="cpu")
+        step = torch.searchsorted(counts.cumsum(0), row, right=True)
+        active = step * batch + row - first[step]
         together = torch.cat((rows, active, backwards.flatten()))
         narrow = counts.int()
         if device.type == "cuda":
@@ -170,4 +177,4 @@ def reverse_active(x: Tensor, sizes: list[int] | None) -> Tensor:
     """Reverses each sequence of x (T, B, F) within its own length; padding stays in place."""
     if sizes is None:
         return x.flip(0)
-    return x.flatten(0, 1).index_select(0, places(sizes, x.device).reversed).view_as(x)
+    return x.flatten(0, 1).index_select(0, places(sizes, x).reversed).view_as(x)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from elstm.config.schema import Config
 from elstm.files.atomic import write_atomic
+from elstm.nn.backends import untried
 from elstm.records import pictures as figures
 from elstm.records.correct import TABLE, encode_correct
 from elstm.records.progress import Progress, duration
@@ -121,6 +122,12 @@ class Recorder:
         if backend != self.backend:
             self.backend = backend
             self.info("the recurrence runs on backend %s", backend)
+            faster = untried(self.parts.accelerator.device, str(backend))
+            if faster is not None and self.config.model.backend == "auto":
+                self.info(
+                    "model.backend=%s has not been measured on this kind of GPU, but may be many "
+                    "times faster: try it", faster,
+                )  # fmt: skip
         lr = self.parts.schedule.lr(state.step - 1)
         self.tracker.log(position(state), {"lr": lr, **values})
         self.progress.show(

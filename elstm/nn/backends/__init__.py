@@ -78,3 +78,10 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
 
 def _without_recompute(call: Call) -> Results:
     return reference.recurrence(call._replace(recompute=False))
+
+
+def untried(device: torch.device, used: str) -> str | None:
+    """Returns a backend that might be faster than the one used, where `auto` has no measurement."""
+    if used == "reference" and device.type == "cuda" and not _AUTOMATIC["triton"](device):
+        return "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else None
+    return None

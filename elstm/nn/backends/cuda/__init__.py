@@ -10,8 +10,20 @@ uses TF32 if the user allows it; the products inside the kernels never do. For t
 forward pass keeps h_t and c_t, 2 T B H numbers. The projections are computed again there, so that
 `recompute` changes nothing; they take 8 T B H numbers while it runs.
 
-No call here reads a tensor on the host or waits for the GPU. So a layer can be captured in a CUDA
-graph, also by torch.cuda.make_graphed_callables; see elstm/nn/README.md for what to mind.
+No call here reads a tensor on the host or waits for the GPU, so a layer can be captured in a CUDA
+graph, by torch.cuda.graph or torch.cuda.make_graphed_callables. What to mind:
+
+- Call the layer with the same shapes before the capture, forward and backward, on the stream that
+  captures: Triton compiles each kernel at its first call.
+- Such a call in training moves the running statistics. Use batches that count, or restore the
+  buffers from a state_dict afterwards.
+- Training or eval mode and the lengths of a packed batch are fixed in the graph. A packed batch of
+  the same lengths must have been through the layer before the capture.
+
+Launches of a training step, forward and backward: 5 kernels and 11 operations of torch, with a
+packed batch 18 to 20 operations. Before the graph was built, an H200 (torch 2.11, Triton 3.6) took
+3.2 ms for rows, 0.3 to 1 of them in kernels, and 11.5 ms of kernels for pixels (torch.nn.LSTM: 1.1
+and 5.6). Nothing has been timed since; scripts/gpu_check.sh does it.
 """
 
 from elstm.nn.backends.cuda.autograd import recurrence, refuses

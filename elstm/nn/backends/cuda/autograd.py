@@ -61,7 +61,7 @@ def recurrence(call: Call) -> Results:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     norms = call.norms[:3]
-    active = None if call.batch_sizes is None else places(call.batch_sizes, x.device).counts
+    active = None if call.batch_sizes is None else places(call.batch_sizes, x).counts
     pairs = _statistics(norms, x.shape[0], batch_steps)
     eps = tuple(0.0 if norm is None else float(norm.eps) for norm in norms)
     plan = _Plan(active, batch_steps, call.cell_norm, pairs, eps)
