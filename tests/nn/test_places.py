@@ -57,6 +57,7 @@ def test_a_cache_that_inference_or_fake_tensors_filled_serves_training() -> None
     assert batches._cached.cache_info().currsize == 0
     assert type(places([4, 4, 2], torch.empty(1)).rows) is torch.Tensor
     with FakeTensorMode():  # the cache has real tensors now
+        data = torch.empty(10, 2)
         assert data.index_select(0, places([4, 4, 2], data).rows).shape == (12, 2)
 
 
