@@ -1,18 +1,44 @@
-"""The one kind of error that is the user's to mend: a command prints its line and exits with 1."""
+"""The errors that commands print as one message, and values as such messages show them."""
+
+import re
+from typing import Any
 
 
 class UserError(Exception):
-    """One clear line: what was wrong, what is allowed, how to mend it."""
+    """Reports an error of the user's: what was wrong, what is allowed, and how to fix it.
+
+    A command prints the message on one line and exits with 1.
+    """
 
 
 class OtherProcessError(Exception):
-    """Another process of the job failed first, and has said so.
+    """Reports that another process of the job failed first and has printed its error.
 
     Args:
-        summary: its number and its error, in a line.
+        summary: its rank and its error, on one line.
         details: its traceback.
     """
 
     def __init__(self, summary: str, details: str) -> None:
         super().__init__(summary)
         self.details = details
+
+
+def show(value: Any) -> str:
+    """Returns a value as the user may have typed it, printable and short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a huge number"
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = re.sub(" +", " ", text)  # first, so that the part that stays is not all blanks
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def show_key(key: str) -> str:
+    """Returns a key as an error message shows it."""
+    return show(key) or "''"

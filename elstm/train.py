@@ -138,8 +138,8 @@ def train(composer: Composer, words: Sequence[str]) -> int:
 
 def _check_run_dir(cfg: DictConfig) -> Path:
     """Returns hydra.run.dir, but for a name that changes; the folder has to be new or empty."""
-    from elstm.config.check import show
     from elstm.config.messages import explain
+    from elstm.errors import show
 
     try:
         given = str(cfg.hydra.run.dir)
@@ -162,7 +162,8 @@ def _check_run_dir(cfg: DictConfig) -> Path:
 
 def resume(words: Sequence[str]) -> int:
     """Goes on with the run in trainer.resume=RUN_DIR, by its own config; returns the exit code."""
-    from elstm.config.check import load_run_config, show
+    from elstm.config.run_config import load_run_config
+    from elstm.errors import show
 
     given = [word for word in words if word.startswith(RESUME)]
     value = given[0].partition("=")[2].strip("'\"")
@@ -190,8 +191,8 @@ def _resume_settings(words: Sequence[str], repeated: Sequence[str]) -> dict[str,
     Raises:
         UserError: naming the word that is not such a setting.
     """
-    from elstm.config.check import show
     from elstm.config.schema import settings_without_effect
+    from elstm.errors import show
 
     may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
     for word in [*repeated, *words]:

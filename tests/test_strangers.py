@@ -22,8 +22,8 @@ from synthetic_runs import write_run
 
 from elstm import train
 from elstm.commands import evaluate, export, predict, report
-from elstm.config.check import load_run_config
 from elstm.config.compose import Composer
+from elstm.config.run_config import load_run_config
 from elstm.errors import UserError
 from elstm.files.atomic import read_json, write_atomic
 from elstm.training import checkpoint

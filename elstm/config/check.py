@@ -1,25 +1,22 @@
-"""Checks of a config: one line that names the key, its value and what is allowed.
+"""Checks configs and builds the typed ones. An error names the key, its value and what is allowed.
 
-A config is a flat mapping here, "model.hidden_size" -> 128, whether Hydra composed it or a run
-folder holds it, so that both pass the same door. Nothing in it is executed: interpolations are
-resolved here, and they may name another key and no more.
+A config is a flat mapping here, "model.hidden_size" -> 128. It is the same whether Hydra composed
+it or a run folder holds it, so both pass the same checks. Nothing in it is executed: interpolations
+are resolved here, and they may name another key and no more.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, fields, is_dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 from elstm.config import removed
 from elstm.config.data_options import DATA_NAME, DATA_ROOT, OwnDataConfig
 from elstm.config.fields import MISSING
-from elstm.config.hints import near_keys, near_option, range_as_sweep, spelled
+from elstm.config.hints import keys_of, no_such, unknown_key
 from elstm.config.schema import (
     SCHEMAS,
     BNLSTMConfig,
@@ -31,13 +28,11 @@ from elstm.config.schema import (
     SweepConfig,
     TrainerConfig,
 )
+from elstm.config.values import fits, types_of, wrong_value
 from elstm.data.catalog import DATA_SETS, check_sizes, name_from_path
-from elstm.errors import UserError
-from elstm.files.bounded import Damaged, read_config
+from elstm.errors import UserError, show, show_key
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
-_TYPES = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-_MAX_INT = 2**31 - 1
 
 
 def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
@@ -86,9 +81,9 @@ def option_name(flat: Mapping[str, Any], group: str) -> Any:
 
 
 def _schema(group: str, name: Any) -> type[Any]:
-    """The dataclass of a group's option."""
+    """Returns the dataclass of a group's option."""
     if name == MISSING:
-        raise UserError(f"{group}.name has to be given: choose with {group}=OPTION")
+        raise UserError(f"{group}.name has to be given: choose it with {group}=OPTION")
     schemas = SCHEMAS[group]
     if not isinstance(name, str) or name not in schemas:
         raise UserError(no_such(f"{group}.name={show(name)}", group, name, schemas))
@@ -103,7 +98,7 @@ def _take(schema: type[Any], prefix: str, flat: dict[str, Any]) -> Any:
         if f"{prefix}.{f.name}" in flat
     }
     for name, value in values.items():
-        if type(value) is int and float in _types(schema, name) and abs(value) < 2**53:
+        if type(value) is int and float in types_of(schema, name) and abs(value) < 2**53:
             values[name] = float(value)
     return schema(**values)
 
@@ -138,24 +133,25 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(config: Config) -> None:
-    """Raises UserError naming the first key whose value is wrong;"""
+    """Raises UserError naming the first key whose value is wrong."""
     for group in SCHEMAS:
         node = getattr(config, group)
         option = getattr(node, "source", getattr(node, "name", MISSING))
         if type(node) is not _schema(group, option):
-            raise UserError(f"{group}.name={node.name} does not go with a {type(node).__name__}")
+            raise UserError(f"{group}.name={node.name} does not fit {type(node).__name__}")
     for name, node in vars(config).items():
         parts = vars(node).items() if is_dataclass(node) else [(None, node)]
         for part, value in parts:
             owner, leaf, key = (
                 (Config, name, name) if part is None else (type(node), part, f"{name}.{part}")
             )
-            if not _fits(value, owner, leaf):
+            if not fits(value, owner, leaf):
                 raise wrong_value(key, value, owner, leaf)
     _check_together(config)
 
 
 def _check_own(data: OwnDataConfig) -> None:
+    """Checks what own data needs, and cross-validation."""
     for name in ("path", "id", "label"):
         if getattr(data, name, None) == "":
             raise UserError(f"data.{name} has to be given")
@@ -168,23 +164,8 @@ def _check_own(data: OwnDataConfig) -> None:
         )
 
 
-def check_fields(node: Any, prefix: str) -> None:
-    """Raises UserError naming the first field of a dataclass whose value is wrong."""
-    for name, value in vars(node).items():
-        if not _fits(value, type(node), name):
-            raise wrong_value(f"{prefix}.{name}", value, type(node), name)
-
-
-def number_type(config: Config, key: str) -> type[int] | type[float] | None:
-    """int or float where a key takes such numbers (float where it takes both), else None."""
-    group, _, name = key.rpartition(".")
-    owner = type(getattr(config, group)) if group else Config
-    types = _types(owner, name)
-    return next((kind for kind in (float, int) if kind in types), None)
-
-
 def _check_together(config: Config) -> None:
-    """What one key allows in the light of another."""
+    """Checks keys whose values depend on each other."""
     data = config.data
     if isinstance(data, OwnDataConfig):
         _check_own(data)
@@ -205,7 +186,7 @@ def _check_together(config: Config) -> None:
         if config.trainer.compile:
             raise UserError(
                 "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
-                "compiler would have to see into the exchange between the processes"
+                "compiler cannot trace the exchange between the processes"
             )
     own = isinstance(model, GRUConfig | LayerNormLSTMConfig)
     if own and model.backend not in ("auto", "reference"):
@@ -216,192 +197,3 @@ def _check_together(config: Config) -> None:
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")
-
-
-# --- one key
-
-
-@cache
-def _hints(owner: Any) -> dict[str, tuple[Any, ...]]:
-    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(owner).items()}
-
-
-def _types(owner: Any, name: str) -> tuple[Any, ...]:
-    return _hints(owner)[name]
-
-
-def _field(owner: type[Any], name: str) -> Field[Any]:
-    found: Field[Any] = owner.__dataclass_fields__[name]
-    return found
-
-
-def _fits(value: Any, owner: type[Any], name: str) -> bool:
-    rule, types = _field(owner, name).metadata, _types(owner, name)
-    if value is None:
-        return type(None) in types
-    if type(value) not in types or value == MISSING:
-        return False
-    if "choices" in rule:
-        return value in rule["choices"]
-    if isinstance(value, str):
-        return value.isprintable() and ("number_or" not in rule or value in rule["number_or"])
-    if isinstance(value, bool):
-        return True
-    if isinstance(value, float) and not _in_float32(value):
-        return False
-    if isinstance(value, int) and rule.get("le") is None and abs(value) > _MAX_INT:
-        return False
-    bounds = {k: rule.get(k) for k in ("ge", "gt", "le", "lt")}
-    return (
-        (bounds["ge"] is None or value >= bounds["ge"])
-        and (bounds["gt"] is None or value > bounds["gt"])
-        and (bounds["le"] is None or value <= bounds["le"])
-        and (bounds["lt"] is None or value < bounds["lt"])
-    )
-
-
-def _in_float32(value: float) -> bool:
-    """Whether a number neither overflows in float32 nor becomes 0: what runs compute in."""
-    return not value or 2.0**-126 <= abs(value) < 2.0**128 - 2.0**103
-
-
-def allowed(owner: type[Any], name: str) -> str:
-    """What a field takes, in words: "an integer, at least 1"."""
-    rule, types = _field(owner, name).metadata, _types(owner, name)
-    null = " or null" if type(None) in types else ""
-    if "choices" in rule:
-        return f"one of {', '.join(map(show, rule['choices']))}{null}"
-    kind = next(_TYPES[t] for t in (bool, float, int, str) if t in types)
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bounds = [f"{words[k]} {rule[k]:,}" for k in words if rule.get(k) is not None]
-    text = f"{kind} {' and '.join(bounds)}" if bounds else kind
-    return " or ".join([text, *rule.get("number_or", ())]) + null
-
-
-def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
-    if value == MISSING:
-        return UserError(f"{key} has to be given: {allowed(owner, name)}")
-    line = f"{key}={show(value)}: has to be {allowed(owner, name)}"
-    if isinstance(value, float) and not math.isfinite(value):
-        line += ", and finite"
-    elif isinstance(value, float) and not _in_float32(value):
-        line += ", and within the range of float32"
-    choices = _field(owner, name).metadata.get("choices", ())
-    if not choices:
-        return UserError(line + range_as_sweep(key, value))
-    return UserError(line + did_you_mean(value, map(show, choices), always_list=False))
-
-
-def keys_of(config: Config) -> list[str]:
-    """All keys of a config, dotted."""
-    keys = []
-    for name, node in vars(config).items():
-        keys += [f"{name}.{f.name}" for f in fields(node)] if is_dataclass(node) else [name]
-    return keys
-
-
-def unknown_key(key: str, known: Iterable[str]) -> UserError:
-    """The line for a key that is not there: the nearest one, and its neighbours."""
-    known = [k for k in known if not k.endswith(".name")]  # chosen with GROUP=OPTION
-    gone = removed.find(key, known)
-    if gone is not None:
-        what = "this setting" if gone == key else f"there is no such key; {gone}"
-        return UserError(
-            f"{show_key(key)}: {what} was removed; the last commit that has it is "
-            f"{removed.REMOVED[gone][1]}"
-        )
-    group = key.rpartition(".")[0]
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
-    top = sorted({k.partition(".")[0] for k in known})
-    hint = spelled(near_keys(key, known)) or ";"
-    inside = f" in {group}" if group and siblings else ""
-    place = ", ".join(siblings if group and siblings else top)
-    return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
-
-
-def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
-    """The line for an option that is not there."""
-    return f"{given}: there is no such {what}{did_you_mean(name, options)}"
-
-
-def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
-    options = [str(option) for option in options]
-    near = near_option(show(name), options)
-    hint = spelled([near] if near else [])
-    if not always_list:
-        return hint
-    return f"{hint or ';'} allowed: {', '.join(options) or 'none'}"
-
-
-def show(value: Any) -> str:
-    """A value as the user may have typed it, printable and short."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    try:
-        text = str(value)
-    except ValueError:  # an integer of more than 4,300 digits
-        return "a huge number"
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    text = re.sub(" +", " ", text)  # first, so that what is cut short is not blanks alone
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
-
-
-def show_key(key: str) -> str:
-    return show(key) or "''"
-
-
-# --- run folders
-
-
-def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = None) -> Config:
-    """Reads the config of a run from RUN_DIR/.hydra/config.yaml; nothing that it holds is executed.
-
-    Where the folder in data.root does not exist here, that of ELSTM_DATA is taken.
-
-    Args:
-        changed: settings that take the place of the run's, by key.
-
-    Raises:
-        UserError: not a run folder, or the file is damaged or holds wrong values.
-    """
-    run_dir = Path(run_dir)
-
-    folder = show(str(run_dir))
-    if run_dir.is_file():
-        raise UserError(f"{folder} is a file, not a run's folder{_run_of(run_dir)}")
-    if not run_dir.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give that of a run, outputs/...")
-    if (run_dir / ".hydra").is_symlink() or not (run_dir / ".hydra").is_dir():
-        raise UserError(
-            f"{folder} is not a run folder: it has no .hydra/config.yaml; "
-            "give one like outputs/DATA/MODEL/RUN"
-        )
-    try:
-        flat = {**read_config(run_dir / ".hydra" / "config.yaml"), **(changed or {})}
-        return config_from(_with_data_here(flat), stored=True)
-    except Damaged as error:
-        raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
-    except UserError as error:
-        raise UserError(f"{folder}/.hydra/config.yaml: {error}") from error
-
-
-def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run that may have been started elsewhere."""
-    root = flat.get("data.root")
-    if not os.environ.get("ELSTM_DATA") or not isinstance(root, str) or "${" in root:
-        return flat
-    try:
-        here = Path(root).is_dir()
-    except (OSError, ValueError):
-        here = False
-    return flat if here else {**flat, "data.root": DATA_ROOT}
-
-
-def _run_of(path: Path) -> str:
-    """The run that a checkpoint or record lies in, as a hint; "" where it lies in none."""
-    near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
-    if not near:
-        return "; give one like outputs/DATA/MODEL/RUN"
-    return f"; did you mean its run, {show(str(near[0]))}?"

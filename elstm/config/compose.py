@@ -25,16 +25,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from elstm.cli import summary
-from elstm.config.check import (
-    config_from,
-    no_such,
-    show,
-    show_key,
-    unknown_key,
-)
+from elstm.config.check import config_from
 from elstm.config.fields import MISSING
 from elstm.config.help import GROUPS, find_config_dir
-from elstm.config.hints import all_keys
+from elstm.config.hints import all_keys, no_such, unknown_key
 from elstm.config.hydra_nodes import Folder, register
 from elstm.config.hydra_private import (
     Callbacks,
@@ -45,7 +39,7 @@ from elstm.config.hydra_private import (
 from elstm.config.messages import explain
 from elstm.config.removed import REMOVED
 from elstm.config.schema import SCHEMAS, Config
-from elstm.errors import UserError
+from elstm.errors import UserError, show, show_key
 
 CONFIG_NAME = "config"
 CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)

@@ -6,11 +6,12 @@ import textwrap
 from dataclasses import Field, fields
 from typing import Any
 
-from elstm.config.check import allowed, show, unknown_key
 from elstm.config.fields import MISSING, description
 from elstm.config.help import find_config_dir
-from elstm.config.hints import all_keys
+from elstm.config.hints import all_keys, unknown_key
 from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
+from elstm.config.values import allowed
+from elstm.errors import show
 from elstm.files.bounded import read_config
 
 # The keys that have one dataclass, whatever is chosen.

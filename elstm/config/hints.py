@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from elstm.config.schema import SCHEMAS, SweepConfig, TrainerConfig
+from elstm.config import removed
+from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
+from elstm.errors import UserError, show, show_key
 
 ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
 # Flags of other programs, in this one's words.
@@ -103,6 +106,48 @@ def flag_as_word(flag: str, value: str | None) -> str | None:
         return f"{name}={given}"
     same = [key for key in all_keys() if _leaf(key) == name]
     return f"{same[0]}={given}" if len(name) > 1 and same else None
+
+
+def keys_of(config: Config) -> list[str]:
+    """Returns all keys of a config, dotted."""
+    keys = []
+    for name, node in vars(config).items():
+        keys += [f"{name}.{f.name}" for f in fields(node)] if is_dataclass(node) else [name]
+    return keys
+
+
+def unknown_key(key: str, known: Iterable[str]) -> UserError:
+    """Returns the error for a key that does not exist, with the nearest one and its siblings."""
+    known = [k for k in known if not k.endswith(".name")]  # chosen with GROUP=OPTION
+    gone = removed.find(key, known)
+    if gone is not None:
+        what = "this setting" if gone == key else f"there is no such key; {gone}"
+        return UserError(
+            f"{show_key(key)}: {what} was removed; the last commit that has it is "
+            f"{removed.REMOVED[gone][1]}"
+        )
+    group = key.rpartition(".")[0]
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
+    top = sorted({k.partition(".")[0] for k in known})
+    hint = spelled(near_keys(key, known)) or ";"
+    inside = f" in {group}" if group and siblings else ""
+    place = ", ".join(siblings if group and siblings else top)
+    return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
+
+
+def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
+    """Returns the error message for an option that does not exist."""
+    return f"{given}: there is no such {what}{did_you_mean(name, options)}"
+
+
+def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
+    """Returns the hint behind an error message: the nearest option, or what is allowed."""
+    options = [str(option) for option in options]
+    near = near_option(show(name), options)
+    hint = spelled([near] if near else [])
+    if not always_list:
+        return hint
+    return f"{hint or ';'} allowed: {', '.join(options) or 'none'}"
 
 
 def range_as_sweep(key: str, value: object) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from elstm.config.check import show, show_key, unknown_key, wrong_value
+from elstm.config.hints import unknown_key
 from elstm.config.hydra_nodes import Root
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
-from elstm.errors import UserError
+from elstm.config.values import wrong_value
+from elstm.errors import UserError, show, show_key
 
 
 def explain(error: BaseException) -> UserError:

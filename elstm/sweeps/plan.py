@@ -14,12 +14,13 @@ from typing import Protocol
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
-from elstm.config.check import config_from, load_run_config, show
+from elstm.config.check import config_from
 from elstm.config.compose import Composer, without_no_option
 from elstm.config.hydra_nodes import run_name
 from elstm.config.identity import identity
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import SAME_LAYER, Config
-from elstm.errors import UserError
+from elstm.errors import UserError, show
 from elstm.files.atomic import open_locked
 from elstm.files.bounded import Damaged
 from elstm.files.claims import Claims

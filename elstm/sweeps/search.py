@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from elstm.config.check import check_fields, show
 from elstm.config.compose import Composer, plain
 from elstm.config.schema import SearchConfig
-from elstm.errors import UserError
+from elstm.config.values import check_fields
+from elstm.errors import UserError, show
 from elstm.files.atomic import open_locked, refuse_links, writing
 from elstm.sweeps.plan import Job, Train
 from elstm.sweeps.search_space import Space

@@ -14,11 +14,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from elstm.config.check import number_type, show
 from elstm.config.compose import Composer
 from elstm.config.identity import identity
 from elstm.config.schema import Config
-from elstm.errors import UserError
+from elstm.config.values import number_type
+from elstm.errors import UserError, show
 from elstm.sweeps.plan import MAX_RUNS, values_of
 
 DIGITS = 4  # of a float that a search has chosen: what people can read and type

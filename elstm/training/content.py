@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elstm.config.check import show
 from elstm.config.schema import PlateauConfig
+from elstm.errors import show
 from elstm.training import device as runtime
 from elstm.training.optim import Schedule
 

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from elstm.config.check import show
 from elstm.config.data_options import DataConfig, DigitsConfig, ImagesConfig, OwnDataConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import random_order
 from elstm.data.sequences import SequenceData
-from elstm.errors import UserError
+from elstm.errors import UserError, show
 from elstm.training.content import describe, integer, number, same
 
 MAX_CLASSES, MAX_FEATURES, MAX_STEPS = 100_000, 1_000_000, 2**31

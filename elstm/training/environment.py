@@ -14,8 +14,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from elstm.config.check import show
 from elstm.config.schema import TrainerConfig
+from elstm.errors import show
 from elstm.training.ranks import VARIABLES, Ranks
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from elstm.config.check import load_run_config, show
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import Config
-from elstm.errors import UserError
+from elstm.errors import UserError, show
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
 from elstm.training import checkpoint

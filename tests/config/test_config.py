@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from elstm.config.check import load_run_config, validate
+from elstm.config.check import validate
 from elstm.config.compose import Composer
 from elstm.config.help import GROUPS, find_config_dir
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import SCHEMAS, Config, ELSTMBNConfig
 from elstm.errors import UserError
 

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from elstm.config.check import load_run_config, show, validate
+from elstm.config.check import validate
 from elstm.config.compose import Composer
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import SCHEMAS, SweepConfig, TrainerConfig
-from elstm.errors import UserError
+from elstm.errors import UserError, show
 from elstm.train import main
 
 REPOSITORY = Path(__file__).parents[2]

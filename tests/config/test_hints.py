@@ -6,11 +6,11 @@ from dataclasses import fields
 import pytest
 
 from elstm.commands import evaluate, predict
-from elstm.config.check import show
 from elstm.config.describe import describe
 from elstm.config.fields import description
 from elstm.config.hints import all_keys, near_option
 from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
+from elstm.errors import show
 from elstm.train import main
 
 

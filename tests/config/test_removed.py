@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from elstm.config.check import config_from, load_run_config
+from elstm.config.check import config_from
 from elstm.config.compose import Composer, flatten
 from elstm.config.removed import REMOVED
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import SCHEMAS, TrainerConfig
 from elstm.errors import UserError
 from elstm.train import main

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from elstm.config.check import load_run_config
 from elstm.config.compose import Composer
 from elstm.config.identity import identity
+from elstm.config.run_config import load_run_config
 from elstm.config.schema import settings_without_effect
 from elstm.files.claims import Claims
 from elstm.records.tracking import hparams

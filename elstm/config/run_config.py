@@ -1,0 +1,65 @@
+"""Reads the config of a run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elstm.config.check import config_from
+from elstm.config.data_options import DATA_ROOT
+from elstm.config.schema import Config
+from elstm.errors import UserError, show
+from elstm.files.bounded import Damaged, read_config
+
+
+def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = None) -> Config:
+    """Reads the config of a run from RUN_DIR/.hydra/config.yaml; nothing that it holds is executed.
+
+    If the folder in data.root does not exist here, ELSTM_DATA takes its place.
+
+    Args:
+        changed: settings that replace those of the run, by key.
+
+    Raises:
+        UserError: the folder is no run folder, or the file is damaged or holds wrong values.
+    """
+    run_dir = Path(run_dir)
+    folder = show(str(run_dir))
+    if run_dir.is_file():
+        raise UserError(f"{folder} is a file, not a run's folder{_run_of(run_dir)}")
+    if not run_dir.is_dir():
+        raise UserError(f"{folder}: there is no such folder; give that of a run, outputs/...")
+    if (run_dir / ".hydra").is_symlink() or not (run_dir / ".hydra").is_dir():
+        raise UserError(
+            f"{folder} is not a run folder: it has no .hydra/config.yaml; "
+            "give one like outputs/DATA/MODEL/RUN"
+        )
+    try:
+        flat = {**read_config(run_dir / ".hydra" / "config.yaml"), **(changed or {})}
+        return config_from(_with_data_here(flat), stored=True)
+    except Damaged as error:
+        raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder}/.hydra/config.yaml: {error}") from error
+
+
+def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:
+    """Replaces data.root if the run was started on another machine."""
+    root = flat.get("data.root")
+    if not os.environ.get("ELSTM_DATA") or not isinstance(root, str) or "${" in root:
+        return flat
+    try:
+        here = Path(root).is_dir()
+    except (OSError, ValueError):
+        here = False
+    return flat if here else {**flat, "data.root": DATA_ROOT}
+
+
+def _run_of(path: Path) -> str:
+    """Returns a hint that names the run in which a checkpoint or record lies."""
+    near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
+    if not near:
+        return "; give one like outputs/DATA/MODEL/RUN"
+    return f"; did you mean its run, {show(str(near[0]))}?"
