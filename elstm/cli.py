@@ -132,8 +132,8 @@ def plural(count: int, noun: str) -> str:
 
 
 @contextmanager
-def data_root_as(option: str) -> Iterator[None]:
-    """Makes advice about the data of an existing run name the option of this command.
+def data_root_as(option: str | None = None) -> Iterator[None]:
+    """Makes advice about the data of an existing run name the option of this command, if given.
 
     Such a run has its data set, so that another one is no way out.
     """
@@ -141,7 +141,9 @@ def data_root_as(option: str) -> Iterator[None]:
         yield
     except UserError as error:
         text = str(error).replace(", or take data=digits, which needs no download", "")
-        raise UserError(re.sub(r"set data\.(root|path)=", f"set {option}", text)) from error
+        if option is not None:
+            text = re.sub(r"set data\.(root|path)=", f"set {option}", text)
+        raise UserError(text) from error
 
 
 def say_error(prog: str, error: object) -> None:
@@ -174,7 +176,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_data_root(self) -> None:
         self.add_argument(
-            "--data-root", metavar="DIR", help="where the data set lies, if elsewhere"
+            "--data-root",
+            metavar="PATH",
+            help="where the data lie, if elsewhere: data.root, or the file or folder of data.path",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -109,7 +109,8 @@ def _mode(words: Sequence[str]) -> str | None:
 
 def train(composer: Composer, words: Sequence[str]) -> int:
     """A single run in a folder of its own; returns the exit code."""
-    from elstm.config.compose import CONFIG_NAME, typed
+    from elstm.config.compose import CONFIG_NAME, name_override, typed
+    from elstm.config.data_options import OwnDataConfig
     from elstm.sweeps.job import Outcome, execute, folder_made
     from elstm.training.ranks import read_ranks
 
@@ -124,7 +125,8 @@ def train(composer: Composer, words: Sequence[str]) -> int:
         outcomes.append(execute(typed(cfg), folder_made()))
 
     try:
-        composer.hydra().run(CONFIG_NAME, task, [*words, "hydra.mode=RUN"])
+        named = [name_override(config.data)] if isinstance(config.data, OwnDataConfig) else []
+        composer.hydra().run(CONFIG_NAME, task, [*words, *named, "hydra.mode=RUN"])
     except OSError as error:
         raise UserError(f"cannot make the run folder: {error}") from error
     finally:

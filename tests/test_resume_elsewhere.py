@@ -84,7 +84,8 @@ def test_what_is_trained_cannot_be_changed(
 ) -> None:
     assert train.main([f"trainer.resume={run}", "data.root=moved", word]) == 1
     assert (
-        f"{word}: trainer.resume=RUN_DIR goes alone, or with data.root" in capsys.readouterr().err
+        f"{word}: trainer.resume=RUN_DIR goes alone, or with data.path, data.root"
+        in capsys.readouterr().err
     )
     assert state(run) == "interrupted"
 
@@ -96,5 +97,5 @@ def test_evaluation_names_its_own_option(run: Path, capsys: pytest.CaptureFixtur
     assert evaluate.main([str(run), "--data-root", "other"]) == 1
     err = capsys.readouterr().err
     assert "data are not those that the run was trained on" in err
-    assert "set --data-root to the folder of the same files" in err
+    assert "set --data-root to the same files" in err
     assert evaluate.main([str(run), "--data-root", "moved"]) == 0

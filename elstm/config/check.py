@@ -152,6 +152,11 @@ def validate(config: Config) -> None:
 
 def _check_own(data: OwnDataConfig) -> None:
     """Checks what own data needs, and cross-validation."""
+    if not re.fullmatch(r"\w[\w.-]{0,199}", data.name, re.ASCII):
+        raise UserError(
+            f"data.name={show(data.name)}: it names folders, so it has to begin with a letter or "
+            "digit and to hold letters, digits, _, - and . alone"
+        )
     for name in ("path", "id", "label"):
         if getattr(data, name, None) == "":
             raise UserError(f"data.{name} has to be given")

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from elstm.cli import summary
 from elstm.config.check import config_from
+from elstm.config.data_options import OwnDataConfig
 from elstm.config.fields import MISSING
 from elstm.config.help import GROUPS, find_config_dir
 from elstm.config.hints import all_keys, no_such, unknown_key
@@ -49,7 +50,8 @@ _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
-PATH_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "data.root")
+PATH_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "data.root",
+             "data.path")  # fmt: skip
 _HOME = re.compile(r"""(?:(?<=^)|(?<=[,(]))([ ]*['"]?)(~[\w.-]*)(?=[/'",)]|$)""", re.ASCII)
 NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
 NO_GROUPS = ("study",)  # conf/study: read by scripts/study.py
@@ -185,9 +187,8 @@ class Composer:
         elif self.options(key):
             for value in values(override):
                 self._check_option(override, value)
-        elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key):
-            group, name = key.partition(".")[0], show(argument.partition("=")[2])
-            raise UserError(f"{show(argument)}: choose with {group}={name}")
+        elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key) and key != "data.name":
+            raise _choose(argument)
         elif "/" in key or key == "schema":
             raise UserError(no_such(show_key(key), "group", key, GROUPS))
         return override
@@ -240,8 +241,9 @@ class Composer:
         Raises:
             UserError: naming the key.
         """
-        self.parse(arguments)
+        overrides = self.parse(arguments)
         cfg = self.load(arguments, RunMode.MULTIRUN if sweep else RunMode.RUN)
+        _check_data_name(overrides, cfg)
         return cfg, typed(cfg)
 
     def many(self) -> Callable[[Sequence[str]], Config]:
@@ -268,6 +270,7 @@ class Composer:
                 with open_dict(trees[chosen]):
                     del trees[chosen]["hydra"]
             cfg = copy.deepcopy(trees[chosen])
+            _check_data_name(overrides, cfg)
             try:
                 for override in overrides:
                     if override.input_line not in chosen:
@@ -309,6 +312,26 @@ class Composer:
                     f"--config-dir {show(self.extra_dir)}: its files change hydra.job.{key}, "
                     "which cannot be changed"
                 )
+
+
+def _choose(argument: str) -> UserError:
+    group, name = argument.lstrip("+").partition(".")[0], show(argument.partition("=")[2])
+    return UserError(f"{show(argument)}: choose with {group}={name}")
+
+
+def _check_data_name(overrides: Sequence[Override], cfg: DictConfig) -> None:
+    """Raises UserError where a published data set would get another name."""
+    for override in overrides:
+        if override.key_or_group == "data.name" and "source" not in (cfg.get("data") or {}):
+            raise _choose(override.input_line or "")
+
+
+def name_override(data: OwnDataConfig) -> str:
+    """Returns the argument that stores the name of own data, which follows from `data.path`.
+
+    With it a run keeps its name wherever its data and the current folder are later.
+    """
+    return f'data.name="{data.name}"'
 
 
 def without_no_option(arguments: Sequence[str]) -> list[str]:

@@ -129,10 +129,36 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     group = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
     top = sorted({k.partition(".")[0] for k in known})
-    hint = spelled(near_keys(key, known)) or ";"
+    elsewhere = _options_with(key)
     inside = f" in {group}" if group and siblings else ""
     place = ", ".join(siblings if group and siblings else top)
+    if elsewhere and key not in known:
+        return UserError(
+            f"{show_key(key)}: there is no such key {elsewhere}; allowed{inside} here: {place}"
+        )
+    hint = spelled(near_keys(key, known)) or ";"
     return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
+
+
+# What a user may have meant by a place of data that the chosen option does not read.
+_PLACES = {
+    "data.path": "published sets are looked for in data.root",
+    "data.root": "files of your own are read with data.path by data=images, arrays, table or ts",
+}
+
+
+def _options_with(key: str) -> str:
+    """Says which options of a group have a key that the chosen one lacks; "" if none has it."""
+    group, _, leaf = key.rpartition(".")
+    having = [
+        name
+        for name, schema in SCHEMAS.get(group, {}).items()
+        if any(each.name == leaf for each in fields(schema))
+    ]
+    if not having:
+        return ""
+    hint = f"; {_PLACES[key]}" if key in _PLACES else ""
+    return f"with this option of {group}: it goes with {group}={', '.join(having)}{hint}"
 
 
 def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:

@@ -8,8 +8,12 @@ from typing import Any
 from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 
 
-def identity(config: Config) -> str:
+def identity(config: Config, fingerprint: str | None = None) -> str:
     """The same text for all configs whose runs have the same result.
+
+    Args:
+        fingerprint: of own data, the checksum of what was read, since `data.path` says nothing
+            about the content.
 
     Settings at their defaults are left out. A setting that a later version adds therefore leaves
     the identity of earlier runs as it is.
@@ -24,5 +28,7 @@ def identity(config: Config) -> str:
                 key, setting = f"{group}.{each.name}", getattr(value, each.name)
                 if key not in left_out and (each.name == "name" or setting != each.default):
                     found[key] = setting
+    if fingerprint is not None:
+        found["data.fingerprint"] = fingerprint
     name = config.model.name
     return repr(sorted({**found, "model.name": SAME_LAYER.get(name, name)}.items()))

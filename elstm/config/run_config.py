@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from elstm.config.check import config_from
-from elstm.config.data_options import DATA_ROOT
+from elstm.config.check import config_from, resolve
+from elstm.config.data_options import DATA_NAME, DATA_ROOT
+from elstm.config.hints import keys_of, unknown_key
 from elstm.config.schema import Config
 from elstm.errors import UserError, show
 from elstm.files.bounded import Damaged, read_config
@@ -37,12 +38,25 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
             "give one like outputs/DATA/MODEL/RUN"
         )
     try:
-        flat = {**read_config(run_dir / ".hydra" / "config.yaml"), **(changed or {})}
-        return config_from(_with_data_here(flat), stored=True)
+        stored = read_config(run_dir / ".hydra" / "config.yaml")
+        flat = {**_with_data_name(stored), **(changed or {})}
+        config = config_from(_with_data_here(flat), stored=True)
     except Damaged as error:
         raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}/.hydra/config.yaml: {error}") from error
+    known = keys_of(config)
+    for key in changed or ():
+        if key not in known:
+            raise unknown_key(key, known)
+    return config
+
+
+def _with_data_name(flat: dict[str, Any]) -> dict[str, Any]:
+    """Keeps the name that own data have by their first path, wherever they are read from now."""
+    if flat.get("data.name") != DATA_NAME:
+        return flat
+    return {**flat, "data.name": resolve(flat)["data.name"]}
 
 
 def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:

@@ -50,19 +50,40 @@ def moved(options: Any, place: str) -> Any:
     return replace(options, **{name: place})
 
 
+def read_own(options: Any) -> Source:
+    """Reads the files of own data.
+
+    Raises:
+        UserError: they are not there, or not as the option of the group `data` says.
+    """
+    if not Path(options.path).exists():
+        raise UserError(
+            f"data.path={options.path}: there is no such file or folder; set data.path= to where "
+            "the data lie"
+        )
+    source: Source = import_module(READERS[options.source]).read(options)
+    return source
+
+
+def data_fingerprint(options: Any) -> str | None:
+    """Returns the checksum of own data by reading them; None for a published set."""
+    if getattr(options, "source", None) is None:
+        return None
+    return preparing.fingerprint(read_own(options))
+
+
 def load_own(options: Any) -> SequenceData:
     """Reads own data, draws the splits that the files do not give, and says what was read."""
-    path = Path(options.path).expanduser()
-    if not path.exists():
-        raise UserError(f"data.path={options.path}: there is no such file or folder")
-    source: Source = import_module(READERS[options.source]).read(options)
+    source = read_own(options)
     checksum = preparing.fingerprint(source)
+    notes: list[tuple[Any, ...]] = []  # logged behind the line that says what was read
     parts = preparing.split(
         source,
         preparing.SplitOptions(
             options.val_fraction, options.test_fraction, options.split_seed,
             options.folds, options.fold,
         ),
+        note=lambda *args: notes.append(args),
     )  # fmt: skip
     if options.train_size is not None:
         train = parts["train"]
@@ -77,6 +98,11 @@ def load_own(options: Any) -> SequenceData:
     names = preparing.classes(parts)
     description = preparing.describe(parts, names)
     log.info("%s: %s", options.name, description)
+    for args in notes:
+        log.info(*args)
+    preparing.warn_of_missing_classes(
+        names, {"training": set(parts["train"].labels), "validation": set(parts["val"].labels)}
+    )
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 
@@ -197,6 +223,14 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
         train = Split(train.images[rows], train.labels[rows])
     mean, std = mean_and_std(train.images)
     order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
+    names = images.class_names
+    preparing.warn_of_missing_classes(
+        names,
+        {
+            what: {names[label] for label in split.labels.unique().tolist()}
+            for what, split in (("training", train), ("validation", images.val))
+        },
+    )
     return ImageSequences(
         name=options.name,
         class_names=images.class_names,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +101,17 @@ def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray
     return np.sort(np.array(chosen, np.int64))
 
 
-def split(source: Source, options: SplitOptions) -> dict[str, LabelledSet]:
-    """Returns train, val and test; what the files do not give is drawn, and the log says so."""
+def split(
+    source: Source, options: SplitOptions, note: Callable[..., None] = log.info
+) -> dict[str, LabelledSet]:
+    """Returns train, val and test; what the files do not give is drawn, and `note` is told so."""
     found = dict(source)
     seed = options.split_seed
     whole = found.pop("all", None)
     if whole is not None:
         found["train"] = whole
     if options.folds is not None:
-        found = _fold(found, options)
+        found = _fold(found, options, note)
     for name, fraction in (("test", options.test_fraction), ("val", options.val_fraction)):
         if name in found:
             continue
@@ -117,14 +119,16 @@ def split(source: Source, options: SplitOptions) -> dict[str, LabelledSet]:
         rows = drawn(part.labels, fraction, name, seed)
         rest = np.setdiff1d(np.arange(len(part)), rows)
         found[name], found["train"] = take(part, rows), take(part, rest)
-        log.info(
+        note(
             "%s split: %d of %d sequences, drawn class by class with data.split_seed=%d",
             name, len(rows), len(part), seed,
         )  # fmt: skip
     return {name: found[name] for name in SPLITS}
 
 
-def _fold(found: dict[str, LabelledSet], options: SplitOptions) -> dict[str, LabelledSet]:
+def _fold(
+    found: dict[str, LabelledSet], options: SplitOptions, note: Callable[..., None]
+) -> dict[str, LabelledSet]:
     folds, fold = options.folds, options.fold
     assert folds is not None
     if fold is None:
@@ -137,7 +141,7 @@ def _fold(found: dict[str, LabelledSet], options: SplitOptions) -> dict[str, Lab
         )
     rows = parts_of(part.labels, folds, "fold", options.split_seed)[fold]
     rest = np.setdiff1d(np.arange(len(part)), rows)
-    log.info(
+    note(
         "fold %d of %d tests: %d of %d training sequences%s", fold, folds, len(rows), len(part),
         "; the test split of the files is not used" if "test" in found else "",
     )  # fmt: skip
@@ -153,14 +157,22 @@ def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
     names = class_names([label for part in parts.values() for label in part.labels])
     if len(names) < 2:
         raise UserError(f"all sequences have the label {names[0]!r}: there is nothing to learn")
-    for split_name, what in (("train", "training"), ("val", "validation")):
-        missing = [name for name in names if name not in set(parts[split_name].labels)]
+    return names
+
+
+def warn_of_missing_classes(names: Sequence[str], present: Mapping[str, Collection[str]]) -> None:
+    """Logs a warning for each split that lacks a class.
+
+    Args:
+        present: the classes of a split, by what the split is called.
+    """
+    for what, found in present.items():
+        missing = [name for name in names if name not in found]
         if missing:
             log.warning(
                 "the %s split holds no sequence of %s %s", what,
                 "class" if len(missing) == 1 else "classes", ", ".join(missing),
             )  # fmt: skip
-    return names
 
 
 def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledSet]:
@@ -212,7 +224,10 @@ def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
 
 def standardized(part: LabelledSet, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
     """Returns float32 (N, T, F): standardised, zero where a value is missing or past the end."""
-    values = ((part.values - mean) / std).astype(np.float32)
+    values: np.ndarray = np.empty(part.values.shape, np.float32)
+    for first in range(0, len(values), 256):  # in parts, because each is in float64
+        rows = slice(first, first + 256)
+        values[rows] = (part.values[rows] - mean) / std
     values[np.isnan(values)] = 0
     values[np.arange(values.shape[1])[None, :] >= part.lengths[:, None]] = 0
     return torch.from_numpy(values)
@@ -226,9 +241,12 @@ def describe(parts: dict[str, LabelledSet], names: Sequence[str]) -> str:
     steps = f"{low:,} to {high:,}" if low != high else f"{high:,}"
     features = train.values.shape[2]
     files = dict.fromkeys(str(file) for part in parts.values() for file in part.files)
+    what = f"sequences of {steps} steps x {features:,} feature{'' if features == 1 else 's'}"
+    if train.image_size is not None:
+        rows, columns = train.image_size
+        what = f"images of {rows} x {columns} pixels, {'grey' if features == 1 else 'in colour'}"
     return (
-        f"{len(train):,} training, {len(val):,} validation, {len(test):,} test sequences of "
-        f"{steps} steps x {features:,} feature{'' if features == 1 else 's'}, "
+        f"{len(train):,} training, {len(val):,} validation, {len(test):,} test {what}, "
         f"{len(names):,} classes, from {', '.join(files)}"
     )
 

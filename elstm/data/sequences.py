@@ -42,6 +42,8 @@ class SequenceData(ABC):
         batch_size: of training.
         num_steps: steps that have population statistics of their own.
         input_size: features of a step.
+        fingerprint: a checksum of own data as they were read; None for a published set.
+        description: what was read, in one line; empty for a published set.
     """
 
     name: str
@@ -50,6 +52,8 @@ class SequenceData(ABC):
     train: Any  # LabelledRows, as `val` and `test`
     val: Any
     test: Any
+    fingerprint: str | None
+    description: str
 
     @property
     @abstractmethod

@@ -5,6 +5,8 @@
     error             why it failed, in one line, or null; where the state is another one, why it
                       could not be resumed
     model, data, seed
+    data_fingerprint, data_description   of own data: a checksum of what was read, and what that is
+                      in one line; null for a published data set
     epoch, step       done so far; max_epochs
     val_accuracy, val_accuracy_batch_stats          of the latest evaluation
     best_val_accuracy, best_epoch                   by population statistics
@@ -41,7 +43,8 @@ from elstm.files.atomic import read_json, write_atomic
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
     (
-        "state", "error", "model", "data", "seed", "epoch", "step", "max_epochs",
+        "state", "error", "model", "data", "seed", "data_fingerprint", "data_description",
+        "epoch", "step", "max_epochs",
         "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",

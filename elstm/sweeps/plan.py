@@ -15,7 +15,8 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
 from elstm.config.check import config_from
-from elstm.config.compose import Composer, without_no_option
+from elstm.config.compose import Composer, name_override, without_no_option
+from elstm.config.data_options import OwnDataConfig
 from elstm.config.hydra_nodes import run_name
 from elstm.config.identity import identity
 from elstm.config.run_config import load_run_config
@@ -26,6 +27,7 @@ from elstm.files.bounded import Damaged
 from elstm.files.claims import Claims
 from elstm.records.archive import ArchivedRun, finished_runs
 from elstm.records.status import read_status
+from elstm.sweeps.fingerprints import Fingerprints
 from elstm.sweeps.job import OnEvaluation
 from elstm.sweeps.table import JobResult
 
@@ -151,18 +153,21 @@ class Plan:
         self._seen: dict[Path, str | None] = {}  # the identity of each run folder, read once
         self._folders: defaultdict[str, list[Path]] = defaultdict(list)
         self._archived = _archived_runs(root)
+        self._fingerprints = Fingerprints()
 
     def run(self, job: Job) -> PlannedRun:
         """Composes and checks a job. Raises UserError if it is wrong."""
         config = self._config_of(job.overrides)
         varied = [word.partition("=") for word in job.overrides if word not in self._fixed]
         own = [word for word in job.overrides if not word.lstrip("+").startswith("sweep.")]
+        if isinstance(config.data, OwnDataConfig):
+            own.append(name_override(config.data))
         return PlannedRun(
             job,
             without_no_option(own),
             {key: value for key, _, value in varied},
             config,
-            identity(config),
+            identity(config, self._fingerprints.of(config)),
             self.root / config.data.name / config.model.name / run_name(),
         )
 
@@ -221,14 +226,17 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
     for run in found:
         # A run with a setting that this version does not have is none that it could train.
         with suppress(UserError):
-            runs[identity(config_from(run.config(), stored=True))] = run
+            fingerprint = run.fields.get("data_fingerprint")
+            config = config_from(run.config(), stored=True)
+            runs[identity(config, None if fingerprint is None else str(fingerprint))] = run
     return runs
 
 
 def _identity_in(folder: Path) -> str | None:
     """None where there is no run, or one that this version cannot read."""
     try:
-        return identity(load_run_config(folder.absolute()))
+        fingerprint = (read_status(folder) or {}).get("data_fingerprint")
+        return identity(load_run_config(folder.absolute()), fingerprint)
     except UserError:
         return None
 

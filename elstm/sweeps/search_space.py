@@ -19,6 +19,7 @@ from elstm.config.identity import identity
 from elstm.config.schema import Config
 from elstm.config.values import number_type
 from elstm.errors import UserError, show
+from elstm.sweeps.fingerprints import Fingerprints
 from elstm.sweeps.plan import MAX_RUNS, values_of
 
 DIGITS = 4  # of a float that a search has chosen: what people can read and type
@@ -83,7 +84,8 @@ class Space:
 
     def __repr__(self) -> str:
         """The same for equal searches: the fixed settings, and what is chosen from."""
-        return repr((identity(self.first), sorted(map(repr, self.distributions.items()))))
+        known = identity(self.first, Fingerprints().of(self.first))
+        return repr((known, sorted(map(repr, self.distributions.items()))))
 
 
 def _text(distribution: Any, value: Any) -> str:

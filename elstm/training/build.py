@@ -72,7 +72,7 @@ def build_data(
     A run that resumes keeps the images and the batches of all processes that it started with.
     """
     stratify = is_stratified(saved and saved["data"])
-    with nullcontext() if saved is None else data_root_as("data.root="):
+    with nullcontext() if saved is None else data_root_as():
         data = load_data(config.data, stratify=stratify).to(accelerator.device)
     processes = accelerator.num_processes
     total = data.batch_size * processes

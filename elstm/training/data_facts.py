@@ -122,7 +122,10 @@ def check_same_data(facts: dict[str, Any], data: SequenceData) -> None:
         else:
             equal = same(saved, value)
         if not equal:
+            reason = f"{name} differs"
+            if name == "fingerprint":
+                reason = f"values, labels or splits differ: checksum {value}, not {describe(saved)}"
             raise UserError(
-                f"the data are not those that the run was trained on ({name} differs): set "
-                f"{place}= to the same files"
+                f"the data are not those that the run was trained on ({reason}): set {place}= to "
+                "the same files"
             )

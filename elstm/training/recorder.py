@@ -79,7 +79,12 @@ class Recorder:
         """
         self.tracker.start(hparams(self.config), file_sizes, state.step)
         count = sum(p.numel() for p in self.parts.model.parameters())
-        self.status.update(parameters=count)
+        data = self.parts.data
+        self.status.update(
+            parameters=count,
+            data_fingerprint=data.fingerprint,
+            data_description=data.description or None,
+        )
         self._describe(count)
         if file_sizes is not None:
             self.info("resuming at epoch %.2f, step %d", state.epochs, state.step)

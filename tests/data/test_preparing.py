@@ -78,7 +78,10 @@ def test_every_sequence_is_in_one_test_fold():
 
 def test_classes(caplog):
     parts = {"train": make(["2", "2"]), "val": make(["10"]), "test": make(["3"])}
-    assert preparing.classes(parts) == ("2", "3", "10")
+    names = preparing.classes(parts)
+    assert names == ("2", "3", "10")
+    present = {"training": parts["train"].labels, "validation": parts["val"].labels}
+    preparing.warn_of_missing_classes(names, present)
     assert "the training split holds no sequence of classes 3, 10" in caplog.text
     assert "the validation split holds no sequence of classes 2, 3" in caplog.text
     with pytest.raises(UserError, match="all sequences have the label 'a'"):
