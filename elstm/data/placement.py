@@ -92,8 +92,9 @@ def read_image(
 def has_light_ground(image: np.ndarray) -> bool | None:
     """Returns whether a picture is dark on light; None where that cannot be told.
 
-    Its frame, its corners and all of it vote; two have to be clear. On the 140,000 images of MNIST
-    and Fashion-MNIST, and on their negatives, it is always right.
+    Its frame, its corners and all of it vote; two have to be clear. It was right on all images that
+    were checked, with their negatives: the 10,000 test images and 20,000 training images of MNIST
+    and of Fashion-MNIST, and the 1,797 digits of scikit-learn.
 
     Args:
         image: (H, W), grey levels.

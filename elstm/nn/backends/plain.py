@@ -5,9 +5,9 @@ stand for other numbers than its memory holds (negative or conjugate views), or 
 transformed by torch as operators run on it. All of these take the reference, which is made of
 torch's operators.
 
-Three questions have no public interface in torch. They are asked here alone, checked with torch
-2.11 to 2.14, and tests/nn/test_plain.py notices when an answer changes: whether a transform of
-torch.func runs, whether a dispatch mode is active, and which function modes are active.
+Three questions have no public interface in torch: whether a transform of torch.func runs, whether a
+dispatch mode is active, and which function modes are active. They are asked here alone, checked
+with torch 2.14.1, and tests/nn/test_plain.py notices when an answer changes.
 """
 
 from __future__ import annotations
