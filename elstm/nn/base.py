@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +13,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
+from elstm.nn.convert import converted
 from elstm.nn.recurrence import Call, Recurrence, Results, check_shapes, recurrence
 from elstm.nn.sequences import pack_like, reverse_active, unpack
 
+Layer = TypeVar("Layer", bound="RecurrentBase")
 State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
 
@@ -74,8 +77,23 @@ class RecurrentBase(nn.Module):
     last_backend: str | None
     _batch_statistics: bool  # set by elstm.nn.batch_statistics
     sync_batch_stats: bool = False  # layers with batch statistics set it
+    _torch_class: type[nn.RNNBase] = nn.LSTM  # what from_torch takes
     # The equations of one layer in one direction; takes states=, a list that is given each state.
     _reference: Callable[..., Any] = staticmethod(recurrence)
+
+    @classmethod
+    def from_torch(cls: type[Layer], module: nn.RNNBase, **options: Any) -> Layer:
+        """Builds this layer from a torch.nn.LSTM (a GRU from a torch.nn.GRU).
+
+        It has the sizes, dtype, device, mode and weights of `module`. A layer with one bias takes
+        the sum of torch's two. `options` are further arguments of this layer. Norms are as in a new
+        layer, so that a layer with norms computes something else until it has been trained.
+
+        Raises:
+            TypeError: `module` is of another class, or an option is one that `module` decides.
+            ValueError: this layer cannot have an option of `module`, such as proj_size.
+        """
+        return converted(cls, cls._torch_class, module, options)
 
     def _set_options(
         self,
@@ -254,6 +272,12 @@ class OwnWeights(RecurrentBase):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, 0
+        if dropout and num_layers == 1:  # as torch.nn.LSTM, which the other layers inherit from
+            warnings.warn(
+                f"dropout={dropout} has no effect with num_layers=1, because it acts on the output"
+                " of each layer but the last",
+                stacklevel=3,
+            )
 
     def _add_weights(self, **factory: Any) -> None:
         """Adds weight_ih (4H, I), weight_hh (4H, H) and bias (4H,) of each layer and direction."""

@@ -54,6 +54,7 @@ _CELL_NORM_ARGUMENT = """
 _ARGUMENTS = """
         max_steps: number of steps that have statistics of their own; later ones share the last
             row. 1024 rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
+            state_dict() leaves unused rows out, and one saved with another max_steps loads.
         eps: added to the variance, in every norm. None: 0.1, but for a norm whose result is carried
             to the next step no less than gamma_c ** 2, which is 9 by default. Both are of the order
             of the activations' variance or above, because features that are constant over most of a

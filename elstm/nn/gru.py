@@ -102,6 +102,7 @@ class GRU(RecurrentBase, nn.GRU):
         ValueError: an argument out of range, or an input of another size.
     """
 
+    _torch_class = nn.GRU
     _reference = staticmethod(gru_recurrence)
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import BatchCounts
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 Counts = int | Tensor  # active sequences: the same at all steps, or (batch_steps,)
 
 
@@ -166,10 +168,55 @@ class StepBatchNorm(nn.Module):
                 setattr(self, name, old.to(new.device))
         return self
 
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Saves as nn.Module does, without the last rows that no batch has reached."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        saved: list[Any] = [destination.get(prefix + name) for name in STATISTICS]
+        if keep_vars or any(type(s) is not Tensor or s.is_meta for s in saved):
+            return
+        mean, var, tracked = saved
+        if len({len(part) for part in saved}) > 1 or not tracked.any():
+            return
+        touched = (mean != 0).any(1) | (var != 1).any(1) | (tracked != 0)
+        rows = int(touched.nonzero().max()) + 2  # one more, so that loading repeats an initial row
+        if 2 * rows <= len(tracked):
+            for name, part in zip(STATISTICS, saved, strict=True):
+                destination[prefix + name] = part[:rows].clone()
+
+    def _fit_rows(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Cuts the statistics of a state dict to `max_steps` rows, or repeats the last row."""
+        given: list[Any] = [state_dict.get(prefix + name) for name in STATISTICS]
+        shapes = [(self.features,), (self.features,), ()]
+        if not all(
+            isinstance(g, Tensor) and g.dim() and g.shape[1:] == shape and len(g)
+            for g, shape in zip(given, shapes, strict=True)
+        ):
+            return  # torch says what is wrong
+        rows = len(given[2])
+        if rows == self.max_steps or any(len(g) != rows for g in given):
+            return
+        for name, part in zip(STATISTICS, given, strict=True):
+            more = part[-1:].expand(max(self.max_steps - rows, 0), *part.shape[1:])
+            state_dict[prefix + name] = torch.cat((part[: self.max_steps], more))
+        tracked = given[2]
+        if tracked.is_meta or not tracked[min(rows, self.max_steps + 1) - 1 :].any():
+            return
+        what = "those of its last step stand for the others"
+        if rows > self.max_steps:
+            what = "those of later steps are dropped"
+        warnings.warn(
+            f"{prefix.rstrip('.') or 'the norm'} has max_steps={self.max_steps} and loads the"
+            f" statistics of {rows} steps: {what}; recompute_statistics replaces them",
+            stacklevel=2,
+        )
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
     ) -> None:
         """Loads as nn.Module does; statistics that take the place of these become float32."""
+        self._fit_rows(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
         for name in ("running_mean", "running_var"):  # other tensors after assign=True
             loaded = getattr(self, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from elstm.config.schema import Config
 from elstm.errors import UserError
@@ -57,7 +57,7 @@ class Snapshot:
             named = self.parts.model.named_parameters()
             trained = [name for name, p in named if p.grad is not None]
             return step, self.sums.culprit(trained)
-        weights = self.parts.model.state_dict()
+        weights = full_state(self.parts.model)
         finite = torch.stack([values.isfinite().all() for values in weights.values()])
         if finite.all():
             return None
@@ -81,7 +81,7 @@ class Snapshot:
         return {
             "state": self.state.state_dict(),
             "window": sums,
-            "model": parts.model.state_dict(),
+            "model": full_state(parts.model),
             "optimizer": stored_state(parts.optimizer),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
@@ -160,6 +160,17 @@ class Snapshot:
         plain = getattr(parts.optimizer, "optimizer", parts.optimizer)
         scaled = accelerator.scaler is not None
         return check_optimizer(content.get("optimizer"), plain, state["step"], scaled=scaled)
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict with all rows of the statistics, which `check_weights` expects.
+
+    The layers of a run have a row for each step of its data, so that there is little to leave out.
+    """
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        state[name] = value.detach()
+    return state
 
 
 @dataclass

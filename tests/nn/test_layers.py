@@ -215,7 +215,8 @@ def test_dropout_falls_between_the_layers_alone():
     assert_close(h_n[0], lstm(below, x.numpy()).h_n[0])
     assert_close(output, lstm(above, np.zeros((T, B, F))).output)  # all of its input is dropped
     check(layer.eval(), x)
-    one = make(dropout=0.5)
+    with pytest.warns(UserWarning, match=r"dropout=0.5 has no effect with num_layers=1"):
+        one = make(dropout=0.5)
     check(one, x)  # with one layer there is no between
 
     half = make(num_layers=2, dropout=0.5)

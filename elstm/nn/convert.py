@@ -1,0 +1,49 @@
+"""Builds a layer from one of torch's, with its weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def converted(
+    layer_class: type[Layer],
+    torch_class: type[nn.RNNBase],
+    module: nn.RNNBase,
+    options: Mapping[str, Any],
+) -> Layer:
+    """Does what elstm.nn.base.RecurrentBase.from_torch says."""
+    function = f"{layer_class.__name__}.from_torch"
+    if not isinstance(module, torch_class):
+        kind = type(module).__name__
+        raise TypeError(f"{function} takes a torch.nn.{torch_class.__name__}, got a {kind}")
+    names = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
+    names += ["bidirectional", *(["proj_size"] if module.proj_size else [])]
+    taken: dict[str, Any] = {name: getattr(module, name) for name in names}
+    weight: Any = module.weight_ih_l0
+    taken |= {"device": weight.device, "dtype": weight.dtype}
+    for name in options:
+        if name in taken:
+            raise TypeError(f"{name} is that of the given module; {function} cannot change it")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "dropout")  # `module` has given this warning
+        layer = layer_class(**taken, **options)
+    _take_weights(layer, module)
+    return layer.train(module.training)
+
+
+@torch.no_grad()
+def _take_weights(layer: nn.Module, module: nn.Module) -> None:
+    for name, weight in layer.named_parameters(recurse=False):
+        found = getattr(module, name, None)
+        if found is None and name.startswith("bias_l"):
+            end = name.removeprefix("bias_")
+            found = getattr(module, f"bias_ih_{end}") + getattr(module, f"bias_hh_{end}")
+        if found is not None:  # torch's layers have no h_0 and no c_0
+            weight.copy_(found)

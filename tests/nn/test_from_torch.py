@@ -1,0 +1,76 @@
+"""Layers built from torch's, and the warning that they share."""
+
+import pytest
+import torch
+from numpy_lstm import packed, sequences
+from torch import nn
+
+from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
+
+F, H = 3, 4
+SHAPES = [
+    {},
+    {"bias": False, "batch_first": True},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "dtype": torch.float64},
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("options", [*SHAPES, {"proj_size": 2}], ids=str)
+def test_an_lstm_computes_what_torch_s_does(options):
+    theirs = nn.LSTM(F, H, **options).eval()
+    ours = LSTM.from_torch(theirs)
+    x = sequences(5, 6, F, dtype=options.get("dtype", torch.float32))
+    assert not ours.training
+    for a, b in zip([ours(x)[0], *ours(x)[1]], [theirs(x)[0], *theirs(x)[1]], strict=True):
+        assert torch.equal(a, b)
+    if "proj_size" not in options:
+        by_equations = LSTM.from_torch(theirs, backend="reference")
+        torch.testing.assert_close(by_equations(x)[0], theirs(x)[0])
+    with torch.no_grad():
+        ours.weight_ih_l0.zero_()
+    assert theirs.weight_ih_l0.any()  # the weights are copies
+
+
+def test_a_gru_computes_what_torch_s_does():
+    theirs, x = nn.GRU(F, H, 2, bidirectional=True), sequences(5, 6, F, dtype=torch.float32)
+    input = packed(x, [1, 5, 2, 3, 5, 4])
+    ours = GRU.from_torch(theirs, backend="reference")
+    torch.testing.assert_close(ours(input)[0].data, theirs(input)[0].data)
+
+
+@pytest.mark.parametrize("layer_class", [BNLSTM, ELSTMBN, LayerNormLSTM])
+@pytest.mark.parametrize("options", SHAPES, ids=str)
+def test_layers_with_norms_take_the_weights_and_the_sum_of_the_biases(layer_class, options):
+    theirs = nn.LSTM(F, H, **options)
+    ours = layer_class.from_torch(theirs, max_steps=7, learn_initial_state=True)
+    assert (ours.training, ours.max_steps) == (True, 7)
+    assert not ours.h_0.any()
+    for name in ("num_layers", "batch_first", "bidirectional", "dropout", "bias"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for end in ours._suffixes():
+        for name in ("weight_ih", "weight_hh"):
+            assert torch.equal(getattr(ours, f"{name}_{end}"), getattr(theirs, f"{name}_{end}"))
+        if theirs.bias:
+            total = getattr(theirs, f"bias_ih_{end}") + getattr(theirs, f"bias_hh_{end}")
+            assert torch.equal(getattr(ours, f"bias_{end}"), total)
+    assert ours.norm_c_l0.weight.dtype == theirs.weight_ih_l0.dtype
+
+
+def test_what_cannot_be_taken_over_is_one_line():
+    with pytest.raises(TypeError, match=r"LSTM.from_torch takes a torch.nn.LSTM, got a GRU"):
+        LSTM.from_torch(nn.GRU(F, H))
+    with pytest.raises(TypeError, match=r"hidden_size is that of the given module"):
+        BNLSTM.from_torch(nn.LSTM(F, H), hidden_size=5)
+    with pytest.raises(ValueError, match=r"proj_size must be 0"):
+        ELSTMBN.from_torch(nn.LSTM(F, H, proj_size=2))
+
+
+@pytest.mark.parametrize("layer_class", [LSTM, GRU, BNLSTM, ELSTMBN, LayerNormLSTM])
+def test_dropout_with_one_layer_is_warned_of_once(layer_class):
+    with pytest.warns(UserWarning, match="dropout") as caught:
+        layer_class(F, H, dropout=0.5)
+    assert len(caught) == 1
+    source = (nn.GRU if layer_class is GRU else nn.LSTM)(F, H)
+    source.dropout = 0.5
+    layer_class.from_torch(source)  # without a second warning
