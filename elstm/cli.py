@@ -166,7 +166,7 @@ class Parser(argparse.ArgumentParser):
     def add_run(self) -> None:
         """The run that a command works on, and which checkpoint of it."""
         self.add_argument(
-            "run_dir", type=home_path, metavar="RUN_DIR", help="outputs/DATA/MODEL/RUN"
+            "run_dir", type=home_path, metavar="RUN_DIR", help="outputs/DATA/MODEL/CHANGES/RUN"
         )
         self.add_argument(
             "--checkpoint", default="best", metavar="best|last|PATH",

@@ -171,7 +171,7 @@ def resume(words: Sequence[str]) -> int:
     value = given[0].partition("=")[2].strip("'\"")
     changed = _resume_settings([word for word in words if word not in given], given[1:])
     if value in ("", "null"):
-        raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/RUN")
+        raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/CHANGES/RUN")
     try:
         run_dir = Path(value).expanduser()
     except RuntimeError as error:  # ~somebody without a home

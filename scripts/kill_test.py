@@ -321,7 +321,7 @@ def run_dirs(folder: Path, model: str) -> list[Path]:
     """With the run that is furthest last: one killed before it had a config is not gone on with."""
     group = folder / "outputs" / "digits" / model
     return sorted(
-        (d for d in group.glob("*") if (d / ".hydra" / "overrides.yaml").exists()),
+        (d for d in group.glob("*/*") if (d / ".hydra" / "overrides.yaml").exists()),
         key=lambda d: ((d / "checkpoints" / "last.pt").exists(), d.name),
     )
 

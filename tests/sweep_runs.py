@@ -13,7 +13,7 @@ PATIENCE = 600  # seconds, of a machine that has much else to do
 
 def statuses() -> list[dict[str, Any]]:
     """Of all runs under ./outputs."""
-    return [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/*/status.json")]
+    return [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/*/*/status.json")]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

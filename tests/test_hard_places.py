@@ -19,7 +19,7 @@ import pytest
 from training_runs import assert_same_runs, rows, small_config
 
 from elstm.commands import evaluate
-from elstm.config import hydra_nodes as schema
+from elstm.config import run_folder as schema
 from elstm.config.run_config import load_run_config
 from elstm.errors import UserError
 from elstm.records import pictures as figures

@@ -38,7 +38,8 @@ flags:
   --shell-completion, -sc         eval "$(elstm-train -sc install=bash)" completes groups and keys
   --hydra-help, --version, --help
 
-Runs go to outputs/DATA/MODEL/TIME-ID/: .hydra/ (the config), train.log, metrics.csv, status.json,
+Runs go to outputs/DATA/MODEL/CHANGES/TIME-ID/, where CHANGES is what the command line
+changes and the seed: .hydra/ (the config), train.log, metrics.csv, status.json,
 checkpoints/ and TensorBoard's events: tensorboard --logdir outputs"""
 
 INDENT = 31  # of the descriptions of options

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,10 @@ from omegaconf import OmegaConf
 
 from elstm.config.fields import MISSING
 from elstm.config.hydra_private import FileConfigSource
+from elstm.config.run_folder import run_changes, run_name
 from elstm.config.schema import SCHEMAS, SearchConfig, SweepConfig, TrainerConfig
 from elstm.data.catalog import name_from_path
 from elstm.files.bounded import Damaged, read_config
-
-
-def run_name() -> str:
-    """A folder's name that no other run has: the time to the microsecond, and six digits."""
-    return f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}-{secrets.token_hex(3)}"
 
 
 @dataclass
@@ -69,6 +63,7 @@ def register() -> None:
         for name, schema in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=schema, provider="elstm")
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("run_changes", run_changes, replace=True)
     OmegaConf.register_new_resolver("data_name", name_from_path, replace=True)
 
 

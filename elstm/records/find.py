@@ -15,7 +15,7 @@ from elstm.records.stored import RunFolder, StoredRun
 
 MAX_FOLDERS = 200_000
 MAX_SWEEP_BYTES = 10_000_000
-LEVELS = 3  # a run lies at DATA/MODEL/RUN below its study
+LEVELS = 4  # a run lies at DATA/MODEL/CHANGES/RUN below its study, formerly at DATA/MODEL/RUN
 
 
 def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, str]]]:

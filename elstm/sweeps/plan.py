@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 from elstm.config.check import config_from
 from elstm.config.compose import Composer, name_override, without_no_option
 from elstm.config.data_options import OwnDataConfig
-from elstm.config.hydra_nodes import run_name
 from elstm.config.identity import identity
 from elstm.config.run_config import load_run_config
+from elstm.config.run_folder import run_changes, run_name
 from elstm.config.schema import SAME_LAYER, Config
 from elstm.errors import UserError, show
 from elstm.files.atomic import open_locked
@@ -160,15 +160,18 @@ class Plan:
         config = self._config_of(job.overrides)
         varied = [word.partition("=") for word in job.overrides if word not in self._fixed]
         own = [word for word in job.overrides if not word.lstrip("+").startswith("sweep.")]
+        own = without_no_option(own)
+        group = self.root / config.data.name / config.model.name
+        folder = group / run_changes(own, config.seed) / run_name()
         if isinstance(config.data, OwnDataConfig):
             own.append(name_override(config.data))
         return PlannedRun(
             job,
-            without_no_option(own),
+            own,
             {key: value for key, _, value in varied},
             config,
             identity(config, self._fingerprints.of(config)),
-            self.root / config.data.name / config.model.name / run_name(),
+            folder,
         )
 
     def look_again(self, run: PlannedRun) -> None:
@@ -180,7 +183,8 @@ class Plan:
             return
         claimed = self._claims.claim(run.identity)
         earlier = [(_state(folder), folder) for folder in self._earlier(run) if folder.is_dir()]
-        own = [each for each in earlier if each[1].parent == run.folder.parent]
+        own_group = self.root / run.config.data.name / run.config.model.name
+        own = [each for each in earlier if each[1].is_relative_to(own_group)]
         for found in (
             own,
             *([e for e in earlier if e[0] == state] for state in ("locked", "done")),
@@ -205,12 +209,30 @@ class Plan:
         model = run.config.model.name
         for name in (SAME_LAYER.get(model), model):
             group = self.root / run.config.data.name / str(name)
-            for folder in sorted(group.iterdir()) if name and group.is_dir() else ():
-                if self._seen.get(folder) is None and not folder.is_symlink():
+            for folder in _run_folders(group) if name else ():
+                if self._seen.get(folder) is None:
                     self._seen[folder] = found = _identity_in(folder)
                     if found is not None:
                         self._folders[found].append(folder)
         return self._folders[run.identity]
+
+
+def _run_folders(group: Path) -> list[Path]:
+    """Returns the run folders below DATA/MODEL by their names, which begin with the time.
+
+    They lie in folders that name the runs' changes. Those of earlier versions lie directly in it.
+    Links are not followed.
+    """
+    found: list[Path] = []
+    for folder in _folders_in(group):
+        found += [folder] if (folder / ".hydra").is_dir() else _folders_in(folder)
+    return sorted(found, key=lambda folder: folder.name)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [each for each in folder.iterdir() if not each.is_symlink() and each.is_dir()]
 
 
 def _archived_runs(root: Path) -> dict[str, ArchivedRun]:

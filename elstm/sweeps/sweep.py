@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from elstm.cli import FAILED, Ended, plural
 from elstm.config.compose import Composer, plain
-from elstm.config.hydra_nodes import run_name
 from elstm.config.messages import explain
+from elstm.config.run_folder import run_name
 from elstm.errors import UserError
 from elstm.files.atomic import writing
 from elstm.records.status import git_state

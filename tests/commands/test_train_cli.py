@@ -21,7 +21,7 @@ NAME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{6}"
 
 
 def run_dirs():
-    return sorted(path for path in Path("outputs").glob("*/*/*") if path.is_dir())
+    return sorted(path for path in Path("outputs").glob("*/*/*/*") if path.is_dir())
 
 
 def here():
@@ -48,7 +48,7 @@ def test_a_run_has_a_folder_of_its_own_and_nothing_else(training, capsys):
     assert main(["model=lstm", "seed=3"]) == 0
     assert here() == ["outputs"]
     (folder,) = run_dirs()
-    assert re.fullmatch(f"outputs/digits/lstm/{NAME}", folder.as_posix())
+    assert re.fullmatch(f"outputs/digits/lstm/seed-3/{NAME}", folder.as_posix())
     assert files(folder) == [
         ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml",
         "status.json", "train.log",
@@ -405,8 +405,8 @@ def test_a_real_run_is_interrupted_and_goes_on(tmp_path):
     assert train.returncode == 143
     assert err == ""
     assert "interrupted by SIGTERM" in out
-    (folder,) = (tmp_path / "outputs" / "digits" / "lstm").iterdir()
-    assert f"trainer.resume=outputs/digits/lstm/{folder.name}" in out
+    (folder,) = (tmp_path / "outputs" / "digits" / "lstm").glob("*/*")
+    assert f"trainer.resume=outputs/digits/lstm/{folder.parent.name}/{folder.name}" in out
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert status["step"] > 0

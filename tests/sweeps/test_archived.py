@@ -40,7 +40,7 @@ def test_archived_runs_are_finished(training, capsys):
         rows = {(row["model"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 6
     assert rows["lstm", "1"]["best_val_accuracy"] == "0.5"
-    assert len(list(ROOT.glob("digits/*/*/status.json"))) == 2  # of the new ones
+    assert len(list(ROOT.glob("digits/*/*/*/status.json"))) == 2  # of the new ones
 
 
 def test_only_finished_runs_of_an_archive_count(training):
@@ -57,7 +57,7 @@ def test_only_finished_runs_of_an_archive_count(training):
 def test_an_archived_run_with_a_removed_setting_is_another_run(training):
     assert main(SWEEP) == 0
     values = {"lstm": "stop", "elstm_bn": "skip"}
-    for path in ROOT.glob("digits/*/*/.hydra/config.yaml"):
+    for path in ROOT.glob("digits/*/*/*/.hydra/config.yaml"):
         value = values[path.parts[2]]
         text = path.read_text()
         path.write_text(text.replace("trainer:\n", f"trainer:\n  on_nonfinite: {value}\n"))

@@ -83,7 +83,7 @@ def test_runs_of_bn_lstm_with_the_published_settings_count_if_they_are_done(trai
     assert str(earlier) in out
     (again,) = training.calls[2:]  # resumed in no folder of another model
     assert (again.config.seed, again.resume) == (1, False)
-    assert again.run_dir.parent.name == "bn_lstm_published"
+    assert again.run_dir.parent.parent.name == "bn_lstm_published"
 
 
 # --- several sweeps at the same time
@@ -139,7 +139,7 @@ def test_a_run_of_another_sweep_is_left_alone(training, capsys, monkeypatch, tog
 
 def test_a_run_that_another_sweep_finished_meanwhile_is_skipped(training, capsys):
     assert main(["seed=1"]) == 0
-    (folder,) = Path("outputs/digits/elstm_bn").iterdir()
+    (folder,) = Path("outputs/digits/elstm_bn").glob("*/*")
     folder.rename("elsewhere")
 
     def answer(config):
@@ -177,8 +177,8 @@ def test_two_sweeps_started_at_once_share_the_runs(tmp_path):
     ]
     ended = [(*sweep.communicate(timeout=500), sweep.returncode) for sweep in sweeps]
     assert [(err, code) for _, err, code in ended] == [("", 0)] * 2
-    found = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/digits/*/*/status.json")]
+    found = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/digits/*/*/*/status.json")]
     assert sorted((s["seed"], s["state"]) for s in found) == [(seed, "done") for seed in range(6)]
     assert {s["pid"] for s in found} == {sweep.pid for sweep in sweeps}
-    logs = [p.read_text() for p in tmp_path.glob("outputs/digits/*/*/train.log")]
+    logs = [p.read_text() for p in tmp_path.glob("outputs/digits/*/*/*/train.log")]
     assert all(text.count("training with seed") <= 1 for text in logs)

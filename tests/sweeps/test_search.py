@@ -48,7 +48,7 @@ def test_trials_are_runs_like_others_and_the_command_goes_on(training, capsys):
         assert float(f"{config.optimizer.lr:.4g}") == config.optimizer.lr
         assert 4 <= config.model.hidden_size <= 64
         assert (config.seed, call.resume) == (3, False)
-        assert call.run_dir.parent == Path("outputs/digits") / config.model.name
+        assert call.run_dir.parent.parent == Path("outputs/digits") / config.model.name
     assert len({c.config.optimizer.lr for c in training.calls}) == 4
     rates = [float(row["optimizer.lr"]) for row in table()]
     assert rates == sorted(rates, key=lambda lr: abs(math.log10(lr) + 2))

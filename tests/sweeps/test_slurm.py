@@ -106,5 +106,5 @@ def test_a_real_cluster_runs_and_requeues(tmp_path, monkeypatch):
     assert sweep.returncode == 0, out
     assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 300.0)] * 2
     assert "failed" not in out
-    logs = [path.read_text() for path in Path("outputs").glob("*/*/*/train.log")]
+    logs = [path.read_text() for path in Path("outputs").glob("*/*/*/*/train.log")]
     assert ["resuming at epoch" in log for log in logs] == [True] * 2

@@ -23,7 +23,7 @@ SWEEP = ["-m", "model=lstm,elstm_bn", "seed=0,1", "optimizer.lr=0.1"]
 
 
 def run_dirs():
-    return sorted(p for p in Path("outputs").glob("*/*/*") if (p / ".hydra").is_dir())
+    return sorted(p for p in Path("outputs").glob("*/*/*/*") if (p / ".hydra").is_dir())
 
 
 def table():
@@ -44,9 +44,10 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
     assert main(SWEEP) == 0
     assert trained(training) == [("lstm", 0), ("lstm", 1), ("elstm_bn", 0), ("elstm_bn", 1)]
     assert [call.run_dir for call in training.calls] == sorted(
-        run_dirs(), key=lambda d: (d.parent.name != "lstm", d.name)
+        run_dirs(), key=lambda d: (d.parent.parent.name != "lstm", d.name)
     )
-    assert all(re.fullmatch(r"outputs/digits/\w+/[\d_-]+-[0-9a-f]{6}", str(d)) for d in run_dirs())
+    name = r"outputs/digits/\w+/lr-0.1_seed-[01]/[\d_-]+-[0-9a-f]{6}"
+    assert all(re.fullmatch(name, str(d)) for d in run_dirs())
     assert {p.name for p in Path("outputs").iterdir()} == {"digits", "sweeps"}
     assert [p.name for p in Path().iterdir()] == ["outputs"]
     for folder in run_dirs():

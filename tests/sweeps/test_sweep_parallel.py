@@ -196,7 +196,7 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     assert again.returncode == 0, err
     assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 30.0)] * 2
     assert [row["state"] for row in table()] == ["done"] * 2
-    logs = [p.read_text() for p in Path("outputs").glob("*/*/*/train.log")]
+    logs = [p.read_text() for p in Path("outputs").glob("*/*/*/*/train.log")]
     assert all("resuming at epoch" in text for text in logs)
 
 
@@ -223,7 +223,7 @@ def test_a_second_interrupt_ends_at_once(train):
     out, err = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, err
     assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 30.0)] * 2
-    logs = {p.parent: p.read_text() for p in Path("outputs").glob("*/*/*/train.log")}
+    logs = {p.parent: p.read_text() for p in Path("outputs").glob("*/*/*/*/train.log")}
     (saved,) = [text for text in logs.values() if "interrupted by" in text]
     assert "interrupted by SIGTERM" in saved  # the sweep's, and no SIGINT of the terminal's
     assert all("resuming at epoch" in text for text in logs.values())
@@ -269,7 +269,7 @@ def test_submitit_gives_a_run_back_to_its_queue_and_it_goes_on(train):
     assert sweep.returncode == 0, err
     assert [(s["state"], s["epoch"]) for s in statuses()] == [("done", 9.0)] * 2
     assert {s["pid"] for s in statuses()}.isdisjoint({first["pid"], second["pid"]})
-    for log in Path("outputs").glob("*/*/*/train.log"):
+    for log in Path("outputs").glob("*/*/*/*/train.log"):
         text = log.read_text()
         assert "interrupted by SIG" in text
         assert "resuming at epoch" in text
