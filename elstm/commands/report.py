@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         type=home_path,
         metavar="DIR",
-        help="where to write; files of an earlier report there are replaced (outputs/report; with "
-        "--pack, the folder itself)",
+        help="where to write; an earlier report there is replaced, figures that only it had are "
+        "removed (outputs/report; with --pack, the folder itself)",
     )
     parser.add_argument(
         "--pack",

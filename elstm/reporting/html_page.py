@@ -14,9 +14,15 @@ from elstm.reporting.document import Block, Inline
 TEMPLATE = "page.html.jinja"
 
 
-def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Writes the blocks as one HTML file that needs no other and runs no script."""
-    return _template().render(title=title, blocks=blocks)
+def to_html(title: str, blocks: Sequence[Block], figure_list: str = "{}") -> str:
+    """Writes the blocks as one HTML file that needs no other and runs no script.
+
+    Args:
+        title: the page's title.
+        blocks: its content.
+        figure_list: the figures beside the page (elstm.reporting.made), kept in its head.
+    """
+    return _template().render(title=title, blocks=blocks, figure_list=figure_list)
 
 
 @lru_cache

@@ -16,6 +16,7 @@ from elstm.reporting.document import Block, Picture, to_markdown
 from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
+from elstm.reporting.made import earlier_figures, listed, remove_figures
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results
@@ -67,8 +68,10 @@ def write_report(
         pictures = _pictures(analysis, groups, group_styles, name, files, figures)
         blocks += section_blocks(analysis, pictures)
     blocks += [*pages.run_lists(analyses, runs, damaged), *pages.method(), *pages.made_with(runs)]
-    files |= _texts(title, blocks, analyses)
+    earlier = earlier_figures(output)
+    files |= _texts(title, blocks, analyses, listed(files))
     write_together(output, files)
+    remove_figures(output, {n: digest for n, digest in earlier.items() if n not in files})
     return _message(output, len(runs), analyses, damaged)
 
 
@@ -150,10 +153,12 @@ def _pictures(
     )
 
 
-def _texts(title: str, blocks: Sequence[Block], analyses: Sequence[Analysis]) -> dict[str, bytes]:
+def _texts(
+    title: str, blocks: Sequence[Block], analyses: Sequence[Analysis], figure_list: str
+) -> dict[str, bytes]:
     return {
         "report.md": to_markdown(blocks).encode(),
-        "report.html": to_html(title, blocks).encode(),
+        "report.html": to_html(title, blocks, figure_list).encode(),
         "results.csv": results_csv(analyses).encode(),
         "summary.csv": summary_csv(analyses).encode(),
     }

@@ -1,0 +1,69 @@
+"""A report that replaces another one leaves none of its figures, and all of the user's files."""
+
+import html
+
+import pytest
+from synthetic_runs import write_run
+
+from elstm.commands.report import main
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for data in ("fashion_mnist", "mnist"):
+        write_run(tmp_path / f"runs/{data}", "lstm", data, epochs=2)
+    return tmp_path / "runs"
+
+
+def figures(folder):
+    return {path.name for path in folder.glob("figures/*")}
+
+
+def test_figures_of_an_earlier_report_are_removed_and_no_other_file(runs, tmp_path):
+    folder = tmp_path / "report"
+    assert main([str(runs), "-o", str(folder)]) == 0
+    before = figures(folder)
+    (folder / "figures/mine.png").write_bytes(b"my own")
+    (folder / "notes.md").write_text("my own")
+    # A figure that the user has edited is the user's own.
+    edited = folder / "figures/mnist-training-loss.svg"
+    edited.write_text(edited.read_text() + "<!-- my note -->")
+    assert main([str(runs / "fashion_mnist"), "-o", str(folder)]) == 0
+    stale = {name for name in before if name.startswith("mnist")}
+    assert len(stale) == 6
+    assert figures(folder) == before - stale | {"mine.png", edited.name}
+    assert (folder / "notes.md").read_text() == "my own"
+
+
+def test_a_report_without_figures_leaves_no_empty_folder(runs, tmp_path):
+    folder = tmp_path / "report"
+    main([str(runs), "-o", str(folder)])
+    main([str(runs), "-o", str(folder), "--figures", "none"])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "report.html", "report.md", "results.csv", "summary.csv",
+    ]  # fmt: skip
+
+
+def test_a_list_names_no_file_outside_the_figures(runs, tmp_path):
+    folder = tmp_path / "report"
+    main([str(runs), "-o", str(folder), "--figures", "none"])
+    own = tmp_path / "own.png"
+    own.write_bytes(b"")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    page = folder / "report.html"
+    for names in (f'{{"../own.png": "{empty}", "figures/../../own.png": "{empty}"}}', "[1]", "{"):
+        text = page.read_text()
+        assert 'name="elstm-figures" content="{}"' in text
+        page.write_text(text.replace('content="{}"', f'content="{html.escape(names, quote=True)}"'))
+        assert main([str(runs), "-o", str(folder), "--figures", "none"]) == 0
+    assert own.exists()
+
+
+def test_a_linked_folder_of_figures_is_left_alone(runs, tmp_path):
+    folder, elsewhere = tmp_path / "report", tmp_path / "elsewhere"
+    main([str(runs), "-o", str(folder)])
+    (folder / "figures").rename(elsewhere)
+    (folder / "figures").symlink_to(elsewhere)
+    before = {path.name for path in elsewhere.iterdir()}
+    main([str(runs), "-o", str(folder), "--figures", "none"])
+    assert {path.name for path in elsewhere.iterdir()} == before
