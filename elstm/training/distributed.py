@@ -1,4 +1,15 @@
-"""The processes of one run: how they find each other, and how a failure reaches all of them."""
+"""Connects the processes of one run, and passes a failure on to all of them.
+
+    torchrun --nproc_per_node 2 -m elstm.train data=fashion_mnist trainer.sync_batch_stats=true
+
+All processes that torchrun or `accelerate launch` starts train in rank 0's run folder.
+`data.batch_size` is each process's; together they take the batches that one process would take with
+the sum of them. With `trainer.sync_batch_stats=true` the statistics of a step are those of the full
+batch, and weights and metrics are those of one process to rounding. Without it, each process
+normalises its own part. elstm/nn/README.md says what this costs. A resume may have another number
+of processes; the full batch stays as it was. If one process fails, all end, and its error is in
+train.log.
+"""
 
 from __future__ import annotations
 
