@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from backend_calls import assert_as_exact_in_most, served
+from backend_calls import assert_as_exact_in_most, rms, served
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elstm.nn import BNLSTM, ELSTMBN, backends
+from elstm.nn import BNLSTM, ELSTMBN, LayerNormLSTM, backends
 from elstm.nn.backends import cuda
 from elstm.nn.backends.cuda import autograd, blocks, launch
 from elstm.nn.recurrence import recurrence
@@ -207,6 +208,29 @@ def compile_for_hopper(batch: int, hidden: int, train: bool) -> list[tuple[str, 
     return [(found.asm["ttgir"], found.asm["ptx"], spilled(found.asm["ptx"])) for found in compiled]
 
 
+def compile_layer_norm(batch: int, hidden: int) -> list[int]:
+    """Spilled bytes of LayerNormLSTM's two kernels."""
+    import triton
+
+    compiled = []
+
+    def start(
+        kernel: Any, grid: tuple[int, ...], arguments: list[Any], options: dict[str, Any]
+    ) -> None:
+        compiled.append(spilled(kernel.warmup(*arguments, grid=grid, **options).asm["ptx"]))
+
+    triton.runtime.driver.set_active(Hopper())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(launch, "interpreted", lambda: True)  # takes CPU tensors
+        monkeypatch.setattr(launch, "start", start)
+        layer = LayerNormLSTM(3, hidden, backend="triton")
+        packed = pack_padded_sequence(
+            torch.randn(2, batch, 3), torch.tensor([2] + [1] * (batch - 1))
+        )
+        layer(packed)[0].data.sum().backward()
+    return compiled
+
+
 def spilled(ptx: str) -> int:
     """Bytes of registers that each thread writes to memory, as the assembler reports them."""
     from triton.backends.nvidia.compiler import get_ptxas
@@ -269,3 +293,36 @@ def launches(layer: torch.nn.Module, x: Any, classifier: bool) -> tuple[list[str
             step()
     launch.blocks_for.cache_clear()
     return kernels, operations.names
+
+
+def check_layer_norm(device: str = "cpu", steps: int = 3, batch: int = 5, hidden: int = 6) -> None:
+    """Output, state and gradients against the reference in float64, padded and packed."""
+    torch.manual_seed(0)
+    layer = LayerNormLSTM(3, hidden, 2, bidirectional=True, learn_initial_state=True)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(steps, batch, 3)
+    lengths = torch.linspace(steps, 1, batch).round().long()
+
+    def results(backend: str, dtype: torch.dtype, packed: bool) -> list[Tensor]:
+        module = copy.deepcopy(layer).to(device, dtype)
+        module.backend = backend
+        leaf = x.to(device, dtype).requires_grad_()
+        batches: Any = pack_padded_sequence(leaf, lengths) if packed else leaf
+        output, (h_n, c_n) = module(batches)
+        assert module.last_backend == backend
+        output = output.data if packed else output
+        weights = torch.linspace(-1, 1, output.numel(), device=device, dtype=dtype)
+        loss = (output.flatten() * weights).sum() + h_n.square().sum() + c_n.sum()
+        gradients = torch.autograd.grad(loss, [leaf, *module.parameters()])
+        with torch.no_grad():  # keeps nothing for a backward pass
+            assert torch.equal(module(batches)[1][0], h_n)
+        return [part.detach().double().cpu() for part in (output, h_n, c_n, *gradients)]
+
+    for packed in (False, True):
+        exact = results("reference", torch.float64, packed)
+        plain = results("reference", torch.float32, packed)
+        ours = results("triton", torch.float32, packed)
+        for index, (found, other, expected) in enumerate(zip(ours, plain, exact, strict=True)):
+            bound = max(2 * rms(other - expected), 2e-6 * rms(expected))
+            assert rms(found - expected) <= bound, (packed, index)

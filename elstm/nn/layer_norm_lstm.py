@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
+from elstm.nn.backends.cuda import layer_norm as kernels
+from elstm.nn.backends.plain import why_not
 from elstm.nn.base import OwnWeights, State, check_own_backend
 from elstm.nn.recurrence import at_least_float32
 from elstm.nn.sequences import keep_ended, zero_ended
@@ -119,7 +121,8 @@ class LayerNormLSTM(OwnWeights):
         recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
         state_noise: standard deviation of Gaussian noise on h_0 in training.
         learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
-        backend: "auto" or "reference", which are the same here.
+        backend: "auto" or "reference", which are the same here, or "triton" for CUDA tensors: one
+            kernel for all steps, each way, which has not been timed on a GPU yet.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -167,7 +170,7 @@ class LayerNormLSTM(OwnWeights):
             raise ValueError(f"eps must be a number > 0, got {eps!r}")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
         init.check_gammas(gammas)
-        check_own_backend(backend)
+        check_own_backend(backend, "triton")
         self._set_options(
             max_steps, recurrent_init, state_noise, learn_initial_state, backend,
             forget_bias=forget_bias, input_bias=input_bias,
@@ -206,10 +209,16 @@ class LayerNormLSTM(OwnWeights):
         recurrence: Any,
         start_step: int,
     ) -> tuple[Tensor, State]:
+        h_0, c_0 = state
+        call = LayerNormCall(x, sizes, h_0, c_0, *self._direction(suffix))
         if recurrence is None:
             self.last_backend, recurrence = "reference", layer_norm_recurrence
-        h_0, c_0 = state
-        output, h_n, c_n = recurrence(LayerNormCall(x, sizes, h_0, c_0, *self._direction(suffix)))
+            if self.backend == "triton":
+                reason = why_not(x, *state, *self.parameters()) or kernels.refuses(call)
+                if reason is not None:
+                    raise ValueError(f"backend 'triton' cannot serve this call: {reason}")
+                self.last_backend, recurrence = "triton", kernels.recurrence
+        output, h_n, c_n = recurrence(call)
         return output, (h_n, c_n)
 
     def forward(

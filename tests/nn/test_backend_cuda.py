@@ -22,9 +22,11 @@ from cuda_checks import (
     check,
     check_barrier,
     check_compile,
+    check_layer_norm,
     check_layers,
     check_rest,
     compile_for_hopper,
+    compile_layer_norm,
     launches,
 )
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -169,6 +171,17 @@ def test_derivatives_dtypes_and_auto(interpreted: Run) -> None:
 
 
 @needs_triton
+def test_layer_normalisation(interpreted: Run) -> None:
+    interpreted(check_layer_norm)
+
+
+@needs_gpu
+@pytest.mark.parametrize("sizes", [(3, 5, 6), (28, 128, 128), (50, 100, 100), (10, 64, 512)])
+def test_layer_normalisation_on_a_gpu(sizes: tuple[int, int, int]) -> None:
+    check_layer_norm("cuda", *sizes)
+
+
+@needs_triton
 def test_torch_compile(interpreted: Run) -> None:
     interpreted(check_compile)
 
@@ -265,6 +278,16 @@ def test_compiles_for_hopper(
         assert "acquire" in ptx
         assert "release" in ptx
         assert "tf32" not in ptx
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "hidden"), [(128, 128), (64, 512)])
+def test_layer_normalisation_compiles_for_hopper(tmp_path: Path, batch: int, hidden: int) -> None:
+    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)) as executor:
+        spilled = executor.submit(compile_layer_norm, batch, hidden).result()
+    assert len(spilled) == 2
+    assert max(spilled) <= 16
 
 
 @needs_gpu

@@ -224,7 +224,7 @@ def test_hidden_gradient_norms():
         ({"input_size": 0}, r"input_size .*at least 1, got 0"),
         ({"eps": 0}, r"eps .*> 0, got 0"),
         ({"gamma_c": float("nan")}, r"gamma_c .*finite.*got nan"),
-        ({"backend": "cpu"}, r"backend must be auto or reference .*got 'cpu'"),
+        ({"backend": "cpu"}, r"backend must be auto, reference or triton .*got 'cpu'"),
         ({"forget_bias": "x"}, r"forget_bias .*got 'x'"),
     ],
     ids=str,

@@ -10,9 +10,8 @@ from torch import Tensor
 from elstm.nn.backends.cuda.launch import (
     BETWEEN_COUNTERS,
     Launcher,
-    available,
     blocks_for,
-    interpreted,
+    why_not_on,
 )
 from elstm.nn.backends.gradients import (
     learned_of,
@@ -38,13 +37,9 @@ def refuses(call: Call) -> str | None:
     for tensor in (x, call.h_0, call.c_0, call.weight_ih, call.weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
-    if not available():
-        return "needs the package triton, 3.6 or later"
-    if x.device.type == "cuda":
-        if torch.cuda.get_device_capability(x.device) < (8, 0):
-            return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
-    elif x.device.type != "cpu" or not interpreted():
-        return f"needs CUDA tensors, got {x.device.type}"
+    reason = why_not_on(x.device)
+    if reason is not None:
+        return reason
     batch, hidden = call.h_0.shape
     if not x.numel():
         return "the batch is empty"

@@ -29,14 +29,17 @@ def available() -> bool:
 @cache
 def kernels() -> dict[str, Any]:
     """The kernels by name."""
-    from elstm.nn.backends.cuda import all_steps
+    from elstm.nn.backends.cuda import all_steps, layer_norm_kernels
     from elstm.nn.backends.cuda import kernels as step_by_step
 
     modules = {
         step_by_step: ("forward", "backward"),
         all_steps: ("before_forward", "before_backward", "normalize_inputs_backward"),
     }
-    return {name: getattr(module, name) for module, names in modules.items() for name in names}
+    found = {name: getattr(module, name) for module, names in modules.items() for name in names}
+    for name in ("forward", "backward"):
+        found[f"layer_norm_{name}"] = getattr(layer_norm_kernels, name)
+    return found
 
 
 def interpreted() -> bool:
@@ -44,6 +47,18 @@ def interpreted() -> bool:
     from triton import JITFunction
 
     return not isinstance(kernels()["forward"], JITFunction)
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Returns why the kernels cannot run on a device, or None."""
+    if not available():
+        return "needs the package triton, 3.6 or later"
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return "needs a GPU of compute capability 8.0 or later"  # for its shared memory
+    elif device.type != "cpu" or not interpreted():
+        return f"needs CUDA tensors, got {device.type}"
+    return None
 
 
 def multiprocessors(device: torch.device) -> int:
