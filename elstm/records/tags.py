@@ -24,6 +24,12 @@ SCALARS = {  # by column of metrics.csv
     "test_accuracy": "accuracy/test",
     "test_accuracy_batch_stats": "statistics/test_accuracy_batch_stats",
 }
+# Written once, at the end. HPARAMS sorts its metrics by tag, so that the best validation accuracy
+# and the test accuracy lead, and a run without an end shows neither.
+RESULTS = {
+    "best_val_accuracy": "accuracy/best_val",
+    "train_seconds": "optimization/train_seconds",
+}
 HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
     "gamma": "weights/gamma",
     "beta": "weights/beta",
@@ -31,7 +37,7 @@ HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
     "running_var": "statistics/running_var",
 }
 PICTURES = {"gradient": "pictures/gradient_over_time"}
-TAGS = {**SCALARS, **HISTOGRAMS, **PICTURES}
+TAGS = {**SCALARS, **RESULTS, **HISTOGRAMS, **PICTURES}
 
 EARLIER = {
     "lr": "lr",

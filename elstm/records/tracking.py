@@ -219,9 +219,15 @@ class Tracker:
         image = Summary.Image(colorspace=4, encoded_image_string=png)
         self._events.add(Summary(value=[Summary.Value(tag=self._tags[name], image=image)]), step)
 
-    def log_end(self, step: int) -> None:
-        """Marks the run as finished in the HPARAMS tab."""
+    def log_end(self, step: int, results: Mapping[str, float]) -> None:
+        """Marks the run as finished in the HPARAMS tab.
+
+        Args:
+            results: the values of `elstm.records.tags.RESULTS`.
+        """
         if self._events is not None:
+            scalars = [Summary.Value(tag=self._tags[k], simple_value=v) for k, v in results.items()]
+            self._events.add(Summary(value=scalars), step)
             _, _, end = summaries.hparams({}, {})
             self._events.add(end, step)
             self.flush()

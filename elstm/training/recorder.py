@@ -206,7 +206,10 @@ class Recorder:
         """Records the end of a run; `correct` (N,) tells which test sequences were classified."""
         write_atomic(self.run_dir / TABLE, encode_correct(correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
-        self.tracker.log_end(state.step)
+        self.tracker.log_end(
+            state.step,
+            {"best_val_accuracy": state.best_val_accuracy, "train_seconds": state.train_seconds},
+        )
         self._write_status("done", state, values)
         self.info(
             "done: test accuracy %.2f%%%s of epoch %.4g, the best by validation (%.2f%%); %s in %s",

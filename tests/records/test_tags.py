@@ -27,7 +27,27 @@ def test_accuracy_and_loss_sort_first_and_diagnostics_last() -> None:
     assert groups[:3] == ["accuracy", "loss", "optimization"]
     for quantity in ("accuracy", "loss"):
         of_group = sorted(tag for tag in tags.TAGS.values() if tag.startswith(f"{quantity}/"))
-        assert of_group == [f"{quantity}/{part}" for part in ("test", "train", "val")]
+        best = ["accuracy/best_val"] if quantity == "accuracy" else []
+        assert of_group == [*best, *(f"{quantity}/{part}" for part in ("test", "train", "val"))]
+
+
+def test_hparams_lead_with_the_results_and_a_run_without_an_end_shows_none(tmp_path: Path) -> None:
+    """TensorBoard sorts the metrics of HPARAMS by tag and shows the last value of each."""
+    seen = {}
+    for name in ("failed", "done"):
+        (tmp_path / name).mkdir()
+        tracker = Tracker(tmp_path / name)
+        tracker.start({"seed": 1})
+        tracker.log({**POSITION, "step": 1}, {"val_accuracy": 0.75})
+        if name == "done":
+            tracker.log(POSITION, {"test_accuracy": 0.5, "test_loss": 0.25})
+            tracker.log_end(7, {"best_val_accuracy": 0.75, "train_seconds": 1.5})
+        tracker.close()
+        reader = EventAccumulator(str(tmp_path / name)).Reload()
+        seen[name] = sorted(reader.Tags()["scalars"])
+    assert seen["failed"] == ["accuracy/val"]
+    assert seen["done"][:2] == ["accuracy/best_val", "accuracy/test"]
+    assert {"loss/test", "optimization/train_seconds"} < set(seen["done"])
 
 
 def test_a_run_with_the_earlier_tags_resumes_with_them(

@@ -140,7 +140,7 @@ def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:
 
 def test_hparams_stand_in_the_runs_own_file(tmp_path: Path) -> None:
     tracker = started(tmp_path)
-    tracker.log_end(9)
+    tracker.log_end(9, {"best_val_accuracy": 0.5, "train_seconds": 3.0})
     tracker.close()
     tags = read_events(tmp_path).summary_metadata
     info = metadata.parse_session_start_info_plugin_data(
