@@ -138,3 +138,12 @@ class ImagesConfig(OwnDataConfig):
         False, help="Reads the pixels of every picture in one fixed random order."
     )
     permute_seed: int = bounded(0, ge=0, help="Seed of that random order.")
+
+
+# The options of each source of own data; a source that is not listed has those of SeriesConfig.
+OWN_DATA: dict[str, type[OwnDataConfig]] = {
+    "arrays": ArraysConfig,
+    "table": TableConfig,
+    "ts": TsConfig,
+    "images": ImagesConfig,
+}

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from elstm.config.data_options import (
-    ArraysConfig,
+    OWN_DATA,
     DataConfig,
     DigitsConfig,
-    ImagesConfig,
     ImageSetConfig,
-    TableConfig,
-    TsConfig,
+    SeriesConfig,
 )
 from elstm.config.fields import MISSING, bounded, choice, setting
 from elstm.config.model_options import (
@@ -40,7 +38,7 @@ from elstm.config.training_options import (
     StepConfig,
     TrainerConfig,
 )
-from elstm.data.catalog import DATA_SETS
+from elstm.data.catalog import DATA_SETS, READERS
 
 
 @dataclass
@@ -117,10 +115,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
             name: ImageSetConfig if each.folder else DigitsConfig
             for name, each in DATA_SETS.items()
         },
-        "arrays": ArraysConfig,
-        "table": TableConfig,
-        "ts": TsConfig,
-        "images": ImagesConfig,
+        **{name: OWN_DATA.get(name, SeriesConfig) for name in READERS},
     },
     "optimizer": {
         "adam": AdamConfig,

@@ -127,7 +127,7 @@ def _read(
             height, width = pixels.shape[:2]
             raise UserError(
                 f"{file} is {height} x {width} and others are {size[0]} x {size[1]}: give one size "
-                "for all, data.image_size=[ROWS,COLUMNS]"
+                f"for all, data.image_size={size[0]}x{size[1]}"
             )
         images[row] = pixels
     labels = tuple(label for label, _ in files)
