@@ -169,7 +169,7 @@ def resume(words: Sequence[str]) -> int:
 
     given = [word for word in words if word.startswith(RESUME)]
     value = given[0].partition("=")[2].strip("'\"")
-    changed = _resume_settings([word for word in words if word not in given], given[1:])
+    changed, extend = _resume_settings([word for word in words if word not in given], given[1:])
     if value in ("", "null"):
         raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/CHANGES/RUN")
     try:
@@ -180,35 +180,59 @@ def resume(words: Sequence[str]) -> int:
         config = load_run_config(run_dir, changed)
     except UserError as error:
         raise UserError(f"trainer.resume: {error}") from error
+    from elstm.config.changes import with_settings
     from elstm.sweeps.job import execute
     from elstm.training.ranks import read_ranks
 
     read_ranks()  # a wrong environment is an error before anything is touched
-    return execute(config, run_dir, resume=True).code
+    with_settings(config, extend)  # and so is a wrong value
+    return execute(config, run_dir, resume=True, extend=extend).code
 
 
-def _resume_settings(words: Sequence[str], repeated: Sequence[str]) -> dict[str, Any]:
-    """Returns what may change on a resume, by key: nothing that bears on what is trained.
+def _resume_settings(
+    words: Sequence[str], repeated: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what is changed on a resume, by key: settings without an effect on what is trained,
+    and those that extend a run from where it is.
 
     Raises:
-        UserError: naming the word that is not such a setting.
+        UserError: naming the word that is no such setting.
     """
+    from elstm.config.changes import EXTENDING, may_extend
     from elstm.config.schema import settings_without_effect
     from elstm.errors import show
 
     may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
     for word in [*repeated, *words]:
-        if word.partition("=")[0].lstrip("+") not in may:
+        key = word.partition("=")[0].lstrip("+")
+        if key not in may and not may_extend(key):
             raise UserError(
                 f"{show(word)}: trainer.resume=RUN_DIR goes alone, or with {', '.join(sorted(may))}"
-                ", since the run's own config says what is trained; to change something, start a "
-                "new run"
+                f", or, to extend the run, with {', '.join(EXTENDING)}, scheduler; anything else "
+                "would change what has been trained already: start a new run for it"
             )
     if not words:
-        return {}
-    from elstm.config.compose import Composer, with_home
+        return {}, {}
+    from elstm.config.compose import Composer, flatten, with_home
 
-    return {o.key_or_group: o.value() for o in Composer().parse(with_home(words))}
+    composer = Composer()
+    changed: dict[str, Any] = {}
+    option: dict[str, Any] = {}
+    extend: dict[str, Any] = {}
+    for override in composer.parse(with_home(words)):
+        key, value = override.key_or_group, override.value()
+        if not may_extend(key):
+            changed[key] = value
+        elif key != "scheduler":
+            extend[key] = value
+        elif isinstance(value, str):  # the last option of a group counts, and its settings with it
+            composed = flatten(composer.compose([f"scheduler={value}"])[0])
+            option = {k: v for k, v in composed.items() if k.startswith("scheduler.")}
+        else:
+            raise UserError(
+                f"{show(override.input_line)}: write scheduler=NAME scheduler.KEY=VALUE"
+            )
+    return changed, {**option, **extend}
 
 
 def _show(args: argparse.Namespace, composer: Composer) -> int:

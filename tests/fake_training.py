@@ -12,6 +12,7 @@ class Call:
     config: object
     run_dir: Path
     resume: bool
+    extend: object = None
 
 
 @dataclass
@@ -35,8 +36,8 @@ class FakeTraining:
         assert list(Path().iterdir()) == []
         assert not self.calls
 
-    def run(self, config, run_dir, *, resume=False, on_evaluation=None):
-        self.calls.append(Call(config, Path(run_dir), resume))
+    def run(self, config, run_dir, *, resume=False, on_evaluation=None, extend=None):
+        self.calls.append(Call(config, Path(run_dir), resume, extend))
         logging.getLogger("elstm.training.run").info("training with seed %d", config.seed)
         state = self.answer(config)
         if on_evaluation and state == "done":

@@ -172,5 +172,8 @@ class TrainerConfig:
     )  # fmt: skip
     progress: bool = setting(True, affects_result=False, help="Shows a progress bar.")
     resume: str | None = setting(
-        None, affects_result=False, help="Folder of a run that is to be resumed."
-    )
+        None, affects_result=False,
+        help="Folder of a run that is to be resumed. With another trainer.max_epochs, "
+        "trainer.max_steps, trainer.early_stopping_epochs, optimizer.lr or scheduler, the run is "
+        "extended: these hold from its last checkpoint on, and status.json says so.",
+    )  # fmt: skip

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ FIRST = ("run", "folder")
 STATE = "state"
 # Settings that have a column even where they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
+EXTENSIONS = "extensions"  # the one list of a status
 IN_CONFIG = ("model", "data", "data_description", "seed", "pid")
 
 MAX_RUNS = 20_000
@@ -80,7 +83,9 @@ class ArchivedRun:
         status: dict[str, Any] = {}
         for key, value in self.fields.items():
             group, _, name = key.partition(".")
-            if name:
+            if key == EXTENSIONS:
+                status[key] = _extensions(value)
+            elif name:
                 status.setdefault(group, {})[name] = value
             else:
                 status[key] = value
@@ -231,11 +236,20 @@ def pack(
     return files
 
 
+def _extensions(value: Value) -> Any:
+    """Returns the extensions of a run from their cell, which holds JSON."""
+    with suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) else value
+    raise Damaged(f"{RUNS}: the extensions of a run cannot be read")
+
+
 def _flat_status(status: dict[str, Any]) -> dict[str, Value]:
     """Returns the fields that have a column; those of an inner object have a dotted name."""
     fields: dict[str, Value] = {}
     for key, value in status.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
+        if key == EXTENSIONS and isinstance(value, list):
+            value = json.dumps(value)
         fields.update(inner or ({} if key in IN_CONFIG else {key: value}))
     return {k: v for k, v in fields.items() if v is None or isinstance(v, str | int | float)}
 

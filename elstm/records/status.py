@@ -15,6 +15,8 @@
     parameters        number of trainable numbers
     device, device_name, processes, threads, precision
     backend           that the recurrence ran on
+    extensions        settings that a resume changed, and from which step on: a list
+                      (elstm.training.extension), or null for a run as it was planned
     environment       variables that torch took from the environment (elstm.training.environment)
     versions          python, elstm, torch and the other libraries
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
@@ -49,7 +51,7 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",
         "device", "device_name", "processes", "threads", "precision", "backend", "environment",
-        "versions", "git_commit", "git_dirty", "pid", "started", "updated",
+        "extensions", "versions", "git_commit", "git_dirty", "pid", "started", "updated",
     )
 )  # fmt: skip
 

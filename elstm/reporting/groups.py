@@ -39,7 +39,7 @@ MODEL_ORDER = (
 )
 MAX_LABEL = 60
 # They stand in every label if they differ at all, because no model's name implies them.
-BUDGET = ("trainer.max_epochs", "trainer.max_steps")
+BUDGET = ("trainer.max_epochs", "trainer.max_steps", "extended")
 
 _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
@@ -107,6 +107,8 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
     members: dict[frozenset[tuple[str, Value]], list[Run]] = defaultdict(list)
     for run, config in zip(runs, _completed([run.config for run in runs]), strict=True):
         kept = {key: value for key, value in config.items() if not _is_in(key, skipped)}
+        if run.extensions:  # its schedule differs from that of a run planned at this length
+            kept["extended"] = run.extensions
         members[frozenset(kept.items())].append(run)
     configs = [dict(items) for items in members]
     varying = differing_keys(configs)

@@ -67,6 +67,7 @@ class Run:
     train_seconds: float | None
     wall_seconds: float | None
     parameters: int | None
+    extensions: str  # from which steps on it had other settings than planned, and which; "" if none
     made_with: dict[str, str]  # device, backend, threads, precision, versions, commit
     started: str
     updated: str
@@ -120,6 +121,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         train_seconds=number(status, "train_seconds"),
         wall_seconds=number(status, "wall_seconds"),
         parameters=None if parameters is None else int(parameters),
+        extensions=_extensions(status),
         made_with=_made_with(status),
         started=text(status, "started", 40),
         updated=text(status, "updated", 40),
@@ -180,6 +182,23 @@ def _training_loss(metrics: dict[str, np.ndarray], *, whole_epochs: bool) -> Cur
 def _epochs_done(status: dict[str, Any], metrics: dict[str, np.ndarray]) -> float:
     logged = metrics["epoch"][np.isfinite(metrics["epoch"])]
     return max(number(status, "epoch") or 0.0, float(logged.max()) if len(logged) else 0.0)
+
+
+def _extensions(status: dict[str, Any]) -> str:
+    """Returns the extensions of a run in one line: "step 50: max_epochs 10 -> 20"."""
+    found = status.get("extensions")
+    parts = []
+    for entry in found if isinstance(found, list) else ():
+        entry = entry if isinstance(entry, dict) else {}
+        changed = entry.get("changed")
+        changed = changed if isinstance(changed, dict) else {}
+        words = [
+            f"{str(key).rpartition('.')[2]} {' -> '.join(map(str, each))}"
+            for key, each in changed.items()
+            if isinstance(each, list)
+        ]
+        parts.append(f"step {entry.get('step')}: {', '.join(words)}")
+    return one_line("; ".join(parts), 200)
 
 
 def _finite(value: float) -> float | None:

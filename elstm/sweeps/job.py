@@ -15,6 +15,7 @@ from datetime import datetime
 from io import TextIOWrapper
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -85,6 +86,7 @@ def execute(
     resume: bool = False,
     terminal: bool = True,
     on_evaluation: OnEvaluation | None = None,
+    extend: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
 
@@ -93,6 +95,7 @@ def execute(
     Args:
         terminal: False: the run says nothing on the terminal, which others share.
         on_evaluation: is called after each evaluation and may end the run.
+        extend: settings that a resumed run has from here on.
 
     Raises:
         Ended: a signal asked to stop.
@@ -104,7 +107,7 @@ def execute(
             ranks = read_ranks()
             if ranks.world_size > 1:
                 run_dir = _shared_folder(run_dir, config, ranks)
-            result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation)
+            result = run(config, run_dir, resume=resume, on_evaluation=on_evaluation, extend=extend)
         except OtherProcessError as error:
             _append(run_dir, f"error: {error}\n{error.details}")
             return Outcome(FAILED, math.nan, str(error))

@@ -247,6 +247,8 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
     runs = {}
     for run in found:
         # A run with a setting that this version does not have is none that it could train.
+        if run.status().get("extensions"):
+            continue
         with suppress(UserError):
             fingerprint = run.fields.get("data_fingerprint")
             config = config_from(run.config(), stored=True)
@@ -255,7 +257,12 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
 
 
 def _identity_in(folder: Path) -> str | None:
-    """None where there is no run, or one that this version cannot read."""
+    """None where there is no run, one that this version cannot read, or one that was extended.
+
+    An extended run had another schedule than one that was planned with its settings.
+    """
+    if (read_status(folder) or {}).get("extensions"):
+        return None
     try:
         fingerprint = (read_status(folder) or {}).get("data_fingerprint")
         return identity(load_run_config(folder.absolute()), fingerprint)

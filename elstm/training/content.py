@@ -40,11 +40,13 @@ class Bounds:
         steps_per_epoch: training steps of an epoch.
         batch_size: sequences of a step, of all processes together.
         processes: number of processes that wrote the checkpoint.
+        extensions: of the run; each may have begun within an epoch, which had an evaluation then.
     """
 
     steps_per_epoch: int
     batch_size: int
     processes: int
+    extensions: int = 0
 
 
 def describe(value: Any) -> str:
@@ -114,7 +116,7 @@ def check_counters(state: Mapping[str, Any], names: Sequence[str], bounds: Bound
     if step != epoch * spe + batch // processes or batch % processes:
         raise ValueError(f"its step {step} is not that of epoch {epoch} and batch {batch}")
     integer("its evaluated_step", state["evaluated_step"], -1, step)
-    integer("its waited", state["waited"], 0, epoch + 1)
+    integer("its waited", state["waited"], 0, epoch + 1 + bounds.extensions)
     number("its best_val_accuracy", state["best_val_accuracy"], 0, 1, -1.0)
     number("its best_epoch", state["best_epoch"], 0, epoch + 1)
     number("its train_loss", state["train_loss"], -math.inf, math.inf, math.nan)

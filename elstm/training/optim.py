@@ -164,3 +164,5 @@ class Schedule:
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.plateau_factor, self.best = state["factor"], state["best"]
         self.epochs_since_best = int(state["waited"])
+        if isinstance(self.config, PlateauConfig):  # an extension may have lowered the patience
+            self.epochs_since_best = min(self.epochs_since_best, self.config.patience)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from elstm.config.schema import Config
+from elstm.errors import show
 from elstm.files.atomic import write_atomic
 from elstm.nn.backends import untried
 from elstm.records import pictures as figures
@@ -31,6 +32,7 @@ from elstm.training.environment import taken_variables
 from elstm.training.state import TrainState
 
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
+TEST_VALUES = ("test_loss", "test_accuracy", "test_accuracy_batch_stats")
 MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,27 @@ class Recorder:
             self.config.trainer.max_epochs,
             enabled=self.config.trainer.progress and self.main,
         )
+
+    def extended(self, state: TrainState, entry: Mapping[str, Any]) -> None:
+        """Logs an extension, and records the test of the run as it was before once more.
+
+        It came after the checkpoint, so that a resume cuts it off.
+        """
+        if entry["test_accuracy"] is not None:
+            self.tracker.log(position(state), {name: entry[name] for name in TEST_VALUES})
+        changed = ", ".join(
+            f"{key} {show(old)} -> {show(new)}" for key, (old, new) in entry["changed"].items()
+        )
+        self.info(
+            "the run is extended from epoch %.4g, step %d on: %s", state.epochs, state.step, changed
+        )
+        schedule, total = self.parts.schedule, self.parts.limits.total_steps
+        self.info(
+            "the learning rate (%s) is computed anew over %d steps: %.3g at step %d, %.3g at the "
+            "last",
+            schedule.config.name, total, schedule.lr(state.step), state.step + 1,
+            schedule.lr(total - 1),
+        )  # fmt: skip
 
     def _describe(self, parameters: int) -> None:
         data, processes = self.parts.data, self.parts.limits.processes

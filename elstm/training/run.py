@@ -8,13 +8,15 @@ next steps depend on (`Snapshot`), and the order of the data follows from seed a
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from elstm.config.changes import changes, with_settings
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
@@ -22,9 +24,17 @@ from elstm.records.status import Status, read_status
 from elstm.records.tracking import Tracker
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
-from elstm.training.build import build_parts
+from elstm.training.build import build_limits, build_parts
 from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
+from elstm.training.extension import (
+    Extension,
+    check_not_behind,
+    extended_config,
+    mend,
+    new_entry,
+    stored_extensions,
+)
 from elstm.training.graph_step import batch_step
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.memory import check_memory
@@ -57,6 +67,7 @@ def run(
     *,
     resume: bool = False,
     on_evaluation: OnEvaluation | None = None,
+    extend: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Trains, evaluates and tests one model, and records it all in `run_dir`.
 
@@ -67,6 +78,8 @@ def run(
             none yet. A run that is done stays as it is.
         on_evaluation: called after each evaluation with the epoch, counted from 1, and validation
             accuracy; True ends the run there, without a test, as `pruned`.
+        extend: with `resume`: settings from here on, by key (elstm.config.changes). Those that the
+            run has already change nothing.
 
     Raises:
         UserError: what the user can repair: device, data, checkpoint, disk, a loss not finite.
@@ -74,7 +87,11 @@ def run(
     """
     if resume:
         before = read_status(run_dir)
-        if before is not None and before.get("state") == "done":
+        if (
+            before is not None
+            and before.get("state") == "done"
+            and not (extend and changes(config, with_settings(config, extend)))
+        ):
             log.info("%s is done: nothing is left to train", run_dir)
             return _result(before)
     with (
@@ -84,10 +101,13 @@ def run(
         closing(Tracker(run_dir, active=accelerator.is_main_process)) as tracker,
     ):
         status = Status(run_dir, active=accelerator.is_main_process)
+        loop: TrainingLoop | None = None
         try:
             status.update(state="running", **run_facts(config, accelerator))
             check_memory(config, accelerator.device)
-            loop = set_up(config, run_dir, resume, accelerator, tracker, status, signals)
+            loop = set_up(
+                config, run_dir, resume, accelerator, tracker, status, signals, extend or {}
+            )
             signals.graceful = True
             try:
                 train_and_test(loop, run_dir, on_evaluation or (lambda epoch, accuracy: False))
@@ -95,14 +115,22 @@ def run(
                 status.set(step=loop.state.step)
         except Exception as error:
             first = first_failure(error)
-            status.fail(first, trained=signals.graceful or not resume)
+            status.fail(first, trained=_trained(loop, resume))
             if first is error:
                 raise
             raise first from error
         except BaseException as error:
-            status.fail(error, trained=signals.graceful or not resume)
+            status.fail(error, trained=_trained(loop, resume))
             raise
         return _result(status.fields, signals.requested)
+
+
+def _trained(loop: TrainingLoop | None, resume: bool) -> bool:
+    """Returns whether the run is not as it was before: from a step of it on.
+
+    An extension counts from its first checkpoint on.
+    """
+    return not resume or (loop is not None and loop.checkpoints.extension is None)
 
 
 def _result(status: dict[str, Any], signal: str | None = None) -> RunResult:
@@ -119,10 +147,19 @@ def set_up(
     tracker: Tracker,
     status: Status,
     signals: StopSignals,
+    extend: Mapping[str, Any],
 ) -> TrainingLoop:
     """Builds the run, goes back to its checkpoint if it has one, and opens its records."""
     refuse_no_folder(checkpoint.last_path(run_dir).parent)
     saved = _read_checkpoint(run_dir, config) if resume else None
+    own, extensions = _extended(config, saved, run_dir, status)
+    config = with_settings(own, extend)
+    changed = bool(changes(own, config))
+    if changed and saved is None:
+        raise UserError(
+            f"{run_dir} has no checkpoint yet, so there is nothing to extend: start a new run with "
+            "these settings"
+        )
     parts = build_parts(config, accelerator, saved)
     folder = checkpoint.last_path(run_dir).parent
     if accelerator.is_main_process:
@@ -130,19 +167,42 @@ def set_up(
             folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
     state, sums = TrainState(parts.limits), StepSums(accelerator.device)
-    snapshot = Snapshot(config, parts, state, sums)
-    file_sizes = None if saved is None else snapshot.restore(saved)
+    snapshot = Snapshot(config, parts, state, sums, extensions)
+    file_sizes = None if saved is None else snapshot.restore(saved, own)
+    if changed:
+        limits = build_limits(own, parts.data, accelerator.num_processes)
+        tested = replace(state, limits=limits).finished
+        snapshot.extensions = [*extensions, new_entry(own, config, state, status.before, tested)]
+    elif accelerator.is_main_process:
+        mend(run_dir, status, extensions)
     recorder = Recorder(config, run_dir, parts, tracker, status)
     recorder.start(state, file_sizes, resume=resume)
+    if changed:
+        recorder.extended(state, snapshot.extensions[-1])
     if saved is not None and accelerator.is_main_process and state.evaluated:
         try:
             checkpoint.best(run_dir, size_limit(config))
         except checkpoint.Unreadable as error:
             recorder.warn(f"{error}: the next epoch that is better replaces it")
     clock = Clock(state)
-    checkpoints = Checkpoints(run_dir, snapshot, clock, tracker)
+    extension = Extension(run_dir, status, snapshot.extensions) if changed else None
+    checkpoints = Checkpoints(run_dir, snapshot, clock, tracker, extension)
     train = batch_step(config, parts, sums)
     return TrainingLoop(config, parts, state, sums, train, clock, signals, recorder, checkpoints)
+
+
+def _extended(
+    config: Config, saved: dict[str, Any] | None, run_dir: Path, status: Status
+) -> tuple[Config, list[dict[str, Any]]]:
+    """Returns the config with the run's earlier extensions, and these."""
+    if saved is None:
+        return config, []
+    try:
+        extensions = stored_extensions(saved)
+    except ValueError as error:
+        raise UserError(f"{run_dir}: the checkpoint cannot be used: {error}") from error
+    check_not_behind(status.before, extensions, run_dir, saved["state"]["step"])
+    return extended_config(config, extensions), extensions
 
 
 def _read_checkpoint(run_dir: Path, config: Config) -> dict[str, Any] | None:

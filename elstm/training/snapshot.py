@@ -29,7 +29,8 @@ from elstm.training.content import (
     integer,
 )
 from elstm.training.data_facts import check_same_data
-from elstm.training.optim import stored_state
+from elstm.training.extension import Extension
+from elstm.training.optim import Schedule, stored_state
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
 from elstm.training.trained import check_same_settings, settings
 
@@ -47,6 +48,7 @@ class Snapshot:
     parts: Parts
     state: TrainState
     sums: StepSums
+    extensions: list[dict[str, Any]] = field(default_factory=list)  # see elstm.training.extension
     total_sums: Tensor | None = None  # of all processes; see `gather`
     other_random_states: list[Any] = field(default_factory=list)  # of the other processes
 
@@ -78,7 +80,9 @@ class Snapshot:
         sums = self.sums.state_dict()
         if self.total_sums is not None:
             sums["sums"] = self.total_sums
+        extended = {"extensions": self.extensions} if self.extensions else {}
         return {
+            **extended,
             "state": self.state.state_dict(),
             "window": sums,
             "model": full_state(parts.model),
@@ -94,8 +98,11 @@ class Snapshot:
             "files": file_sizes,
         }
 
-    def restore(self, content: dict[str, Any]) -> dict[str, Any]:
+    def restore(self, content: dict[str, Any], own: Config) -> dict[str, Any]:
         """Goes back to a checkpoint and returns its sizes of the record files.
+
+        Args:
+            own: the config that the checkpoint was trained with, which an extension changes.
 
         Raises:
             UserError: the checkpoint is of another model, data set or version, or holds a value
@@ -103,14 +110,15 @@ class Snapshot:
         """
         parts, accelerator = self.parts, self.parts.accelerator
         try:
-            optimizer = self._check(content)
+            optimizer = self._check(content, own)
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the run's config: {error}") from error
         self.state.load_state_dict(content["state"])
         self.sums.load_state_dict(content["window"], len(list(parts.model.parameters())))
         parts.model.load_state_dict(content["model"])
         parts.optimizer.load_state_dict(optimizer)
-        parts.schedule.load_state_dict(content["schedule"])
+        if own.scheduler.name == self.config.scheduler.name:
+            parts.schedule.load_state_dict(content["schedule"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(content["scaler"])
         processes, rank = accelerator.num_processes, accelerator.process_index
@@ -128,7 +136,7 @@ class Snapshot:
             runtime.set_random_states(content["random_others"][rank - 1], accelerator.device)
         return dict(content["files"])
 
-    def _check(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, content: dict[str, Any], own: Config) -> dict[str, Any]:
         """Checks everything that `restore` uses; returns what the optimizer loads.
 
         Raises:
@@ -136,7 +144,7 @@ class Snapshot:
             UserError: the checkpoint is of another data set.
         """
         parts, accelerator = self.parts, self.parts.accelerator
-        check_same_settings(content, self.config)
+        check_same_settings(content, own)
         check_same_data(content["data"], parts.data)
         here, limits = accelerator.num_processes, parts.limits
         before = integer("its processes", content.get("processes", here), 1, MAX_PROCESSES)
@@ -144,11 +152,13 @@ class Snapshot:
         total = integer("its batches", content.get("global_batch_size", batch_size), 2, 2**31)
         if total != batch_size or total % self.config.data.batch_size:
             raise ValueError(f"its batches have {total} sequences")
-        bounds = Bounds(limits.steps_per_epoch, batch_size, before)
+        bounds = Bounds(
+            limits.steps_per_epoch, batch_size, before, len(content.get("extensions", []))
+        )
         state = {k: v for k, v in content["state"].items() if k not in REMOVED_COUNTERS}
         check_counters(state, list(self.state.state_dict()), bounds)
         check_sums(content.get("window"), state, bounds)
-        check_schedule(content.get("schedule"), parts.schedule)
+        check_schedule(content.get("schedule"), Schedule(own.scheduler, own.optimizer.lr, 1, 1))
         check_scaler(content.get("scaler"), accelerator.scaler)
         check_random(content.get("random"), accelerator.device)
         others = content.get("random_others", [])
@@ -181,6 +191,7 @@ class Checkpoints:
     snapshot: Snapshot
     clock: Clock
     tracker: Tracker
+    extension: Extension | None = None  # until its first checkpoint is written
 
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt, and best.pt before it if this is the best epoch.
@@ -199,7 +210,12 @@ class Checkpoints:
             paths = [checkpoint.best_path(self.run_dir)] if best else []
             self.clock.update()
             content = self.snapshot.content(self.tracker.sizes())
+            if self.extension is not None:
+                self.extension.before_checkpoint()
             checkpoint.save(content, *paths, checkpoint.last_path(self.run_dir))
+            if self.extension is not None:
+                extension, self.extension = self.extension, None
+                extension.after_checkpoint()
 
     def check_finite(self) -> None:
         """Raises UserError before the weights or records of a bad step reach the disk."""

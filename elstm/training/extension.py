@@ -1,0 +1,180 @@
+"""Extensions: a run that is trained further than it was planned, or with another schedule.
+
+Each is an entry of `extensions` in status.json, and in every later checkpoint:
+
+    step, epoch     from where the settings hold
+    when            UTC, ISO 8601
+    changed         [old, new] of each setting that differs; null for one that is not there
+    settings        all settings that an extension may change, as they are from there on
+    best_val_accuracy, best_epoch                             up to that step
+    test_accuracy, test_accuracy_batch_stats, test_loss       of a run that was tested there
+
+Up to the first new checkpoint the run is as it was before. This checkpoint then says that the run
+is extended, and .hydra/config.yaml and status.json follow it; a kill in between is mended by the
+next resume. What the extension replaces stays:
+
+    checkpoints/best-before-step-N.pt, test_correct-before-step-N.csv,
+    .hydra/config-before-step-N.yaml
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elstm.config.changes import changes, extended_settings, may_extend, with_settings
+from elstm.config.schema import Config
+from elstm.errors import UserError
+from elstm.files.atomic import refuse_links, write_atomic
+from elstm.files.bounded import Damaged, read_tree
+from elstm.records.correct import TABLE
+from elstm.records.status import Status, now
+from elstm.training import checkpoint
+from elstm.training.content import MAX_STEPS, integer, mapping
+from elstm.training.state import TrainState
+
+MAX_EXTENSIONS = 1000
+RESULTS = ("test_accuracy", "test_accuracy_batch_stats", "test_loss")
+
+
+def stored_extensions(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the extensions that a checkpoint holds.
+
+    Raises:
+        ValueError: they are not as `Extension` writes them.
+    """
+    entries = saved.get("extensions", [])
+    if not isinstance(entries, list) or len(entries) > MAX_EXTENSIONS:
+        raise ValueError("its extensions are no list")
+    for entry in entries:
+        mapping("extension", entry)
+        integer("its extension's step", entry.get("step"), 0, MAX_STEPS)
+        for key in mapping("settings of an extension", entry.get("settings")):
+            if not isinstance(key, str) or not may_extend(key):
+                raise ValueError(f"its extension changes {str(key)[:60]!r}")
+    return entries
+
+
+def extended_config(config: Config, extensions: Sequence[Mapping[str, Any]]) -> Config:
+    """Returns the config of a run as its last extension has it.
+
+    Raises:
+        UserError: the extension holds a wrong value.
+    """
+    return with_settings(config, extensions[-1]["settings"]) if extensions else config
+
+
+def check_not_behind(
+    status: Mapping[str, Any], extensions: Sequence[Any], run_dir: Path, step: Any
+) -> None:
+    """Raises UserError where the only readable checkpoint is from before the latest extension."""
+    recorded = status.get("extensions")
+    if isinstance(recorded, list) and len(recorded) > len(extensions):
+        raise UserError(
+            f"the checkpoint of step {step} in {run_dir} is from before the run was extended: put "
+            f"a copy of {checkpoint.last_path(run_dir)} back"
+        )
+
+
+def new_entry(
+    own: Config, config: Config, state: TrainState, status: Mapping[str, Any], tested: bool
+) -> dict[str, Any]:
+    """Returns the entry of an extension that begins here.
+
+    Args:
+        own: the config of the run until now.
+        config: the one from here on.
+        state: as the checkpoint has it, with the limits of `config`.
+        status: status.json as it was before this resume.
+        tested: whether the run was at its end.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    done = f"the run has done {state.epochs:.4g} epochs and {state.step} steps"
+    if state.complete:
+        limits = state.limits
+        planned = f"trainer.max_epochs={limits.max_epochs}"
+        if limits.max_steps is not None:
+            planned += f" and trainer.max_steps={limits.max_steps}"
+        raise UserError(f"{done}, and {planned} leaves nothing to train: raise what limits it")
+    if state.stopped_early and state.evaluated_step == state.step:
+        raise UserError(
+            f"{done} and has stopped early after {state.evaluations_since_best} evaluations "
+            "without a better one: raise trainer.early_stopping_epochs="
+            f"{state.limits.early_stopping} as well, or set it to null"
+        )
+    results = {name: status.get(name) for name in RESULTS}
+    numbers = all(type(v) is float and math.isfinite(v) for v in results.values())
+    return {
+        "step": state.step,
+        "epoch": state.epochs,
+        "when": now(),
+        "changed": changes(own, config),
+        "settings": extended_settings(config),
+        "best_val_accuracy": state.best_val_accuracy if state.evaluated else None,
+        "best_epoch": state.best_epoch if state.evaluated else None,
+        **(results if tested and numbers else dict.fromkeys(RESULTS)),
+    }
+
+
+@dataclass
+class Extension:
+    """Keeps what an extension replaces, and records it once its first checkpoint is written."""
+
+    run_dir: Path
+    status: Status
+    entries: list[dict[str, Any]]  # with this one, the last
+
+    def before_checkpoint(self) -> None:
+        """Copies what later checkpoints and the next test replace."""
+        best = checkpoint.best_path(self.run_dir)
+        for path in (best, self.run_dir / TABLE):
+            self._keep(path)
+
+    def after_checkpoint(self) -> None:
+        """Lets .hydra/config.yaml and status.json follow the checkpoint."""
+        settings = self.entries[-1]["settings"]
+        self._rewrite_config(settings)
+        self.status.update(
+            extensions=self.entries,
+            max_epochs=settings["trainer.max_epochs"],
+            **dict.fromkeys(RESULTS),
+        )
+
+    def _keep(self, path: Path) -> None:
+        step = self.entries[-1]["step"]
+        kept = path.with_name(f"{path.stem}-before-step-{step}{path.suffix}")
+        refuse_links(path, kept)
+        if path.is_file() and not kept.exists():
+            write_atomic(kept, path.read_bytes())
+
+    def _rewrite_config(self, settings: Mapping[str, Any]) -> None:
+        path = self.run_dir / ".hydra" / "config.yaml"
+        if not path.is_file():  # a run that was not started by elstm-train
+            return
+        try:
+            tree = read_tree(path)
+        except Damaged as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        new = {key: value for key, value in tree.items() if key != "scheduler"}
+        for key, value in settings.items():
+            group, _, name = key.partition(".")
+            new[group] = {**(new.get(group) or {}), name: value}
+        if new != tree:
+            self._keep(path)
+            text = yaml.safe_dump(
+                {key: new[key] for key in [*tree, *new]}, sort_keys=False, allow_unicode=True
+            )
+            write_atomic(path, text.encode())
+
+
+def mend(run_dir: Path, status: Status, extensions: list[dict[str, Any]]) -> None:
+    """Does what a kill right after the first checkpoint of an extension left undone."""
+    if extensions and status.fields.get("extensions") != extensions:
+        Extension(run_dir, status, extensions).after_checkpoint()
