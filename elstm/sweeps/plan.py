@@ -246,9 +246,9 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
         ) from None
     runs = {}
     for run in found:
-        # A run with a setting that this version does not have is none that it could train.
-        if run.status().get("extensions"):
+        if run.status().get("extensions"):  # see _identity_in
             continue
+        # A run with a setting that this version does not have is none that it could train.
         with suppress(UserError):
             fingerprint = run.fields.get("data_fingerprint")
             config = config_from(run.config(), stored=True)
@@ -261,11 +261,11 @@ def _identity_in(folder: Path) -> str | None:
 
     An extended run had another schedule than one that was planned with its settings.
     """
-    if (read_status(folder) or {}).get("extensions"):
+    status = read_status(folder) or {}
+    if status.get("extensions"):
         return None
     try:
-        fingerprint = (read_status(folder) or {}).get("data_fingerprint")
-        return identity(load_run_config(folder.absolute()), fingerprint)
+        return identity(load_run_config(folder.absolute()), status.get("data_fingerprint"))
     except UserError:
         return None
 
