@@ -33,10 +33,13 @@ def blocks(document, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text_of(document), re.M | re.S)
 
 
+INLINE = r"`((?:pip|python|pytest|torchrun|elstm-[a-z]+) [^`]+)`"
+
+
 def commands(document):
-    """The commands of a document's shell blocks, as lists of words; `a && b` is two of them."""
+    """A document's commands, in blocks and in sentences, as lists of words; `a && b` is two."""
     found = []
-    for block in blocks(document, "sh"):
+    for block in [*blocks(document, "sh"), *re.findall(INLINE, text_of(document))]:
         for line in block.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;()<>")
             lexer.whitespace_split = True
