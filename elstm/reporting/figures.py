@@ -14,8 +14,10 @@ from elstm.records.drawing import own_settings
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
-from elstm.reporting.stats import Band, Summary, band
+from elstm.reporting.stats import MIN_SEEDS, Band, Summary, band
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit
+
+THIN = 0.7  # width of the line of a single seed, or of the mean of only some
 
 
 def curves_figure(
@@ -31,22 +33,25 @@ def curves_figure(
     """Draws a quantity against epochs, and with `times` also against wall-clock time.
 
     It returns None if nothing is logged. The lines are means over seeds with a 95 % t band. Where
-    only some of the seeds have a point, the mean of those is a thin line without a band.
+    only some of the seeds have a point, the mean of those is a thin line without a band. Of fewer
+    than `MIN_SEEDS` seeds, each is a thin line of its own.
     """
     bands: list[tuple[Group, Band]] = []
+    drawn: list[Group] = []
     for group in groups:
         curves = [curve_of(run) for run in group.runs]
         measured = [(c.epoch, c.seconds, c.value) for c in curves if len(c)]
-        if measured:
-            bands.append((group, band(measured)))
+        lines = [[one] for one in measured] if len(measured) < MIN_SEEDS else [measured]
+        bands += [(group, band(line)) for line in lines]
+        drawn += [group] if measured else []
     if not bands:
         return None
     scale = 100.0 if percent else 1.0
     latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
     per_unit, unit = time_unit(latest)
     with own_settings(STYLE):
-        labels = [_legend(group) for group, _ in bands]
-        figure, (left, *others) = _axes(len(bands), labels, panels=2 if times else 1)
+        labels = [_legend(group) for group in drawn]
+        figure, (left, *others) = _axes(len(labels), labels, panels=2 if times else 1)
         for group, b in bands:
             style = group_styles[group.label]
             _line(left, b.x, b, scale, style)
@@ -71,7 +76,7 @@ def curves_figure(
             )
         else:
             _log_axis(left, np.concatenate([b.mean for _, b in bands]))
-        legend_below(figure, [(_legend(group), group_styles[group.label]) for group, _ in bands])
+        legend_below(figure, [(_legend(group), group_styles[group.label]) for group in drawn])
     return figure
 
 
@@ -95,7 +100,8 @@ def accuracy_figure(
             )  # fmt: skip
             summary = by_label[group.label].test_accuracy
             assert summary is not None
-            _mean_mark(axes, y - 0.16, summary, 100, summary.half_width, style)
+            half = summary.half_width if summary.n >= MIN_SEEDS else None
+            _mean_mark(axes, y - 0.16, summary, 100, half, style)
         _rows(axes, [_legend(group, only_done=True) for group in rows])
         axes.set_xlabel("test accuracy, %")
         axes.set_title(analysis.section.title)
@@ -141,14 +147,16 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: GroupStyle) -
     y, half = b.mean * scale, b.half_width * scale
     whole = b.n == b.n.max()  # all seeds have this point
     every = max(1, len(x) // 8)
+    single = b.n.max() == 1
     axes.plot(
         np.where(whole, x, np.nan), y, color=style.colour, ls=style.line, marker=style.marker,
-        ms=4.5, markevery=every, mec="white", mew=0.5,
+        lw=THIN if single else None, ms=3.5 if single else 4.5, markevery=every,
+        mec="white", mew=0.5,
     )  # fmt: skip
     if not whole.all():
         # The thin line starts at the last point that all seeds have.
         rest = np.convolve(~whole, [1, 1, 1])[1:-1] > 0  # "same" would make 3 points of 2
-        axes.plot(np.where(rest, x, np.nan), y, color=style.colour, ls=style.line, lw=0.7)
+        axes.plot(np.where(rest, x, np.nan), y, color=style.colour, ls=style.line, lw=THIN)
     shown = whole & np.isfinite(half)
     if shown.any():
         axes.fill_between(
@@ -200,7 +208,8 @@ def _bar(
     if summary is None:
         return
     mean = summary.mean / per_unit
-    error = summary.half_width / per_unit if summary.half_width and reach.all_reached else None
+    known = summary.half_width if reach.all_reached and summary.n >= MIN_SEEDS else None
+    error = known / per_unit if known else None
     fill = to_rgba(style.colour, 0.55 if reach.all_reached else 0.0)
     axes.barh(
         y, mean, height=0.55, color=fill, edgecolor=style.colour, xerr=error,

@@ -10,6 +10,7 @@ from elstm.reporting import wording
 from elstm.reporting.document import Bold, Inline
 from elstm.reporting.groups import Group, leading_groups
 from elstm.reporting.measures import Analysis, GroupResult
+from elstm.reporting.stats import MIN_SEEDS, PairedTest
 
 MAX_LINES = 12  # groups in a figure ...
 LINES_OF_MANY = 8  # ... and of more than that, as many as have a colour of their own
@@ -59,7 +60,7 @@ def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
     elif test.p_holm is None or test.low is None or test.high is None:
         said = (
             f"test accuracy {wording.signed(100 * test.difference)} points against the baseline "
-            f"({plural(test.n, 'pair')}: no test)"
+            f"({plural(test.n, 'pair')}: {_why_no_test(test)})"
         )
     else:
         verdict = "higher than" if test.difference > 0 else "lower than"
@@ -99,7 +100,11 @@ def _against(rows: Sequence[GroupResult], baseline: str) -> Inline:
             verdicts[verdict].append(f"{result.group.label} ({difference}, p {_equals(p)})")
     said = [f"{verdict}: {', '.join(who)}" for verdict, who in verdicts.items() if who]
     start = ["Test accuracy against ", Bold(baseline), " (points, p by Holm): "]
-    return [*start, ("; ".join(said) or "no two finished seeds are shared") + "."]
+    return [*start, ("; ".join(said) or f"no group shares {MIN_SEEDS} finished seeds") + "."]
+
+
+def _why_no_test(test: PairedTest) -> str:
+    return "too few for a test" if test.n < MIN_SEEDS else "all differ by the same, no test"
 
 
 def _equals(p: str) -> str:

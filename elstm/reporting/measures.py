@@ -9,7 +9,14 @@ import numpy as np
 
 from elstm.reporting.groups import Group, Section, matches
 from elstm.reporting.runs import Curve, Run
-from elstm.reporting.stats import PairedTest, Summary, holm, paired_test, summarize
+from elstm.reporting.stats import (
+    MIN_SEEDS,
+    PairedTest,
+    Summary,
+    holm,
+    paired_test,
+    summarize,
+)
 
 # Accuracies in percent from which the default thresholds are chosen.
 ROUND_ACCURACIES = (
@@ -239,7 +246,7 @@ def _gap(
 def _compare_all(
     groups: Sequence[Group], baseline: Group, horizon: float | None
 ) -> list[Comparison]:
-    """Tests each group against the baseline, with Holm's correction over the groups."""
+    """Tests each group with enough pairs against the baseline; Holm's correction covers these."""
     test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
     area = _tests(groups, baseline, lambda run: _area(run, horizon))
     return [Comparison(a, b) for a, b in zip(test_accuracy, area, strict=True)]
@@ -256,7 +263,9 @@ def _tests(
             continue
         ours = {run.seed: v for run in group.runs if (v := value(run)) is not None}
         seeds = sorted(ours.keys() & theirs.keys())
-        tests.append(paired_test([ours[s] for s in seeds], [theirs[s] for s in seeds]))
+        test = paired_test([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        few = test is not None and test.n < MIN_SEEDS
+        tests.append(test.without_verdict() if test is not None and few else test)
     p_values = [test.p for test in tests if test is not None and test.p is not None]
     adjusted = iter(holm(p_values))
     return [

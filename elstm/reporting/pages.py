@@ -10,6 +10,7 @@ from elstm.reporting import wording
 from elstm.reporting.document import Block, Bold, Bullets, Code, Details, Heading, Paragraph, Table
 from elstm.reporting.measures import Analysis
 from elstm.reporting.runs import Run
+from elstm.reporting.stats import MIN_SEEDS
 
 MAX_LISTED = 50  # runs in a list; results.csv has them all
 
@@ -104,7 +105,9 @@ def method() -> list[Block]:
                 "all finished runs of the task have (trapezoids).",
                 "Tests are two-sided paired t-tests over shared seeds; Holm's correction covers "
                 "all groups tested against one baseline in one quantity. d_z is the mean "
-                "difference divided by the standard deviation of the differences.",
+                "difference divided by the standard deviation of the differences. Fewer than "
+                f"{MIN_SEEDS} pairs are not tested, and fewer than {MIN_SEEDS} seeds have no "
+                "interval.",
                 "Training loss is the mean over an epoch, drawn at its end. Against wall-clock "
                 "time, each epoch is drawn at the mean over seeds of the time at its end.",
             ]

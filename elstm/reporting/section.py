@@ -22,7 +22,7 @@ from elstm.reporting.findings import drawn_groups, findings
 from elstm.reporting.groups import leading_groups
 from elstm.reporting.labels import short_names, show_value
 from elstm.reporting.measures import Analysis, GroupResult
-from elstm.reporting.stats import PairedTest
+from elstm.reporting.stats import MIN_SEEDS, PairedTest
 
 MAX_ROWS = 40  # groups in a table; summary.csv has them all
 # They stand under a section's heading if all its runs share them.
@@ -152,25 +152,34 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
     if not tested:
         return []
     blocks: list[Block] = [Heading(3, f"Paired tests against {baseline}")]
-    if not any(_has_test(r, baseline) for r in tested):
+    pairs = [t.n for r in tested for t in _tests_of(r, baseline)]
+    if not pairs:
         blocks.append(
-            Paragraph("No group shares two finished seeds with the baseline: no test is possible.")
+            Paragraph("No group shares a finished seed with the baseline: nothing can be compared.")
         )
         return blocks
-    header = [
-        "Group", "Pairs", "Difference, points (95 % interval)", "t", "p", "p (Holm)", "d_z",
-    ]  # fmt: skip
+    if min(pairs) < MIN_SEEDS:
+        blocks.append(
+            Paragraph(
+                f"With fewer than {MIN_SEEDS} pairs, the difference is given without an interval "
+                "and without a test."
+            )
+        )
+    header = ["Group", "Pairs", "Difference, points"]
+    if max(pairs) >= MIN_SEEDS:
+        header = [*header[:2], f"{header[2]} (95 % interval)", "t", "p", "p (Holm)", "d_z"]
     for name, field in (("Test accuracy", "test_accuracy"), ("Area under the curve", "area")):
         tests: list[PairedTest | None] = [getattr(r.comparisons[baseline], field) for r in tested]
         if any(test is not None for test in tests):
-            body = [_test_row(r, test) for r, test in zip(tested, tests, strict=True)]
+            rows_of_tests = zip(tested, tests, strict=True)
+            body = [_test_row(r, test)[: len(header)] for r, test in rows_of_tests]
             blocks += [Paragraph([Bold(name), ":"]), Table(header, body)]
     return blocks
 
 
-def _has_test(result: GroupResult, baseline: str) -> bool:
+def _tests_of(result: GroupResult, baseline: str) -> list[PairedTest]:
     comparison = result.comparisons[baseline]
-    return any(t is not None and t.n > 1 for t in (comparison.test_accuracy, comparison.area))
+    return [test for test in (comparison.test_accuracy, comparison.area) if test is not None]
 
 
 def _test_row(result: GroupResult, test: PairedTest | None) -> list[str]:

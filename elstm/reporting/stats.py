@@ -10,6 +10,9 @@ import numpy as np
 from scipy import special  # scipy.stats takes longer to import than a report to make
 
 LEVEL = 0.95
+# With fewer seeds or pairs a report gives means and differences, but no interval and no test: the t
+# distribution with one degree of freedom makes them too wide to say anything.
+MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class PairedTest:
     p: float | None
     effect: float | None
     p_holm: float | None = None
+
+    def without_verdict(self) -> PairedTest:
+        """Returns the number of pairs and their mean difference alone."""
+        return PairedTest(self.n, self.difference, None, None, None, None, None)
 
 
 def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest | None:

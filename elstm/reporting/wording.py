@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Reach
 from elstm.reporting.runs import STATES, Run
-from elstm.reporting.stats import PairedTest, Summary
+from elstm.reporting.stats import MIN_SEEDS, PairedTest, Summary
 
 NONE = "–"
 
@@ -26,8 +26,8 @@ def spread(summary: Summary | None, scale: float = 1, digits: int = 1) -> str:
 
 
 def interval(summary: Summary | None) -> str:
-    """Returns the 95 % interval of a mean accuracy, in percent."""
-    if summary is None or summary.half_width is None:
+    """Returns the 95 % interval of a mean accuracy, in percent; none for fewer than 3 seeds."""
+    if summary is None or summary.half_width is None or summary.n < MIN_SEEDS:
         return NONE
     low, high = summary.mean - summary.half_width, summary.mean + summary.half_width
     return f"{100 * low:.2f} to {100 * high:.2f}"

@@ -20,6 +20,7 @@ from elstm.reporting.made import earlier_figures, listed, remove_figures
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results
+from elstm.reporting.stats import MIN_SEEDS
 from elstm.reporting.tables import results_csv, summary_csv
 
 
@@ -90,7 +91,10 @@ def _pictures(
     # Times that the report itself calls rough or not comparable are not drawn.
     times = times_are_comparable(analysis.section.groups)
     against = "against epochs and wall-clock time" if times else "against epochs"
-    seeds = "Mean over seeds with a 95 % t band. A thin line is the mean of only some seeds."
+    seeds = (
+        "Mean over seeds with a 95 % t band. A thin line is a single seed where there are fewer "
+        f"than {MIN_SEEDS}, or the mean of only some seeds."
+    )
 
     def picture(kind: str, draw: Callable[[], Figure | None], caption: str) -> Picture | None:
         figure = draw() if chosen is None or kind in chosen else None
@@ -130,13 +134,15 @@ def _pictures(
         accuracy=picture(
             "test-accuracy",
             lambda: figures.accuracy_figure(analysis, groups, group_styles),
-            "final test accuracy: mean with its 95 % interval, and below it each seed.",
+            "final test accuracy: mean with its 95 % interval (from "
+            f"{MIN_SEEDS} seeds on), and below it each seed.",
         ),
         reach=picture(
             "time-to-baseline",
             lambda: figures.reach_figure(analysis, groups, group_styles),
             f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
-            "with its 95 % interval. Hatched bars are lower bounds: not all runs have reached it.",
+            f"with its 95 % interval (from {MIN_SEEDS} seeds on). Hatched bars are lower bounds: "
+            "not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",
