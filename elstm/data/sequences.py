@@ -74,6 +74,13 @@ class SequenceData(ABC):
         """Returns what a model takes for rows of a split: a slice, or int64 as `train_rows` has."""
 
     @abstractmethod
+    def example(self, part: Any, row: int) -> Tensor:
+        """Returns one sequence of a split as people see it, on the CPU.
+
+        An image is uint8 (rows, columns, channels), a series float32 (T, F).
+        """
+
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Returns how files become inputs, in plain values; checkpoints and predictions need it."""
 
@@ -225,6 +232,9 @@ class ImageSequences(SequenceData):
         if isinstance(rows, slice):
             return self.sequences(part.images[rows])
         return self.sequences(part.images.index_select(0, rows.to(self.device)))
+
+    def example(self, part: Split, row: int) -> Tensor:
+        return part.images[row].cpu().view(*self.image_size, self.channels)
 
     def facts(self) -> dict[str, Any]:
         return {

@@ -90,6 +90,9 @@ class SeriesData(SequenceData):
         values = part.values[place, : int(lengths.max())].transpose(0, 1)  # (T, B, F)
         return pack_padded_sequence(values, lengths, enforce_sorted=False)
 
+    def example(self, part: SeriesSplit, row: int) -> Tensor:
+        return part.values[row, : int(part.lengths[row])].cpu()
+
     @property
     def packed(self) -> bool:
         return self.unequal

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 LARGE = 25  # classes
 MAX_NAME = 24  # characters of a class's name that are shown
@@ -84,7 +86,7 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
                 column, row, _percent(part, short=many), ha="center", va="center",
                 color="white" if part > 0.3 else "black", fontsize=5 if many else 8,
             )  # fmt: skip
-    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in class_names]
+    names = [_shortened(name) for name in class_names]
     fontsize = 6 if many else 10
     axes.set_xticks(
         range(classes), names, rotation=90 if many else 45, ha="center" if many else "right",
@@ -104,6 +106,47 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
     )
     bar.set_label("share of the true class, %")
     return figure
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test sequence that was classified wrongly: uint8 (rows, columns, channels) or (T, F)."""
+
+    example: Tensor
+    label: str
+    predicted: str
+    confidence: float
+
+
+@_under_own_settings
+def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
+    """Draws sequences with their labels and the predicted classes, images as images.
+
+    Args:
+        mistakes: at least one.
+    """
+    columns = min(len(mistakes), 4)
+    rows = -(-len(mistakes) // columns)
+    figure = _figure(max(1.9 * columns, 4), 2.2 * rows + 0.4, layout="constrained")
+    figure.suptitle(textwrap.fill(title, 50), fontsize=10, parse_math=False)
+    for number, mistake in enumerate(mistakes, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        example = mistake.example.numpy()
+        if example.ndim == 3:
+            shown = example[..., 0] if example.shape[2] == 1 else example
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
+            axes.set_axis_off()
+        else:
+            axes.plot(np.arange(1, len(example) + 1), example, linewidth=0.8)
+            axes.tick_params(labelsize=6)
+        names = [_shortened(name) for name in (mistake.label, mistake.predicted)]
+        text = f"{names[0]}\nnot {names[1]} ({mistake.confidence:.0%})"
+        axes.set_title(text, fontsize=7, parse_math=False)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…"
 
 
 def _percent(share: float, *, short: bool) -> str:

@@ -36,7 +36,11 @@ HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
     "running_mean": "statistics/running_mean",
     "running_var": "statistics/running_var",
 }
-PICTURES = {"gradient": "pictures/gradient_over_time"}
+PICTURES = {
+    "gradient": "pictures/gradient_over_time",
+    "confusion": "pictures/confusion_of_test",
+    "mistakes": "pictures/mistakes_of_test",
+}
 TAGS = {**SCALARS, **RESULTS, **HISTOGRAMS, **PICTURES}
 
 EARLIER = {

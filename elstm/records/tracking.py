@@ -100,13 +100,18 @@ class Tracker:
             self._csv = TableFile(run_dir / "metrics.csv", COLUMNS, owner=run_dir)
 
     def start(
-        self, hparams: Mapping[str, Any], sizes: Mapping[str, Any] | None = None, step: int = 0
+        self,
+        hparams: Mapping[str, Any],
+        sizes: Mapping[str, Any] | None = None,
+        step: int = 0,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         """Opens the files.
 
         Args:
             sizes: what `sizes` returned at the checkpoint that the run resumes from; None: none.
             step: of that checkpoint.
+            texts: what the event file of a new run holds in Markdown, by tag.
         """
         if self._csv is None:
             return
@@ -131,6 +136,8 @@ class Tracker:
             # columns from all runs. Of several experiment summaries it would show only the first.
             _, begin, _ = summaries.hparams(dict(hparams), {})
             self._events.add(begin, 0)
+            for tag, text in (texts or {}).items():
+                self._events.add(summaries.text(tag, text), 0)
         self.flush()
 
     def log(self, position: Mapping[str, float], values: Mapping[str, float]) -> None:

@@ -16,7 +16,9 @@ from elstm import nn as elstm_nn
 from elstm.config.schema import Config
 from elstm.data.sequences import Inputs, SequenceData
 from elstm.models import SequenceClassifier
+from elstm.records.pictures import Mistake
 
+MAX_MISTAKES = 16
 OVER_TIME_BATCH = 64  # sequences, so that a graph of T steps fits in memory
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,11 +31,15 @@ class SplitScore:
         loss: mean cross-entropy.
         confusion: int64 (C, C) on the CPU; rows are true classes, columns predicted ones.
         correct: bool (N,) on the CPU; whether each sequence of the split is classified correctly.
+        predicted: int64 (N,) on the CPU.
+        confidence: float32 (N,) on the CPU; the probability of the predicted class.
     """
 
     loss: float
     confusion: Tensor
     correct: Tensor
+    predicted: Tensor
+    confidence: Tensor
 
     @property
     def accuracy(self) -> float:
@@ -75,6 +81,8 @@ def score_split(
     total_loss = torch.zeros((), device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     correct: list[Tensor] = []
+    classes_of: list[Tensor] = []
+    confidence: list[Tensor] = []
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -90,11 +98,19 @@ def score_split(
             predicted = logits.argmax(1)
             confusion += torch.bincount(y * classes + predicted, minlength=classes**2)
             correct.append(predicted == y)
+            classes_of.append(predicted)
+            confidence.append(logits.softmax(1).amax(1))
     finally:
         for module, training in modes.items():
             module.training = training
     confusion = confusion.view(classes, classes).cpu()
-    return SplitScore(float(total_loss) / int(confusion.sum()), confusion, torch.cat(correct).cpu())
+    return SplitScore(
+        float(total_loss) / int(confusion.sum()),
+        confusion,
+        torch.cat(correct).cpu(),
+        torch.cat(classes_of).cpu(),
+        torch.cat(confidence).cpu(),
+    )
 
 
 def score_with_both_statistics(
@@ -129,8 +145,8 @@ def measure_each(
     split: str,
     config: Config,
     before_batch: Callable[[], None] | None = None,
-) -> tuple[dict[str, float], Tensor]:
-    """Returns what `measure` does, and which sequences are classified correctly: bool (N,)."""
+) -> tuple[dict[str, float], SplitScore]:
+    """Returns what `measure` does, and the score with population statistics."""
     size, precision = config.data.eval_batch_size, config.trainer.precision
     population, in_batch = score_with_both_statistics(
         model, data, split, size, precision=precision, before_batch=before_batch
@@ -140,7 +156,23 @@ def measure_each(
         f"{split}_accuracy": population.accuracy,
         f"{split}_accuracy_batch_stats": in_batch.accuracy,
     }
-    return values, population.correct
+    return values, population
+
+
+def mistakes(data: SequenceData, split: str, score: SplitScore) -> list[Mistake]:
+    """Returns the most confident mistakes, the most confident one first."""
+    part = data.split(split)
+    wrong = (~score.correct).nonzero().flatten()
+    most = score.confidence[wrong].argsort(descending=True, stable=True)[:MAX_MISTAKES]
+    return [
+        Mistake(
+            data.example(part, row),
+            data.class_names[int(part.labels[row])],
+            data.class_names[int(score.predicted[row])],
+            float(score.confidence[row]),
+        )
+        for row in wrong[most].tolist()
+    ]
 
 
 def recompute_statistics(

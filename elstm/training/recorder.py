@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from elstm.config.schema import Config
 from elstm.errors import show
@@ -22,6 +21,7 @@ from elstm.files.atomic import write_atomic
 from elstm.nn.backends import untried
 from elstm.records import pictures as figures
 from elstm.records.correct import TABLE, encode_correct
+from elstm.records.descriptions import describe_run
 from elstm.records.progress import Progress, duration
 from elstm.records.status import Status
 from elstm.records.tracking import Tracker, hparams
@@ -79,7 +79,8 @@ class Recorder:
             file_sizes: of the record files at the checkpoint; None for a run without one.
             resume: the user asked to resume.
         """
-        self.tracker.start(hparams(self.config), file_sizes, state.step)
+        texts = describe_run(self.config, self.run_dir, self.parts.model)
+        self.tracker.start(hparams(self.config), file_sizes, state.step, texts)
         count = sum(p.numel() for p in self.parts.model.parameters())
         data = self.parts.data
         self.status.update(
@@ -225,14 +226,17 @@ class Recorder:
             signal, state.epochs, state.step, self.run_dir,
         )  # fmt: skip
 
-    def tested(self, state: TrainState, values: Mapping[str, float], correct: Tensor) -> None:
-        """Records the end of a run; `correct` (N,) tells which test sequences were classified."""
-        write_atomic(self.run_dir / TABLE, encode_correct(correct.numpy()), sync=False)
+    def tested(
+        self, state: TrainState, values: Mapping[str, float], score: evaluation.SplitScore
+    ) -> None:
+        """Records the end of a run: `values` for the tables, and the test's `score`."""
+        write_atomic(self.run_dir / TABLE, encode_correct(score.correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
         self.tracker.log_end(
             state.step,
             {"best_val_accuracy": state.best_val_accuracy, "train_seconds": state.train_seconds},
         )
+        self._log_test_pictures(state, score)
         self._write_status("done", state, values)
         self.info(
             "done: test accuracy %.2f%%%s of epoch %.4g, the best by validation (%.2f%%); %s in %s",
@@ -240,6 +244,21 @@ class Recorder:
             state.best_epoch, 100 * state.best_val_accuracy, duration(state.wall_seconds),
             self.run_dir,
         )  # fmt: skip
+
+    def _log_test_pictures(self, state: TrainState, score: evaluation.SplitScore) -> None:
+        data = self.parts.data
+        title = f"{self.config.model.name} on {data.name}, test"
+        self.tracker.log_picture(
+            "confusion",
+            lambda: figures.confusion_figure(score.confusion.numpy(), data.class_names, title),
+            state.step,
+        )
+        if not bool(score.correct.all()):
+            self.tracker.log_picture(
+                "mistakes",
+                lambda: figures.mistakes_figure(evaluation.mistakes(data, "test", score), title),
+                state.step,
+            )
 
     def _write_status(
         self, run_state: str, state: TrainState, values: Mapping[str, float] | None = None

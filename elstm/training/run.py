@@ -248,11 +248,11 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
         ) from error
     _check_best(best, loop, run_dir)
     parts.model.load_state_dict(best["model"])
-    values, correct = evaluation.measure_each(
+    values, score = evaluation.measure_each(
         parts.model, parts.data, "test", loop.config, loop.signals.raise_if_requested
     )
     loop.clock.update()
-    loop.recorder.tested(state, values, correct)
+    loop.recorder.tested(state, values, score)
 
 
 def _check_best(best: dict[str, Any], loop: TrainingLoop, run_dir: Path) -> None:

@@ -1,0 +1,45 @@
+"""Describes a run in Markdown for TensorBoard: its command, its config and its model."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from elstm.config.schema import Config
+from elstm.files.bounded import Damaged, read_text
+
+MAX_BYTES = 100_000  # of .hydra/overrides.yaml
+
+
+def describe_run(config: Config, run_dir: Path, model: nn.Module) -> dict[str, str]:
+    """Returns texts by tag; the command is missing where the folder does not have it."""
+    tree = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    texts = {"run/config": _code(tree), "run/model": model_table(model)}
+    with suppress(Damaged, yaml.YAMLError, TypeError):
+        overrides = yaml.safe_load(read_text(run_dir / ".hydra" / "overrides.yaml", MAX_BYTES))
+        texts["run/command"] = _code(shlex.join(["elstm-train", *overrides]))
+    return texts
+
+
+def model_table(model: nn.Module) -> str:
+    """Returns a table of the modules that have parameters of their own."""
+    rows = ["module | class | parameters | shapes", "--- | --- | ---: | ---"]
+    total = 0
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        count = sum(p.numel() for p in own.values())
+        total += count
+        shapes = ", ".join(f"{key} {' x '.join(map(str, p.shape))}" for key, p in own.items())
+        rows.append(f"{name or '(model)'} | {type(module).__name__} | {count:,} | {shapes}")
+    return "\n".join([*rows, f"all | | {total:,} | "])
+
+
+def _code(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
