@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elstm.cli import Parser, command, data_root_as, say, summary
+from elstm.data.catalog import name_from_path
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -40,6 +41,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_data_root()
     parser.add_argument(
+        "--data", metavar="PATH",
+        help="other labelled data in the format of the run's; files without splits are taken as "
+        "a whole. They are scaled by the statistics of the run's training split",
+    )  # fmt: skip
+    parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"
     )
     return parser.parse_args(words)
@@ -49,6 +55,8 @@ def _main(args: argparse.Namespace) -> int:
     import dataclasses  # these and torch late: --help answers at once
 
     from elstm.data.load import load_data, moved
+    from elstm.data.other import load_other
+    from elstm.data.sequences import SequenceData
     from elstm.files.atomic import write_atomic
     from elstm.records.pictures import confusion_figure
     from elstm.training import device as runtime
@@ -72,9 +80,12 @@ def _main(args: argparse.Namespace) -> int:
     if args.data_root is not None:
         source = moved(source, args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
-    with data_root_as("--data-root"):
-        data = load_data(source, stratify=is_stratified(trained.facts))
-        check_same_data(trained.facts, data)
+    if args.data is not None:
+        data: SequenceData = load_other(source, trained.facts, args.data, args.split)
+    else:
+        with data_root_as("--data-root"):
+            data = load_data(source, stratify=is_stratified(trained.facts))
+            check_same_data(trained.facts, data)
     with runtime.process_settings(trainer):
         population, in_batch = score_with_both_statistics(
             trained.model.to(device),
@@ -95,13 +106,15 @@ def _main(args: argparse.Namespace) -> int:
     )
     print(f"loss         {population.loss:.4f}\n")
     print(_table(population.confusion, data.class_names))
-    name = f"confusion_{args.split}.png"
+    name = f"confusion_{args.split}"
+    if args.data is not None:
+        name = f"confusion_{name_from_path(args.data)}"
     if args.checkpoint != "best":
-        name = f"confusion_{args.split}_{Path(args.checkpoint).stem}.png"
+        name += f"_{Path(args.checkpoint).stem}"
     title = (
         f"{config.model.name} on {data.name}, {args.split} split: {population.accuracy:.2%} right"
     )
-    picture = args.run_dir / name
+    picture = args.run_dir / f"{name}.png"
     try:
         png = confusion_figure(population.confusion.numpy(), data.class_names, title)
     except Exception as error:  # of matplotlib, its fonts and its cache: anything

@@ -133,6 +133,15 @@ class TrainerConfig:
     clip_grad_norm: float | None = bounded(
         1.0, gt=0, help="Largest norm of the gradient; a larger one is scaled down. null: no limit."
     )
+    label_smoothing: float = bounded(
+        0.0, ge=0, lt=1,
+        help="Part of the training target that is spread evenly over all classes.",
+    )  # fmt: skip
+    class_weights: str | None = choice(
+        None, "balanced",
+        help="Weights of the classes in the training loss: balanced makes each class count the "
+        "same, whatever its number of sequences. null: each sequence counts the same.",
+    )  # fmt: skip
     early_stopping_epochs: int | None = bounded(
         None, ge=1,
         help="Number of epochs without a better validation accuracy after which training ends. "

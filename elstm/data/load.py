@@ -107,7 +107,8 @@ def load_own(options: Any) -> SequenceData:
     return build(options, parts, names, checksum, description)
 
 
-def _labels(part: LabelledSet, names: tuple[str, ...]) -> Tensor:
+def labels_of(part: LabelledSet, names: tuple[str, ...]) -> Tensor:
+    """Returns the class of each sequence as its place among `names`, int64 (N,)."""
     place = {name: index for index, name in enumerate(names)}
     return torch.tensor([place[label] for label in part.labels])
 
@@ -138,7 +139,7 @@ def _series(
         name: SeriesSplit(
             preparing.standardized(part, mean, std),
             torch.from_numpy(part.lengths),
-            _labels(part, names),
+            labels_of(part, names),
             part.ids,
         )
         for name, part in parts.items()
@@ -175,7 +176,7 @@ def _images(
             f"{size[0]} x {size[1]} pictures; {size[1]} is a row a step"
         )
     splits = {
-        name: Split(torch.from_numpy(part.values.reshape(len(part), -1)), _labels(part, names))
+        name: Split(torch.from_numpy(part.values.reshape(len(part), -1)), labels_of(part, names))
         for name, part in parts.items()
     }
     mean, std = mean_and_std(splits["train"].images)

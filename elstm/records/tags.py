@@ -23,7 +23,13 @@ SCALARS = {  # by column of metrics.csv
     "test_loss": "loss/test",
     "test_accuracy": "accuracy/test",
     "test_accuracy_batch_stats": "statistics/test_accuracy_batch_stats",
+    "val_balanced_accuracy": "balanced_accuracy/val",
+    "val_macro_f1": "macro_f1/val",
+    "test_balanced_accuracy": "balanced_accuracy/test",
+    "test_macro_f1": "macro_f1/test",
 }
+# The columns that metrics.csv had before; a run that started with them keeps them.
+FIRST_SCALARS = tuple(SCALARS)[:-4]
 # Written once, at the end. HPARAMS sorts its metrics by tag, so that the best validation accuracy
 # and the test accuracy lead, and a run without an end shows neither.
 RESULTS = {
@@ -69,5 +75,5 @@ def tags_after(existing: Collection[str]) -> Mapping[str, str]:
     Args:
         existing: the tags that the event file holds; empty for a new run.
     """
-    earlier = {EARLIER[column] for column in SCALARS}
+    earlier = {EARLIER[column] for column in FIRST_SCALARS}
     return {**TAGS, **EARLIER} if earlier.intersection(existing) else TAGS

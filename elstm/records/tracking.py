@@ -16,6 +16,10 @@ test; a cell is empty where a row does not measure. Accuracies are fractions.
     val_accuracy_batch_stats with the statistics of each evaluation batch
     test_loss, test_accuracy, test_accuracy_batch_stats
                              of the best checkpoint by val_accuracy; in the last row alone
+    val_balanced_accuracy, test_balanced_accuracy
+                             mean recall of the classes, with population statistics
+    val_macro_f1, test_macro_f1
+                             mean F1 of the classes, likewise
 
 norms.csv has a row for each batch normalisation at each evaluation:
 
@@ -64,10 +68,12 @@ from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
 from elstm.records.event_file import EventFile
 from elstm.records.table_file import TableFile
-from elstm.records.tags import SCALARS, TAGS, tags_after
+from elstm.records.tags import FIRST_SCALARS, SCALARS, TAGS, tags_after
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
-COLUMNS = ("epoch", "step", "train_seconds", "wall_seconds", *SCALARS)
+POSITION = ("epoch", "step", "train_seconds", "wall_seconds")
+COLUMNS = (*POSITION, *SCALARS)
+FIRST_COLUMNS = (*POSITION, *FIRST_SCALARS)
 NORM_COLUMNS = (
     "epoch", "step", "norm", "gamma_mean", "gamma_std", "beta_mean", "beta_std", "spread",
 )  # fmt: skip
@@ -97,7 +103,8 @@ class Tracker:
         self._tags: Mapping[str, str] = TAGS
         if active:
             files.refuse_links(run_dir / "metrics.csv", self.norms_path)
-            self._csv = TableFile(run_dir / "metrics.csv", COLUMNS, owner=run_dir)
+            path = run_dir / "metrics.csv"
+            self._csv = TableFile(path, _columns(path), owner=run_dir)
 
     def start(
         self,
@@ -150,7 +157,7 @@ class Tracker:
         if self._events is None or self._csv is None:
             return
         cells = {**position, **values}
-        self._csv.write_row([_cell(cells[c]) if c in cells else "" for c in COLUMNS])
+        self._csv.write_row([_cell(cells[c]) if c in cells else "" for c in self._csv.columns])
         scalars = [Summary.Value(tag=self._tags[c], simple_value=v) for c, v in values.items()]
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
@@ -302,3 +309,13 @@ def hparams(config: Config) -> dict[str, int | float | str]:
 
 def _cell(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"  # exact for float32
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    """Returns the columns of metrics.csv; a file of an earlier version keeps its own."""
+    try:
+        with path.open("rb") as file:
+            header = file.readline(10_000).decode("ascii", "replace").strip()
+    except OSError:
+        return COLUMNS
+    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else COLUMNS

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from elstm.cli import data_root_as
 from elstm.config.schema import Config
@@ -57,7 +58,12 @@ def build_parts(
     plain = build_optimizer(config.optimizer, model.parameters(), accelerator.device)
     compiled = torch.compile(model) if config.trainer.compile else model
     prepared_model, optimizer = accelerator.prepare(compiled, plain)
-    step = TrainStep(prepared_model, plain, optimizer, accelerator, config.trainer.clip_grad_norm)
+    trainer = config.trainer
+    weights = balanced_weights(data) if trainer.class_weights == "balanced" else None
+    step = TrainStep(
+        prepared_model, plain, optimizer, accelerator, trainer.clip_grad_norm,
+        trainer.label_smoothing, weights,
+    )  # fmt: skip
     if not accelerator.is_main_process:  # weights are rank 0's; dropout and noise are not
         torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
     schedule = build_schedule(config, limits)
@@ -86,6 +92,16 @@ def build_data(
             "resume with a number of processes that divides it and leaves each at least 2 sequences"
         )
     return data.with_batch_size(total // processes)
+
+
+def balanced_weights(data: SequenceData) -> Tensor:
+    """Returns N / (C n_c) for each class c of the training split, as scikit-learn's "balanced".
+
+    C counts the classes that occur; one that does not has the weight 0.
+    """
+    counts = torch.bincount(data.train.labels, minlength=data.num_classes).double()
+    weights = counts.sum() / (counts.count_nonzero() * counts)
+    return torch.where(counts > 0, weights, 0.0).float()
 
 
 def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:

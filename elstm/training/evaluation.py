@@ -17,6 +17,7 @@ from elstm.config.schema import Config
 from elstm.data.sequences import Inputs, SequenceData
 from elstm.models import SequenceClassifier
 from elstm.records.pictures import Mistake
+from elstm.training.scores import balanced_accuracy, macro_f1
 
 MAX_MISTAKES = 16
 OVER_TIME_BATCH = 64  # sequences, so that a graph of T steps fits in memory
@@ -135,7 +136,7 @@ def measure(
     config: Config,
     before_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Returns loss and both accuracies of a split, as columns of metrics.csv."""
+    """Returns loss, accuracies and macro F1 of a split, as columns of metrics.csv."""
     return measure_each(model, data, split, config, before_batch)[0]
 
 
@@ -155,6 +156,8 @@ def measure_each(
         f"{split}_loss": population.loss,
         f"{split}_accuracy": population.accuracy,
         f"{split}_accuracy_batch_stats": in_batch.accuracy,
+        f"{split}_balanced_accuracy": balanced_accuracy(population.confusion),
+        f"{split}_macro_f1": macro_f1(population.confusion),
     }
     return values, population
 

@@ -18,7 +18,7 @@ class StepResult(NamedTuple):
     """What a step measured, as tensors on the device.
 
     Attributes:
-        loss: mean cross-entropy of the batch, ().
+        loss: mean cross-entropy of the batch, with label smoothing and class weights, ().
         correct: number of correct predictions, ().
         grad_norms: norm of each parameter's gradient before clipping, (P,).
     """
@@ -36,6 +36,8 @@ class TrainStep:
         optimizer: the optimizer itself.
         prepared_optimizer: the same one, as Accelerate prepared it.
         clip_grad_norm: largest norm of the full gradient; None does not clip.
+        label_smoothing: part of the target that is spread over all classes.
+        class_weights: of each class in the loss, float32 (C,) on the device; None: all the same.
     """
 
     def __init__(
@@ -45,10 +47,13 @@ class TrainStep:
         prepared_optimizer: Any,
         accelerator: Accelerator,
         clip_grad_norm: float | None,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.model, self.accelerator = model, accelerator
         self.parameters = list(model.parameters())
         self.max_norm = clip_grad_norm or math.inf
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         # Accelerate's own step looks for a package twice at each call. Only fp16 needs it.
         owner = optimizer if accelerator.scaler is None else prepared_optimizer
         self.take_step = owner.step
@@ -61,7 +66,9 @@ class TrainStep:
             y: (B,).
         """
         logits = self.model(x)
-        loss = F.cross_entropy(logits, y)
+        loss = F.cross_entropy(
+            logits, y, weight=self.class_weights, label_smoothing=self.label_smoothing
+        )
         for parameter in self.parameters:  # zero_grad with its hooks takes ten times as long
             parameter.grad = None
         self.accelerator.backward(loss)

@@ -24,7 +24,7 @@ def record(tracker: Tracker, step: int) -> None:
 
 def test_accuracy_and_loss_sort_first_and_diagnostics_last() -> None:
     groups = sorted({tag.partition("/")[0] for tag in tags.TAGS.values()})
-    assert groups[:3] == ["accuracy", "loss", "optimization"]
+    assert groups[:5] == ["accuracy", "balanced_accuracy", "loss", "macro_f1", "optimization"]
     for quantity in ("accuracy", "loss"):
         of_group = sorted(tag for tag in tags.TAGS.values() if tag.startswith(f"{quantity}/"))
         best = ["accuracy/best_val"] if quantity == "accuracy" else []
@@ -67,7 +67,9 @@ def test_a_run_with_the_earlier_tags_resumes_with_them(
         sizes = tracker.sizes()
         tracker.close()
     reader = EventAccumulator(str(tmp_path)).Reload()
-    assert set(reader.Tags()["scalars"]) == {tags.EARLIER[column] for column in tags.SCALARS}
+    assert set(reader.Tags()["scalars"]) == {
+        tags.EARLIER.get(column, tag) for column, tag in tags.SCALARS.items()
+    }
     for tag in reader.Tags()["scalars"]:
         assert [event.step for event in reader.Scalars(tag)] == [7, 8, 9], tag
     assert reader.Tags()["images"] == ["gradient/hidden"]

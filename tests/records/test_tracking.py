@@ -22,7 +22,7 @@ from elstm.models import SequenceClassifier
 from elstm.nn import ELSTMBN
 from elstm.nn.norm import StepBatchNorm
 from elstm.records import progress, status, tracking
-from elstm.records.tracking import COLUMNS, Tracker, hparams
+from elstm.records.tracking import COLUMNS, FIRST_COLUMNS, Tracker, hparams
 
 POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
 TRAIN = {
@@ -379,3 +379,18 @@ def test_columns_are_documented() -> None:
     assert [c for c in COLUMNS if c not in tracking.__doc__] == []
     assert status.__doc__ is not None
     assert [f for f in status._EMPTY if f not in status.__doc__] == []
+
+
+def test_metrics_of_an_earlier_version_keep_their_columns(tmp_path: Path) -> None:
+    header = ",".join(FIRST_COLUMNS) + "\n"
+    row = "1.0,5,1.0,2.0" + "," * 11 + "\n"
+    (tmp_path / "metrics.csv").write_text(header + row, encoding="utf-8")
+    sizes = {"metrics": len(header + row)}
+    tracker = Tracker(tmp_path)
+    tracker.start({}, sizes, 5)
+    tracker.log({**POSITION, "step": 9}, {"val_accuracy": 0.75, "val_macro_f1": 0.125})
+    tracker.close()
+    first, kept, new = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert (first + "\n", kept + "\n") == (header, row)
+    assert new.count(",") == header.count(",")
+    assert ",0.75," in new

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from own_data import QUICK, sequences, the_run, write_arrays, write_pictures
-from training_runs import assert_same_runs, at, send
+from training_runs import assert_same_runs, at, events, send
+from training_runs import rows as metrics
 
 from elstm import train
 from elstm.commands import evaluate
@@ -141,7 +142,7 @@ def test_a_run_keeps_its_name_in_another_folder(monkeypatch: pytest.MonkeyPatch)
 def test_data_name(capsys: pytest.CaptureFixture[str]) -> None:
     write_arrays(Path("waves.npz"))
     folder = run(*ARRAYS, "data.name=mine", "trainer.max_steps=1")
-    assert folder.parent.parent.name == "mine"
+    assert folder.parts[:2] == ("outputs", "mine")
     for name in ("../up", ".hidden", "a/b"):
         assert train.main([*ARRAYS, f"data.name={name}"]) == 1
         assert "it names folders" in capsys.readouterr().err
@@ -244,3 +245,44 @@ def test_channels_of_pictures_stay_side_by_side() -> None:
     images = torch.arange(12, dtype=torch.uint8).view(1, 12)  # 2 x 2 pixels of 3 channels
     x = to_sequences(images, 2, 0.0, 1.0, torch.tensor([3, 2, 1, 0]), channels=3) * 255
     assert x.round().int().flatten().tolist() == [9, 10, 11, 6, 7, 8, 3, 4, 5, 0, 1, 2]
+
+
+def test_other_labelled_data_are_scaled_by_the_training_split(
+    interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other data of the same numbers give the same figures, although their moments differ."""
+    arrays = sequences()
+    trained = load_trained(interrupted)
+    test = load_data(trained.config.data).test
+    rows = [int(name[2:-1]) for name in test.ids]
+    np.savez("few.npz", **{name: values[rows] for name, values in arrays.items()})
+    capsys.readouterr()
+    assert evaluate.main([str(interrupted)]) == 0
+    expected = capsys.readouterr().out.splitlines()[2:-2]
+    assert evaluate.main([str(interrupted), "--data", "few.npz"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[2:-2] == expected
+    assert "on few.npz" in out
+    assert (interrupted / "confusion_few.png").is_file()
+
+    arrays["y"][0] = 7
+    np.savez("few.npz", **arrays)
+    assert evaluate.main([str(interrupted), "--data", "few.npz"]) == 1
+    assert "labels that the run was not trained on: 7" in capsys.readouterr().err
+    np.savez("few.npz", X=arrays["X"][:, :, :1], y=arrays["y"] % 3)
+    assert evaluate.main([str(interrupted), "--data", "few.npz"]) == 1
+    assert "few.npz has 1 features, and the run was trained on 2" in capsys.readouterr().err
+
+
+def test_balanced_scores_are_recorded() -> None:
+    arrays = sequences()
+    rows = np.flatnonzero((arrays["y"] != 2) | (np.arange(60) < 15))  # few of class 2
+    np.savez("waves.npz", **{name: values[rows] for name, values in arrays.items()})
+    folder = run(*ARRAYS, "trainer.class_weights=balanced", "trainer.label_smoothing=0.1")
+    test = metrics(folder)[-1]
+    assert float(test["test_balanced_accuracy"]) != float(test["test_accuracy"])
+    assert 0 <= float(test["test_macro_f1"]) <= 1
+    tags = {tag for _, tag, _ in events(folder)}
+    assert {
+        "balanced_accuracy/val", "macro_f1/val", "balanced_accuracy/test", "macro_f1/test",
+    } <= tags  # fmt: skip

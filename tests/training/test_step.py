@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from elstm.config.schema import (
     RMSpropConfig,
     SGDConfig,
 )
-from elstm.training.build import Parts, build_parts
+from elstm.training.build import Parts, balanced_weights, build_parts
 from elstm.training.optim import set_lr
 from elstm.training.state import StepSums
 
@@ -98,3 +99,26 @@ def test_a_learning_rate_on_the_device_is_changed_in_place() -> None:
         assert float(optimizer.param_groups[0]["lr"]) == 0.25
     assert tensor.param_groups[0]["lr"] is rate
     assert isinstance(plain.param_groups[0]["lr"], float)
+
+
+def test_label_smoothing_and_class_weights() -> None:
+    parts = built(small_config(label_smoothing=0.1, class_weights="balanced"))
+    plain = built(small_config())
+    x, y = next(parts.data.train_batches(0, 0))
+    counts = torch.bincount(parts.data.train.labels, minlength=10)
+    weights = counts.sum() / (10 * counts.double())
+    log_p = plain.model(x).log_softmax(1).double()
+    targets = torch.full_like(log_p, 0.01)
+    targets[torch.arange(len(y)), y] += 0.9
+    expected = -(targets * weights * log_p).sum() / weights[y].sum()
+    torch.testing.assert_close(parts.step(x, y).loss.double(), expected, rtol=1e-5, atol=0)
+    assert plain.step.class_weights is None
+    assert plain.step.label_smoothing == 0
+
+
+def test_balanced_weights_are_those_of_classes_that_occur() -> None:
+    data = built(small_config()).data
+    labels = torch.tensor([0, 0, 0, 2])
+    few = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=labels))
+    expected = [4 / 6, 0.0, 2.0, *[0.0] * 7]
+    torch.testing.assert_close(balanced_weights(few), torch.tensor(expected))
