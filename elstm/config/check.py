@@ -199,6 +199,8 @@ def _check_together(config: Config) -> None:
             f"model.backend={model.backend} does not go with model={model.name}: allowed are auto "
             "and reference"
         )
+    if not config.trainer.init_head and config.trainer.init_from is None:
+        raise UserError("trainer.init_head=false needs trainer.init_from=RUN_OR_CHECKPOINT")
     optimizer = config.optimizer
     if isinstance(optimizer, SGDConfig) and optimizer.nesterov and not optimizer.momentum:
         raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0")

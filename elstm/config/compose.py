@@ -51,7 +51,7 @@ HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
 PATH_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "data.root",
-             "data.path")  # fmt: skip
+             "data.path", "trainer.init_from")  # fmt: skip
 _HOME = re.compile(r"""(?:(?<=^)|(?<=[,(]))([ ]*['"]?)(~[\w.-]*)(?=[/'",)]|$)""", re.ASCII)
 NO_OPTION = ("experiment", "debug")  # groups from which none need be chosen, and none is by default
 NO_GROUPS = ("study",)  # conf/study: read by scripts/study.py

@@ -8,12 +8,13 @@ from typing import Any
 from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 
 
-def identity(config: Config, fingerprint: str | None = None) -> str:
+def identity(config: Config, fingerprint: str | None = None, source: str | None = None) -> str:
     """The same text for all configs whose runs have the same result.
 
     Args:
         fingerprint: of own data, the checksum of what was read, since `data.path` says nothing
             about the content.
+        source: of trainer.init_from, likewise the checksum of the checkpoint.
 
     Settings at their defaults are left out. A setting that a later version adds therefore leaves
     the identity of earlier runs as it is.
@@ -30,5 +31,7 @@ def identity(config: Config, fingerprint: str | None = None) -> str:
                     found[key] = setting
     if fingerprint is not None:
         found["data.fingerprint"] = fingerprint
+    if source is not None:
+        found["trainer.init_from"] = source
     name = config.model.name
     return repr(sorted({**found, "model.name": SAME_LAYER.get(name, name)}.items()))

@@ -180,6 +180,15 @@ class TrainerConfig:
         help="Trains on this many batches, the same ones in each epoch, to test a model.",
     )  # fmt: skip
     progress: bool = setting(True, affects_result=False, help="Shows a progress bar.")
+    init_from: str | None = setting(
+        None,
+        help="Run folder, of which best.pt is taken, or checkpoint whose weights a new run begins "
+        "with. The model has to have the same settings; the data set and the length of its "
+        "sequences may be others. null: new weights.",
+    )
+    init_head: bool = setting(
+        True, help="Takes the linear head from init_from as well. false begins with a new one."
+    )
     resume: str | None = setting(
         None, affects_result=False,
         help="Folder of a run that is to be resumed. With another trainer.max_epochs, "

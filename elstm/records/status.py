@@ -17,6 +17,8 @@
     backend           that the recurrence ran on
     extensions        settings that a resume changed, and from which step on: a list
                       (elstm.training.extension), or null for a run as it was planned
+    init_from         path, step and sha256 of the checkpoint with the initial weights, and whether
+                      its head was taken; null for a run with new weights
     environment       variables that torch took from the environment (elstm.training.environment)
     versions          python, elstm, torch and the other libraries
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
@@ -51,7 +53,8 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",
         "device", "device_name", "processes", "threads", "precision", "backend", "environment",
-        "extensions", "versions", "git_commit", "git_dirty", "pid", "started", "updated",
+        "extensions", "init_from", "versions", "git_commit", "git_dirty", "pid", "started",
+        "updated",
     )
 )  # fmt: skip
 

@@ -84,6 +84,11 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
     if not isinstance(model, str) or not isinstance(data, str) or type(seed) is not int:
         raise Damaged("config.yaml names no model, data or seed")
     status = stored.status()
+    source = status.get("init_from")
+    if isinstance(source, dict):  # the path alone does not say which weights they were
+        step, digest = source.get("step"), str(source.get("sha256"))[:8]
+        path = config.get("trainer.init_from")
+        config = {**config, "trainer.init_from": one_line(f"{path} (step {step}, {digest})")}
     state = status.get("state")
     if state not in STATES:
         raise Damaged(f"status.json: state is none of {', '.join(STATES)}")

@@ -1,18 +1,21 @@
-"""Reads checksums of own data, which are part of what makes a run of a sweep finished."""
+"""Reads checksums of own data and of initial weights, which are part of a run's identity."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from elstm.config.data_options import OwnDataConfig
 from elstm.config.schema import Config
+from elstm.records.source import checksum, source_checkpoint
 
 # Settings of own data on which their reading depends; the others are applied to what was read.
 _NOT_READ = {each.name for each in fields(OwnDataConfig)} - {"source", "path"}
 
 
 class Fingerprints:
-    """Reads the files of each data set once, whatever else the runs of a sweep vary."""
+    """Reads the files of each data set and checkpoint once, whatever the runs of a sweep vary."""
 
     def __init__(self) -> None:
         self._known: dict[str, str | None] = {}
@@ -32,3 +35,24 @@ class Fingerprints:
         if key not in self._known:
             self._known[key] = data_fingerprint(data)
         return self._known[key]
+
+    def of_source(self, config: Config) -> str | None:
+        """Returns the checksum of the checkpoint in trainer.init_from; None where it is null.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        given = config.trainer.init_from
+        if given is None:
+            return None
+        key = f"init_from {given}"
+        if key not in self._known:
+            self._known[key] = checksum(source_checkpoint(given))
+        return self._known[key]
+
+
+def source_in(status: Mapping[str, Any]) -> str | None:
+    """Returns the checksum of a run's initial weights by its status.json."""
+    source = status.get("init_from")
+    found = source.get("sha256") if isinstance(source, dict) else None
+    return found if isinstance(found, str) else None

@@ -27,7 +27,7 @@ from elstm.files.bounded import Damaged
 from elstm.files.claims import Claims
 from elstm.records.archive import ArchivedRun, finished_runs
 from elstm.records.status import read_status
-from elstm.sweeps.fingerprints import Fingerprints
+from elstm.sweeps.fingerprints import Fingerprints, source_in
 from elstm.sweeps.job import OnEvaluation
 from elstm.sweeps.table import JobResult
 
@@ -170,7 +170,7 @@ class Plan:
             own,
             {key: value for key, _, value in varied},
             config,
-            identity(config, self._fingerprints.of(config)),
+            identity(config, self._fingerprints.of(config), self._fingerprints.of_source(config)),
             folder,
         )
 
@@ -252,7 +252,8 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
         with suppress(UserError):
             fingerprint = run.fields.get("data_fingerprint")
             config = config_from(run.config(), stored=True)
-            runs[identity(config, None if fingerprint is None else str(fingerprint))] = run
+            data = None if fingerprint is None else str(fingerprint)
+            runs[identity(config, data, source_in(run.status()))] = run
     return runs
 
 
@@ -265,7 +266,8 @@ def _identity_in(folder: Path) -> str | None:
     if status.get("extensions"):
         return None
     try:
-        return identity(load_run_config(folder.absolute()), status.get("data_fingerprint"))
+        config = load_run_config(folder.absolute())
+        return identity(config, status.get("data_fingerprint"), source_in(status))
     except UserError:
         return None
 

@@ -17,6 +17,7 @@ from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
 from elstm.models import SequenceClassifier, build_model
 from elstm.training.data_facts import is_stratified
+from elstm.training.initial import take_weights
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.state import Limits
 from elstm.training.step import TrainStep
@@ -29,6 +30,7 @@ class Parts:
     Attributes:
         model: the classifier itself, without the wrappers for compiling and for several processes.
         optimizer: as Accelerate prepared it.
+        init_from: where the initial weights of a new run come from; see elstm.training.initial.
     """
 
     accelerator: Accelerator
@@ -38,6 +40,7 @@ class Parts:
     schedule: Schedule
     limits: Limits
     step: TrainStep
+    init_from: dict[str, Any] | None = None
 
 
 def build_parts(
@@ -55,6 +58,9 @@ def build_parts(
     limits = build_limits(config, data, accelerator.num_processes)
     torch.manual_seed(config.seed)
     model = build_classifier(config, data, accelerator.device)
+    source = None
+    if saved is None and config.trainer.init_from is not None:
+        source = take_weights(config, model)  # before DDP sends rank 0's weights to all
     plain = build_optimizer(config.optimizer, model.parameters(), accelerator.device)
     compiled = torch.compile(model) if config.trainer.compile else model
     prepared_model, optimizer = accelerator.prepare(compiled, plain)
@@ -67,7 +73,7 @@ def build_parts(
     if not accelerator.is_main_process:  # weights are rank 0's; dropout and noise are not
         torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
     schedule = build_schedule(config, limits)
-    return Parts(accelerator, data, model, optimizer, schedule, limits, step)
+    return Parts(accelerator, data, model, optimizer, schedule, limits, step, source)
 
 
 def build_data(

@@ -36,6 +36,7 @@ from elstm.training.extension import (
     stored_extensions,
 )
 from elstm.training.graph_step import batch_step
+from elstm.training.initial import checked_record
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.memory import check_memory
 from elstm.training.recorder import Recorder, run_facts
@@ -167,7 +168,9 @@ def set_up(
             folder.mkdir(exist_ok=True)
         remove_leftovers(folder)
     state, sums = TrainState(parts.limits), StepSums(accelerator.device)
-    snapshot = Snapshot(config, parts, state, sums, extensions)
+    init_from = parts.init_from if saved is None else _initial_weights(saved, run_dir)
+    status.set(init_from=init_from)
+    snapshot = Snapshot(config, parts, state, sums, extensions, init_from)
     file_sizes = None if saved is None else snapshot.restore(saved, own)
     if changed:
         limits = build_limits(own, parts.data, accelerator.num_processes)
@@ -203,6 +206,13 @@ def _extended(
         raise UserError(f"{run_dir}: the checkpoint cannot be used: {error}") from error
     check_not_behind(status.before, extensions, run_dir, saved["state"]["step"])
     return extended_config(config, extensions), extensions
+
+
+def _initial_weights(saved: dict[str, Any], run_dir: Path) -> dict[str, Any] | None:
+    try:
+        return checked_record(saved)
+    except ValueError as error:
+        raise UserError(f"{run_dir}: the checkpoint cannot be used: {error}") from error
 
 
 def _read_checkpoint(run_dir: Path, config: Config) -> dict[str, Any] | None:

@@ -49,6 +49,7 @@ class Snapshot:
     state: TrainState
     sums: StepSums
     extensions: list[dict[str, Any]] = field(default_factory=list)  # see elstm.training.extension
+    init_from: dict[str, Any] | None = None  # see elstm.training.initial
     total_sums: Tensor | None = None  # of all processes; see `gather`
     other_random_states: list[Any] = field(default_factory=list)  # of the other processes
 
@@ -81,8 +82,10 @@ class Snapshot:
         if self.total_sums is not None:
             sums["sums"] = self.total_sums
         extended = {"extensions": self.extensions} if self.extensions else {}
+        source = {"init_from": self.init_from} if self.init_from else {}
         return {
             **extended,
+            **source,
             "state": self.state.state_dict(),
             "window": sums,
             "model": full_state(parts.model),

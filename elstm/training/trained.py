@@ -106,7 +106,7 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     check_facts(facts, config.data)
     for name in ("step", "epoch", "batch"):
         integer(f"its {name}", content["state"].get(name), 0, 2**53)
-    _check_settings(content, config)
+    check_computing(content, config)
     with torch.device("meta"):  # takes no memory, whatever the config says
         model = _build(config, facts).state_dict()
     check_weights(content["model"], model)
@@ -130,8 +130,8 @@ def settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in NOT_TRAINED}
 
 
-def _check_settings(content: dict[str, Any], config: Config) -> None:
-    """Whether the weights compute here what they computed in training.
+def check_computing(content: dict[str, Any], config: Config) -> None:
+    """Raises ValueError where the weights do not compute here what they computed in training.
 
     Shapes cannot tell: other `eps` or `cell_norm` have the same. Checkpoints of the first versions
     hold no settings.

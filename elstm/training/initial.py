@@ -1,0 +1,122 @@
+"""Initial weights of a new run from a checkpoint of another one: trainer.init_from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elstm.config.schema import Config
+from elstm.errors import UserError, show
+from elstm.models import SequenceClassifier
+from elstm.nn.norm import STATISTICS
+from elstm.records.source import checksum, source_checkpoint
+from elstm.training import checkpoint
+from elstm.training.content import MAX_STEPS, check_weights, integer, mapping
+from elstm.training.trained import OWN_DATA_LIMIT, check_computing
+
+HEAD = "head."
+
+log = logging.getLogger(__name__)
+
+
+def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
+    """Loads the weights that trainer.init_from names into a new model.
+
+    Population statistics of other steps than the model's are cut, or their last row is repeated.
+
+    Returns:
+        What status.json and the checkpoints hold of it: path, step, sha256, head.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or it is of another model. The model
+            is then as it was.
+    """
+    given = str(config.trainer.init_from)
+    path = source_checkpoint(given)
+    digest = checksum(path)
+    content = checkpoint.load(path, OWN_DATA_LIMIT)
+    if checksum(path) != digest:
+        raise UserError(f"{show(str(path))} was replaced while it was read: start again")
+    head = config.trainer.init_head
+    try:
+        state = mapping("state", content.get("state"))
+        step = integer("its step", state.get("step"), 0, MAX_STEPS)
+        weights = _checked(content, config, model, head)
+    except ValueError as error:
+        raise UserError(f"trainer.init_from={show(given)}: {error}") from error
+    _log(weights, model, path, step)
+    with warnings.catch_warnings():  # `_log` has said it
+        warnings.simplefilter("ignore", UserWarning)
+        model.load_state_dict(weights, strict=head)
+    return {"path": str(path), "step": step, "sha256": digest, "head": head}
+
+
+def _checked(
+    content: Mapping[str, Any], config: Config, model: SequenceClassifier, head: bool
+) -> dict[str, Tensor]:
+    """Returns the weights to load; raises ValueError where they are not of such a model."""
+    if content.get("settings") is None:
+        raise ValueError("it is of an early version, which did not record the model's settings")
+    check_computing(dict(content), config)
+    given = mapping("model", content.get("model"))
+    expected = model.state_dict()
+    if not head:
+        given = {k: v for k, v in given.items() if not str(k).startswith(HEAD)}
+        expected = {k: v for k, v in expected.items() if not k.startswith(HEAD)}
+    else:
+        _check_head(given, expected)
+    for name, part in expected.items():
+        prefix, _, last = name.rpartition(".")
+        counts = given.get(f"{prefix}.{STATISTICS[-1]}")
+        if last in STATISTICS and isinstance(counts, Tensor) and counts.dim() and len(counts):
+            expected[name] = torch.empty(
+                (len(counts), *part.shape[1:]), dtype=part.dtype, device="meta"
+            )
+    check_weights(given, expected)
+    return given
+
+
+def _check_head(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    bias = given.get(f"{HEAD}bias")
+    classes = len(expected[f"{HEAD}bias"])
+    if isinstance(bias, Tensor) and bias.dim() and len(bias) != classes:
+        raise ValueError(
+            f"its head has {len(bias)} classes and the data set {classes}: "
+            "trainer.init_head=false begins with a new head"
+        )
+
+
+def _log(weights: Mapping[str, Tensor], model: SequenceClassifier, path: Any, step: int) -> None:
+    """Logs what is taken over."""
+    head = f"{HEAD}bias" in weights
+    log.info("initial weights: %s, step %d%s", path, step, "" if head else "; the head is new")
+    own = model.state_dict()
+    for rows, steps in {
+        (len(values), len(own[name]))
+        for name, values in weights.items()
+        if name.endswith(STATISTICS[-1]) and len(values) != len(own[name])
+    }:
+        how = "cut" if rows > steps else "extended by those of the last step"
+        log.info("the statistics of %d steps are %s, to %d steps", rows, how, steps)
+
+
+def checked_record(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what a checkpoint holds of its run's initial weights.
+
+    Raises:
+        ValueError: it is not as `take_weights` returns it.
+    """
+    record = saved.get("init_from")
+    if record is None:
+        return None
+    mapping("record of its initial weights", record, {"path", "step", "sha256", "head"})
+    integer("the step of its initial weights", record["step"], 0, MAX_STEPS)
+    kinds = {"path": str, "sha256": str, "head": bool}
+    if any(type(record[name]) is not kind for name, kind in kinds.items()):
+        raise ValueError("its record of initial weights is damaged")
+    return dict(record)
