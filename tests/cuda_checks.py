@@ -197,7 +197,7 @@ def compile_for_hopper(batch: int, hidden: int, train: bool) -> list[tuple[str, 
 
     triton.runtime.driver.set_active(Hopper())
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(autograd, "interpreted", lambda: True)  # takes CPU tensors
+        monkeypatch.setattr(launch, "interpreted", lambda: True)  # takes CPU tensors
         monkeypatch.setattr(launch, "persistent", lambda device: True)
         monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
         monkeypatch.setattr(launch, "start", start)
@@ -277,7 +277,7 @@ def launches(layer: torch.nn.Module, x: Any, classifier: bool) -> tuple[list[str
         end.backward(end.detach())
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(autograd, "interpreted", lambda: True)  # takes CPU tensors
+        monkeypatch.setattr(launch, "interpreted", lambda: True)  # takes CPU tensors
         monkeypatch.setattr(launch, "persistent", lambda device: True)
         monkeypatch.setattr(launch, "multiprocessors", lambda device: 132)
         monkeypatch.setattr(

@@ -30,7 +30,7 @@ RUNS: dict[str, list[str]] = {
     "rows, lstm": [*FASHION, "model=lstm"],
     "rows, bf16": [*FASHION, BF16],
     "permuted": PERMUTED,
-    "permuted, no graph": [*PERMUTED, NO_GRAPH],
+    "permuted, no graph": [*PERMUTED, NO_GRAPH],  # by name alone: two minutes are short
 }
 
 
@@ -81,7 +81,7 @@ def train(overrides: list[str], root: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Times whole runs of elstm-train on a GPU.")
-    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=RUNS)
+    parser.add_argument("--runs", nargs="+", default=list(RUNS)[:-1], choices=RUNS)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     found: dict[str, Any] = {}

@@ -32,7 +32,7 @@ from cuda_checks import (
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from elstm.nn import BNLSTM, ELSTMBN, LSTM, backends
-from elstm.nn.backends.cuda import autograd, blocks, launch
+from elstm.nn.backends.cuda import blocks, launch
 
 needs_triton = pytest.mark.skipif(not launch.available(), reason="needs triton 3.6")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -217,7 +217,7 @@ def test_auto_takes_it_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autograd, "available", lambda: False)
+    monkeypatch.setattr(launch, "available", lambda: False)
     with pytest.raises(ValueError, match="needs the package triton"):
         BNLSTM(3, 4, backend="triton")(torch.randn(2, 4, 3))
     layer = BNLSTM(3, 4)
