@@ -114,5 +114,5 @@ def time_steps_figure(
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: GroupStyle) -> None:
     axes.plot(
         x, y, color=style.colour, ls=style.line, marker=style.marker, ms=4,
-        markevery=max(1, len(x) // 7), mec="white", mew=0.5,
+        markevery=max(1, len(x) // 7), **style.faces(),
     )  # fmt: skip

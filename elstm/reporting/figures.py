@@ -96,7 +96,8 @@ def accuracy_figure(
             values = [100 * r.test_accuracy for r in group.runs if r.test_accuracy is not None]
             axes.plot(
                 values, [y + 0.16] * len(values), style.marker,
-                color=style.colour, ms=4, alpha=0.55, mec="none",
+                color=style.colour, ms=4, alpha=0.55,
+                **(style.faces() if style.open else {"mec": "none"}),
             )  # fmt: skip
             summary = by_label[group.label].test_accuracy
             assert summary is not None
@@ -151,7 +152,7 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: GroupStyle) -
     axes.plot(
         np.where(whole, x, np.nan), y, color=style.colour, ls=style.line, marker=style.marker,
         lw=THIN if single else None, ms=3.5 if single else 4.5, markevery=every,
-        mec="white", mew=0.5,
+        **style.faces(),
     )  # fmt: skip
     if not whole.all():
         # The thin line starts at the last point that all seeds have.
@@ -197,7 +198,7 @@ def _mean_mark(
 ) -> None:
     axes.errorbar(
         [scale * summary.mean], [y], xerr=None if half is None else [scale * half],
-        color=style.colour, marker=style.marker, ms=6.5, mec="white", mew=0.6,
+        color=style.colour, marker=style.marker, ms=6.5, **style.faces(),
         capsize=3, elinewidth=1.6, capthick=1.4, ls="none",
     )  # fmt: skip
 

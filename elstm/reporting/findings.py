@@ -13,7 +13,7 @@ from elstm.reporting.measures import Analysis, GroupResult
 from elstm.reporting.stats import MIN_SEEDS, PairedTest
 
 MAX_LINES = 12  # groups in a figure ...
-LINES_OF_MANY = 8  # ... and of more than that, as many as have a colour of their own
+LINES_OF_MANY = 8  # ... and of more than that, as many as can be followed by eye
 
 
 def drawn_groups(analysis: Analysis) -> list[Group]:

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from elstm.records.drawing import FigureCanvasAgg, own_settings
 
-# Okabe and Ito's colours, with grey for the yellow, which is too pale on paper; lines and markers
-# differ too, so that no two groups are drawn alike in black and white either.
-COLOURS = (
-    "#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C",
+# The colour, marker and first line of each model, the same in every report. The colours are those
+# of Okabe and Ito, without the yellow, which is too pale on paper. In black and white the markers
+# tell models apart.
+MODELS = {
+    "lstm": ("#000000", "o", 0),
+    "elstm_bn": ("#D55E00", "s", 1),
+    "bn_lstm": ("#0072B2", "^", 2),
+    "ln_lstm": ("#009E73", "D", 3),
+    "gru": ("#CC79A7", "v", 4),
+    "bn_lstm_input": ("#E69F00", "P", 5),
+    "bn_lstm_published": ("#56B4E9", "X", 0),
+}
+# Another model takes one of each by a hash of its name. No model above has such a marker.
+COLOURS = ("#8C8C8C", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("<", ">", "p", "h", "*", "d", "8")
+LINES = (
+    "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
 )  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d", "8")
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
 PNG_DPI = 200
 
 STYLE = {
@@ -46,35 +59,54 @@ class GroupStyle:
     colour: str
     line: str | tuple[int, tuple[float, ...]]
     marker: str
+    open: bool = False  # the marker is only an outline
+
+    def faces(self) -> dict[str, Any]:
+        """Returns how matplotlib fills and outlines the marker."""
+        if self.open:
+            return {"mfc": "white", "mec": self.colour, "mew": 1.0}
+        return {"mec": "white", "mew": 0.5}
 
 
-def group_styles(sections: Sequence[Sequence[str]]) -> list[dict[str, GroupStyle]]:
-    """Returns for each section the style of each of its labels; the baseline's comes first.
+def group_styles(sections: Sequence[Sequence[tuple[str, str]]]) -> list[dict[str, GroupStyle]]:
+    """Returns for each section, given as (label, model), the style of each label.
 
-    Within a section all styles differ, up to 8 labels by colour and up to 40 with the line. A
-    label keeps its style from section to section as far as that allows.
+    The model alone decides the colour and the marker. Groups of one model differ by the line, and
+    from the seventh on by an open marker: 12 groups can be told apart. A label keeps its style from
+    section to section as far as that allows.
     """
     kept: dict[str, int] = {}
     result = []
-    for labels in sections:
-        taken: dict[str, int] = {}
-        for label in [*labels[:1], *(label for label in labels if label in kept), *labels]:
-            if label not in taken:
-                wanted = 0 if label == labels[0] else kept.get(label, 0)
-                free = next(i for i in (wanted, *range(1, 10_000)) if i not in taken.values())
-                taken[label] = free
+    for groups in sections:
+        taken: dict[tuple[str, str], dict[str, int]] = {}  # by colour and marker
+        ordered = [*(item for item in groups if item[0] in kept), *groups]
+        for label, model in ordered:
+            indices = taken.setdefault(_look(model)[:2], {})
+            if label not in indices:
+                wanted = kept.get(label, 0)
+                free = next(i for i in (wanted, *range(10_000)) if i not in indices.values())
+                indices[label] = free
                 kept.setdefault(label, free)
-        result.append({label: _style(index) for label, index in taken.items()})
+        result.append(
+            {label: _style(model, taken[_look(model)[:2]][label]) for label, model in groups}
+        )
     return result
 
 
-def _style(index: int) -> GroupStyle:
-    n = len(COLOURS)
-    # Only the baseline is black.
-    colour = COLOURS[index] if index < n else COLOURS[1 + (index - n) % (n - 1)]
-    return GroupStyle(
-        colour, LINES[(index + index // n) % len(LINES)], MARKERS[index % len(MARKERS)]
-    )
+def _look(model: str) -> tuple[str, str, int]:
+    """Returns the colour, the marker and the first line of a model."""
+    if model in MODELS:
+        return MODELS[model]
+    number = int.from_bytes(hashlib.sha256(model.encode()).digest()[:4], "big")
+    number, colour = divmod(number, len(COLOURS))
+    number, marker = divmod(number, len(MARKERS))
+    return COLOURS[colour], MARKERS[marker], number % len(LINES)
+
+
+def _style(model: str, index: int) -> GroupStyle:
+    colour, marker, first = _look(model)
+    line = LINES[(first + index) % len(LINES)]
+    return GroupStyle(colour, line, marker, open=index // len(LINES) % 2 == 1)
 
 
 def render(figure: Figure) -> tuple[bytes, bytes]:
@@ -102,9 +134,7 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 def legend_below(figure: Figure, entries: Sequence[tuple[str, GroupStyle]]) -> None:
     handles = [
-        Line2D(
-            [], [], color=look.colour, ls=look.line, marker=look.marker, ms=5, mec="white", mew=0.5
-        )
+        Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, ms=5, **look.faces())
         for _, look in entries
     ]
     labels = [f" {label}" if label.startswith("_") else label for label, _ in entries]  # _ hides

@@ -59,7 +59,7 @@ def write_report(
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
     drawn = [drawn_groups(analysis) for analysis in analyses]
-    styles = style.group_styles([[group.label for group in groups] for groups in drawn])
+    styles = style.group_styles([[(g.label, g.model) for g in groups] for groups in drawn])
 
     blocks = pages.opening(title, analyses, runs, damaged)
     files: dict[str, bytes] = {}

@@ -60,8 +60,9 @@ def test_single_seeds_are_thin_lines(tmp_path, seeds, lines, bands):
     for seed in range(seeds):
         write_run(tmp_path / f"{seed}", seed=seed, epochs=3)
     [section] = make_sections(load_runs([tmp_path])[0])
+    [styles] = group_styles([[("lstm", "lstm")]])
     figure = curves_figure(
-        section.groups, group_styles([["lstm"]])[0], lambda run: run.validation, "accuracy",
+        section.groups, styles, lambda run: run.validation, "accuracy",
         title="", percent=True, times=False,
     )  # fmt: skip
     axes = figure.axes[0]
