@@ -8,15 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from elstm.records.drawing import own_settings
+from elstm.records.drawing import FigureCanvasAgg, own_settings
+from elstm.reporting import wording
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import MIN_SEEDS, Band, Summary, band
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit
 
+VALUE_GAP = 4  # points between a bar and its value
 THIN = 0.7  # width of the line of a single seed, or of the mean of only some
 
 
@@ -103,9 +106,12 @@ def accuracy_figure(
             assert summary is not None
             half = summary.half_width if summary.n >= MIN_SEEDS else None
             _mean_mark(axes, y - 0.16, summary, 100, half, style)
+            right = max([*values, 100 * summary.mean + (100 * half if half else 0)])
+            _value(axes, right, y, wording.percent(summary))
         _rows(axes, [_legend(group, only_done=True) for group in rows])
         axes.set_xlabel("test accuracy, %")
         axes.set_title(analysis.section.title)
+        _make_room(figure)
     return figure
 
 
@@ -134,7 +140,8 @@ def reach_figure(
         right.grid(False, axis="y")
         left.set_title(f"{analysis.section.title}: to {analysis.section.baseline.label}'s best")
         for axes in (left, right):
-            axes.set_xlim(0, 1.27 * axes.dataLim.xmax)  # room for the numbers
+            axes.set_xlim(left=0)
+        _make_room(figure)
     return figure
 
 
@@ -219,10 +226,27 @@ def _bar(
     )  # fmt: skip
     sign = "" if reach.all_reached else "> "
     note = "" if reach.all_reached else f" ({reach.reached}/{reach.runs})"
-    axes.annotate(
-        f"{sign}{mean:.3g}{note}", (mean + (error or 0), y), (4, 0),
-        textcoords="offset points", va="center", fontsize=8,
-    )  # fmt: skip
+    _value(axes, mean + (error or 0), y, f"{sign}{mean:.3g}{note}")
+
+
+def _value(axes: Axes, x: float, y: float, text: str) -> None:
+    """Writes a value to the right of what ends at x."""
+    axes.annotate(text, (x, y), (VALUE_GAP, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _make_room(figure: Figure) -> None:
+    """Extends each x axis so far that all its values end within the panel."""
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()  # the layout decides how wide a panel is
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        width = axes.get_window_extent().width
+        for text in axes.texts:
+            if isinstance(text, Annotation):
+                free = width - text.get_window_extent().width - 2 * VALUE_GAP * figure.dpi / 72
+                x = float(text.xy[0])
+                high = max(high, low + (x - low) * width / max(free, 0.2 * width))
+        axes.set_xlim(low, high)
 
 
 def _rows(axes: Axes, labels: Sequence[str]) -> None:
