@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class Bold(str):
@@ -16,13 +17,25 @@ class Code(str):
     """Marks text that stands as it is in a file."""
 
 
-Inline = str | Sequence[str]  # pieces, some of them Bold or Code
+class Link(str):
+    """Marks text that leads to `href`, a relative URL or an anchor of the page."""
+
+    href: str
+
+    def __new__(cls, text: str, href: str) -> Link:
+        link = super().__new__(cls, text)
+        link.href = href
+        return link
+
+
+Inline = str | Sequence[str]  # pieces, some of them Bold, Code or Link
 
 
 @dataclass(frozen=True)
 class Heading:
     level: int
     text: str
+    anchor: str = ""  # the name that GitHub gives it, set by `anchored`
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,20 @@ Block = Heading | Paragraph | Bullets | Table | Picture | Details
 _SPECIAL = re.compile(r"[\\`*\[\]|~&$]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 
 
+def anchored(blocks: Sequence[Block]) -> list[Block]:
+    """Returns the blocks with the anchors that GitHub derives from the text of each heading."""
+    counts: Counter[str] = Counter()
+    result: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Heading):
+            slug = re.sub(r"[^\w\- ]", "", block.text.strip().lower()).replace(" ", "-")
+            anchor = f"{slug}-{counts[slug]}" if counts[slug] else slug
+            counts[slug] += 1
+            block = replace(block, anchor=anchor)
+        result.append(block)
+    return result
+
+
 def to_markdown(blocks: Sequence[Block]) -> str:
     """Writes the blocks as GitHub's Markdown, in which foreign text stays text."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
@@ -99,5 +126,7 @@ def _md_piece(piece: str) -> str:
         # In a table a bar ends the cell even within code, and \\| would be a backslash and a bar.
         bars = re.sub(r"\\*\|", r"\\|", piece)
         return "`" + bars.replace("`", "'") + "`" if piece else ""
+    if isinstance(piece, Link):
+        return f"[{_md_piece(str(piece))}]({piece.href})"
     escaped = _SPECIAL.sub(lambda match: "\\" + match[0], piece)
     return f"**{escaped}**" if isinstance(piece, Bold) else escaped

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 from elstm.cli import plural
 from elstm.reporting import wording
-from elstm.reporting.document import Block, Bold, Bullets, Code, Details, Heading, Paragraph, Table
+from elstm.reporting.document import (
+    Block,
+    Bold,
+    Bullets,
+    Code,
+    Details,
+    Heading,
+    Inline,
+    Link,
+    Paragraph,
+    Table,
+)
 from elstm.reporting.measures import Analysis
 from elstm.reporting.runs import Run
 from elstm.reporting.stats import MIN_SEEDS
 
 MAX_LISTED = 50  # runs in a list; results.csv has them all
+MAX_RUNS = 500  # runs in the table of all runs
 
 
 def opening(
-    title: str, analyses: Sequence[Analysis], runs: Sequence[Run], damaged: Sequence[object]
+    title: str,
+    analyses: Sequence[Analysis],
+    chapters: Sequence[Analysis],
+    runs: Sequence[Run],
+    damaged: Sequence[object],
 ) -> list[Block]:
-    """Returns the title, what was read, and whether it is final."""
+    """Returns the title, what was read, and whether it is final.
+
+    Args:
+        title: the report's title.
+        analyses: all tasks.
+        chapters: those of them that have a section.
+        runs: all runs.
+        damaged: the folders that cannot be read.
+    """
     groups = sum(len(analysis.section.groups) for analysis in analyses)
     sets = len(analyses)
     read = (
@@ -27,9 +54,17 @@ def opening(
     )
     if damaged:
         read += f"; {plural(len(damaged), 'folder')} that cannot be read"
+    bare = [a.section.title for a in analyses if not any(a is chapter for chapter in chapters)]
     latest = max((run.updated for run in runs), default="")
     blocks: list[Block] = [Heading(1, title)]
     blocks.append(Paragraph(f"{read}. Latest change: {wording.moment(latest)}."))
+    if bare:
+        blocks.append(
+            Paragraph(
+                f"No finished run and none in training on {', '.join(bare)}: the runs there are "
+                "listed at the end and have no section."
+            )
+        )
     going = [run for run in runs if run.state == "running"]
     if going:
         blocks.append(
@@ -42,6 +77,55 @@ def opening(
             )
         )
     return blocks
+
+
+def has_chapter(analysis: Analysis) -> bool:
+    """Returns whether a task has a finished run, or one that still trains."""
+    runs = [run for group in analysis.section.groups for run in group.runs]
+    return any(run.state == "done" or (run.state == "running" and not run.stalled) for run in runs)
+
+
+def contents(blocks: Sequence[Block], tasks: int) -> list[Block]:
+    """Returns links to the main headings of a page about two tasks or more."""
+    if tasks < 2:
+        return []
+    main = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
+    links: list[Inline] = [[Link(heading.text, f"#{heading.anchor}")] for heading in main]
+    return [Paragraph([Bold("Contents")]), Bullets(links)]
+
+
+def table_of_runs(analyses: Sequence[Analysis], output: Path) -> list[Block]:
+    """Returns all runs, each with a link to its folder if that exists."""
+    rows: list[list[Inline]] = [
+        [
+            [_folder_link(run, output)],
+            analysis.section.title,
+            group.label,
+            str(run.seed),
+            _state(run),
+            wording.epochs(run.epoch),
+            wording.NONE if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f}",
+        ]
+        for analysis in analyses
+        for group in analysis.section.groups
+        for run in (*group.runs, *group.failed, *group.superseded)
+    ]
+    header = ["Run", "Task", "Group", "Seed", "State", "Epochs", "Test accuracy, %"]
+    table = _list(header, rows, (0, 1, 2, 4), at_most=MAX_RUNS)
+    note = " (results.csv has all)" if len(rows) > MAX_RUNS else ""
+    return [Heading(2, "Runs"), Details(f"{plural(len(rows), 'run')}{note}", [table])]
+
+
+def _folder_link(run: Run, output: Path) -> str:
+    """Returns the run's name, as a link relative to the report if its folder exists."""
+    folder = run.stored.folder
+    if not folder.is_dir():
+        return run.path
+    try:
+        path = os.path.relpath(folder.resolve(), output.resolve())
+    except ValueError:  # another drive
+        return run.path
+    return Link(run.path, quote(path.replace(os.sep, "/")) + "/")
 
 
 def run_lists(
@@ -131,13 +215,16 @@ def made_with(runs: Sequence[Run]) -> list[Block]:
     return [Details("Devices, versions and commits", [Table(["What", "Value"], rows, (0, 1))])]
 
 
-def _list(header: Sequence[str], rows: list[list[str]], left: Sequence[int]) -> Block:
-    if len(rows) <= MAX_LISTED:
+def _list(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Inline]],
+    left: Sequence[int],
+    at_most: int = MAX_LISTED,
+) -> Block:
+    if len(rows) <= at_most:
         return Table(header, rows, left)
-    shown = [
-        *rows[:MAX_LISTED],
-        [f"… and {len(rows) - MAX_LISTED} more", *[""] * (len(header) - 1)],
-    ]
+    more = [f"… and {len(rows) - at_most} more", *[""] * (len(header) - 1)]
+    shown: list[Sequence[Inline]] = [*rows[:at_most], more]
     return Table(header, shown, left)
 
 

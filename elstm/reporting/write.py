@@ -12,7 +12,7 @@ from elstm.cli import plural
 from elstm.errors import UserError
 from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
-from elstm.reporting.document import Block, Picture, to_markdown
+from elstm.reporting.document import Block, Picture, anchored, to_markdown
 from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
@@ -58,22 +58,29 @@ def write_report(
     specs = choose_baselines(sections, baselines)
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
-    drawn = [drawn_groups(analysis) for analysis in analyses]
+    # Where no task has a finished run, all are shown: nothing else was asked for.
+    chapters = [each for each in analyses if pages.has_chapter(each)] or analyses
+    drawn = [drawn_groups(analysis) for analysis in chapters]
     styles = style.group_styles([[(g.label, g.model) for g in groups] for groups in drawn])
 
-    blocks = pages.opening(title, analyses, runs, damaged)
+    blocks: list[Block] = []
     files: dict[str, bytes] = {}
     names: set[str] = set()
-    for analysis, groups, group_styles in zip(analyses, drawn, styles, strict=True):
+    for analysis, groups, group_styles in zip(chapters, drawn, styles, strict=True):
         name = _file_name(analysis.section.title, names)
         pictures = _pictures(analysis, groups, group_styles, name, files, figures)
         blocks += section_blocks(analysis, pictures)
-    blocks += [*pages.run_lists(analyses, runs, damaged), *pages.method(), *pages.made_with(runs)]
+    blocks += [*pages.table_of_runs(analyses, output), *pages.run_lists(analyses, runs, damaged)]
+    blocks += [*pages.method(), *pages.made_with(runs)]
+    opening = pages.opening(title, analyses, chapters, runs, damaged)
+    first = len(opening)
+    blocks = anchored([*opening, *blocks])
+    blocks[first:first] = pages.contents(blocks, len(chapters))
     earlier = earlier_figures(output)
     files |= _texts(title, blocks, analyses, listed(files))
     write_together(output, files)
     remove_figures(output, {n: digest for n, digest in earlier.items() if n not in files})
-    return _message(output, len(runs), analyses, damaged)
+    return _message(output, len(runs), chapters, damaged)
 
 
 def _pictures(
