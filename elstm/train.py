@@ -52,7 +52,8 @@ def _main(words: list[str]) -> int:
         return 0
     if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
         return resume(words)
-    from elstm.config.compose import Composer, with_home, without_no_option
+    from elstm.config.compose import Composer
+    from elstm.config.overrides import with_home, without_no_option
 
     args.overrides = with_home(without_no_option(args.overrides))
     composer = Composer(args.config_dir)
@@ -67,7 +68,7 @@ def _main(words: list[str]) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     """Hydra's flags, but for those that load other configs or a pickle."""
-    from elstm.config.hints import flag_as_word
+    from elstm.config.hints import flag_as_argument
 
     parser = Parser(prog=PROG, add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
@@ -88,7 +89,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
             parser.error(f"{word}: refused; --config-dir DIR adds options to the groups")
         if flag.startswith("-") and flag not in ("--", *parser._option_string_actions):
             # argparse would take -hydra for -h
-            meant = flag_as_word(word, following)
+            meant = flag_as_argument(word, following)
             if meant is None:
                 parser.error(f"unrecognized arguments: {word}")
             parser.error(f"{word}: settings are written KEY=VALUE, without dashes: {meant}")
@@ -213,7 +214,8 @@ def _resume_settings(
             )
     if not words:
         return {}, {}
-    from elstm.config.compose import Composer, flatten, with_home
+    from elstm.config.compose import Composer, flatten
+    from elstm.config.overrides import with_home
 
     composer = Composer()
     changed: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from elstm import cli
-from elstm.config.compose import with_home
+from elstm.config.overrides import with_home
 from elstm.errors import UserError
 from elstm.train import main
 

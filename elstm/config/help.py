@@ -1,4 +1,4 @@
-"""`elstm-train --help`: the groups and their options, read from conf/ without Hydra, in no time."""
+"""Prints `elstm-train --help`: the groups and their options, read from conf/ without Hydra."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ elstm-train trains an LSTM, plain or with batch normalisation, to classify image
 
 usage: elstm-train [GROUP=OPTION ...] [KEY=VALUE ...]
        elstm-train -m GROUP=OPTION,OPTION,... KEY=VALUE,VALUE,...     a sweep: one run for each
-       elstm-train trainer.resume=RUN_DIR                             go on where a run stopped
+       elstm-train trainer.resume=RUN_DIR                             resumes an interrupted run
 
 examples:
   elstm-train
@@ -25,16 +25,16 @@ groups (* the default):
 
 TAIL = """
 keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
-  elstm-train --cfg job           all keys with their values; with model=lstm, those of that model
-  elstm-train --help KEY          what a key does and takes, and its default; --help GROUP: all keys
+  elstm-train --cfg job           shows all keys with their values, also for model=lstm
+  elstm-train --help KEY          describes a key; --help GROUP describes all its keys
 
 flags:
-  -m, --multirun                  run all combinations; finished runs are skipped
-                                  hydra/launcher=joblib, slurm: several at once
-                                  hydra/sweeper=optuna: search ranges
-  --cfg job|hydra|all, -c         show the config instead of running; --resolve, --package KEY
-  --config-dir DIR, -cd           further options of the groups, DIR/experiment/mine.yaml
-  --info [TOPIC], -i              how the config came about: defaults, defaults-tree, searchpath...
+  -m, --multirun                  trains all combinations; finished runs are skipped
+                                  hydra/launcher=joblib, slurm: several runs at once
+                                  hydra/sweeper=optuna: a search over ranges
+  --cfg job|hydra|all, -c         shows the config and trains nothing; --resolve, --package KEY
+  --config-dir DIR, -cd           adds options of groups, as DIR/experiment/mine.yaml
+  --info [TOPIC], -i              shows how Hydra composes: defaults, defaults-tree, searchpath...
   --shell-completion, -sc         eval "$(elstm-train -sc install=bash)" completes groups and keys
   --hydra-help, --version, --help
 
@@ -42,18 +42,18 @@ Runs go to outputs/DATA/MODEL/CHANGES/TIME-ID/, where CHANGES is what the comman
 changes and the seed: .hydra/ (the config), train.log, metrics.csv, status.json,
 checkpoints/ and TensorBoard's events: tensorboard --logdir outputs"""
 
-INDENT = 31  # of the descriptions of options
+INDENT = 31  # column of the descriptions of options
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug")
 
 
 def find_config_dir() -> Path:
-    """conf/ as it lies in an installed wheel, or else in the repository."""
+    """Returns conf/ of an installed wheel, or else of the repository."""
     package = Path(__file__).resolve().parents[1]
     return next((d for d in (package / "conf", package.parent / "conf") if d.is_dir()), package)
 
 
 def text(config_dir: Path) -> str:
-    """The whole page."""
+    """Returns the page."""
     return f"{HEAD}{''.join(_groups(config_dir))}{TAIL}"
 
 
@@ -73,7 +73,7 @@ def _groups(config_dir: Path) -> Iterator[str]:
 
 
 def describe(path: Path) -> str:
-    """The first comment of a YAML file that is not for Hydra."""
+    """Returns the first comment of a YAML file that is not for Hydra."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @package"):
             return line[2:]

@@ -13,7 +13,7 @@ from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
 from elstm.errors import UserError, show, show_key
 
 ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
-# Flags of other programs, in this one's words.
+# Flags of other programs, as arguments of this one.
 FLAGS = {
     "epochs": "trainer.max_epochs={}",
     "steps": "trainer.max_steps={}",
@@ -31,7 +31,7 @@ GROUPS = (*SCHEMAS, "trainer", "experiment", "debug")
 
 
 def all_keys() -> list[str]:
-    """All keys that any option has, dotted."""
+    """Returns all keys that any option has, dotted."""
     owners = {group: tuple(schemas.values()) for group, schemas in SCHEMAS.items()}
     owners |= {"trainer": (TrainerConfig,), "sweep": (SweepConfig,)}
     keys = {
@@ -45,23 +45,23 @@ def all_keys() -> list[str]:
 
 
 def near_option(name: str, options: Iterable[str]) -> str | None:
-    """Returns the option that is meant, whatever its case and underscores."""
+    """Returns the nearest option, whatever its case and underscores, or None."""
     plain = {_plain(option): option for option in reversed(list(options))}
-    wanted = _plain(ALIASES.get(name.lower(), name))
+    plain_name = _plain(ALIASES.get(name.lower(), name))
     if ALIASES.get(name.lower()) in plain.values():
         return ALIASES[name.lower()]
-    if wanted in plain:
-        return plain[wanted]
-    if len(wanted) > 2:
-        starts = [option for key, option in plain.items() if key.startswith(wanted)]
+    if plain_name in plain:
+        return plain[plain_name]
+    if len(plain_name) > 2:
+        starts = [option for key, option in plain.items() if key.startswith(plain_name)]
         if starts:
             return starts[-1]
-    near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(plain_name, plain, n=1, cutoff=0.6)
     return plain[near[0]] if near else None
 
 
 def near_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Returns the keys that one which is not there may mean; one or several alike."""
+    """Returns the keys that an unknown key may mean."""
     group, _, leaf = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == group]
     if group and len(leaf) > 1:
@@ -84,14 +84,14 @@ def near_keys(key: str, known: Sequence[str]) -> list[str]:
 
 
 def spelled(near: Sequence[str]) -> str:
-    """ "; did you mean a, b or c?", or "" """
+    """Returns "; did you mean a, b or c?", or "" if nothing is near."""
     if not near:
         return ""
     *others, last = near
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
-def flag_as_word(flag: str, value: str | None) -> str | None:
+def flag_as_argument(flag: str, value: str | None) -> str | None:
     """Returns the KEY=VALUE for --FLAG VALUE of other programs; None where nothing is near."""
     name, equals, given = flag.lstrip("-").partition("=")
     given = given if equals else value or "VALUE"
@@ -177,7 +177,7 @@ def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True)
 
 
 def range_as_sweep(key: str, value: object) -> str:
-    """A hint for 0..3 and 0-3, which are several values; "" for anything else."""
+    """Returns a hint for 0..3 and 0-3, which mean several values; "" for anything else."""
     found = re.fullmatch(r"(\d{1,6})(?:\.\.|-|:)(\d{1,6})", str(value).strip())
     if not found or int(found[1]) >= int(found[2]):
         return ""

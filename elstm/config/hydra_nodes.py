@@ -1,4 +1,4 @@
-"""What Hydra is told of elstm: the dataclasses that YAML is merged onto, and names for folders."""
+"""Registers with Hydra the dataclasses that YAML is merged onto, and names for folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from elstm.files.bounded import Damaged, read_config
 
 @dataclass
 class Root:
-    """The root that YAML is merged onto; the groups bring their own schemas."""
+    """Holds the root that YAML is merged onto; each group has its own schema."""
 
     model: Any = MISSING
     data: Any = MISSING
@@ -34,11 +34,11 @@ class Root:
 
 @dataclass
 class SearchNode(SearchConfig):
-    params: Any = None  # what to vary, where an experiment's file says it
+    params: Any = None  # what the search varies, if an experiment's file says so
 
 
 class Folder(FileConfigSource):
-    """--config-dir: like Hydra's own folders, but a stranger may have written what is in it."""
+    """Reads --config-dir as Hydra does, but checked first: anyone may have written it."""
 
     @staticmethod
     def scheme() -> str:
@@ -47,14 +47,14 @@ class Folder(FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path)).resolve()
         try:
-            read_config(path)  # small, no aliases that unfold into a huge tree, plain YAML
+            read_config(path)  # refuses large files, aliases that unfold into a huge tree, and tags
         except Damaged as error:
             raise ConfigLoadError(f"--config-dir {self.path}: {error}") from error
         return super().load_config(config_path)
 
 
 def register() -> None:
-    """Makes the schemas and the resolver known to Hydra; again does no harm."""
+    """Registers the schemas and the resolvers; a second call changes nothing."""
     version.setbase("1.3")
     store = ConfigStore.instance()
     store.store(name="schema", node=Root, provider="elstm")

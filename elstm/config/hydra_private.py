@@ -1,4 +1,4 @@
-"""The parts of Hydra without a public interface, checked with Hydra 1.3.8.
+"""Imports the parts of Hydra without a public interface, checked with Hydra 1.3.8.
 
 Nothing else imports from hydra._internal. Why each is needed:
 
@@ -40,6 +40,6 @@ __all__ = [
 
 
 def raised_in(job: JobReturn) -> Exception | None:
-    """The exception that a job raised."""
+    """Returns the exception that a job raised, or None."""
     value = job._return_value
     return value if isinstance(value, Exception) else None

@@ -9,7 +9,7 @@ from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 
 
 def identity(config: Config, fingerprint: str | None = None, source: str | None = None) -> str:
-    """The same text for all configs whose runs have the same result.
+    """Returns a text that is the same for all configs whose runs have the same result.
 
     Args:
         fingerprint: of own data, the checksum of what was read, since `data.path` says nothing

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf raise, as one line that names the key and what is allowed."""
+"""Turns errors of Hydra and OmegaConf into messages that name the key and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from elstm.errors import UserError, show, show_key
 
 
 def explain(error: BaseException) -> UserError:
-    """One line for what Hydra or OmegaConf raised."""
+    """Returns a UserError for what Hydra or OmegaConf raised."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -47,12 +47,12 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
     shown = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
-    assert owner is not None  # it is ours
+    assert owner is not None  # because it is ours
     return wrong_value(key, shown, owner, name)
 
 
 def _known_keys(key: str, owner: Any) -> list[str]:
-    """The keys among which the one that is not there was looked for."""
+    """Returns the keys that exist where an unknown key was given."""
     owners: dict[str, list[Any]] = {"trainer": [TrainerConfig], "sweep": [SweepConfig]}
     owners |= {group: list(schemas.values()) for group, schemas in SCHEMAS.items()}
     group = key.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Settings that no longer exist: their defaults, and the last commit that supports each.
+"""Lists settings that no longer exist, with their defaults and the last commit that has each.
 
 A run folder keeps the full config of its time. A removed setting at its default changed nothing, so
 such a run still loads. At any other value the run cannot be repeated by this version.
@@ -28,7 +28,7 @@ def is_default(key: str, value: Any) -> bool:
 def find(key: str, known: Iterable[str]) -> str | None:
     """Returns the removed setting that `key` names, with or without the right group.
 
-    A name that a setting of today has too, in any group, is not looked for among the removed ones.
+    A name that a present setting has, in any group, names no removed setting.
     """
     if key in REMOVED:
         return key

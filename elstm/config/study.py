@@ -36,7 +36,7 @@ Settings = dict[str, Value]
 
 @dataclass(frozen=True)
 class Part:
-    """Models, seeds and a grid that are trained together."""
+    """Holds models, seeds and a grid that are trained together."""
 
     models: list[str]
     seeds: list[int]
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file describes it."""
+    """Holds a study as its file describes it."""
 
     name: str
     settings: Settings
@@ -88,7 +88,7 @@ def read_study(path: Path) -> Study:
     """
     try:
         tree = read_tree(path)
-        flatten(tree, path.name)  # bounds what aliases unfold to
+        flatten(tree, path.name)  # bounds the size to which aliases unfold
     except Damaged as error:
         raise UserError(f"{path}: {error}") from None
     _check(path, tree, KINDS)
@@ -131,9 +131,9 @@ def _check(path: Path, tree: dict[str, Any], kinds: dict[str, Any], prefix: str 
 def _check_values(path: Path, study: Study) -> None:
     """Checks what becomes an argument of elstm-train, and that every place lies below a study."""
 
-    def check(what: str, value: object, good: bool, wanted: str) -> None:
+    def check(what: str, value: object, good: bool, expected: str) -> None:
         if not good:
-            raise UserError(f"{path}: {what} {one_line(value, 40)} is no {wanted}")
+            raise UserError(f"{path}: {what} {one_line(value, 40)} is no {expected}")
 
     quick = study.quick.get("settings", {})
     check("quick.settings", quick, isinstance(quick, dict), "mapping")

@@ -15,9 +15,10 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
 from elstm.config.check import config_from
-from elstm.config.compose import Composer, name_override, without_no_option
+from elstm.config.compose import Composer, name_override
 from elstm.config.data_options import OwnDataConfig
 from elstm.config.identity import identity
+from elstm.config.overrides import without_no_option
 from elstm.config.run_config import load_run_config
 from elstm.config.run_folder import run_changes, run_name
 from elstm.config.schema import SAME_LAYER, Config
