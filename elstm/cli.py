@@ -1,8 +1,8 @@
-"""What all commands share: one line per error, and the exit codes.
+"""Runs commands: each error is one message, and the exit code says how the command ended.
 
-0    done                     129  ended because the terminal was closed (SIGHUP)
-1    an error of the user's   130  interrupted (Ctrl-C)
-2    no such option           143  ended (SIGTERM)
+0    success                    129  the terminal was closed (SIGHUP)
+1    an error of the user's     130  interrupted (Ctrl-C)
+2    a wrong option             143  stopped by a signal (SIGTERM)
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ FAILED, USAGE = 1, 2
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked the process to stop.
+    """Reports that a signal requested a stop.
 
     Args:
-        name: the signal's.
-        said: the user has been told.
+        name: the name of the signal.
+        reported: a message has been printed.
     """
 
-    def __init__(self, name: str, *, said: bool = False) -> None:
+    def __init__(self, name: str, *, reported: bool = False) -> None:
         super().__init__(name)
-        self.said = said
+        self.reported = reported
 
 
-# What ends a process politely, beside Ctrl-C. A closed terminal sends SIGHUP.
+# Signals that request a stop, beside that of Ctrl-C. A closed terminal sends SIGHUP.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
 def handled(number: signal.Signals) -> bool:
-    """Whether a signal is to be handled: one that nohup or a shell's `&` ignores stays ignored."""
+    """Returns whether to handle a signal; one that nohup or a shell's `&` ignores stays ignored."""
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """STOP_SIGNALS raise Ended while nobody handles them better; only in the main thread."""
+    """Makes STOP_SIGNALS raise Ended in the main thread, until another handler is set."""
 
     def end(number: int, frame: object) -> NoReturn:
         raise Ended(signal.Signals(number).name)
@@ -65,12 +65,12 @@ def ended_by_signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            # None: a handler that was not set from Python and cannot be put back
+            # None stands for a handler that was not set from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def command(prog: str, body: Callable[[], int]) -> int:
-    """Runs a command's body and returns its exit code; whatever it raises becomes one line.
+    """Runs a command's body and returns its exit code; an exception becomes one error message.
 
     An error that is not the user's is a bug: its traceback is shown where ELSTM_TRACEBACK=1 is set.
     """
@@ -85,14 +85,14 @@ def command(prog: str, body: Callable[[], int]) -> int:
 def _command(prog: str, body: Callable[[], int]) -> int:
     try:
         code = body()
-        sys.stdout.flush()  # here, so that an error of a replaced stream is met here
+        sys.stdout.flush()  # here, so that an error of a replaced stream is caught here
         return code
     except UserError as error:
         say_error(prog, error)
         return FAILED
     except KeyboardInterrupt as interrupt:
         name = interrupted_by(interrupt)
-        if not getattr(interrupt, "said", False):
+        if not getattr(interrupt, "reported", False):
             say(f"{prog}: interrupted by {name}")
         return exit_code(name)
     except Exception as error:
@@ -103,23 +103,23 @@ def _command(prog: str, body: Callable[[], int]) -> int:
 
 
 def interrupted_by(interrupt: KeyboardInterrupt) -> str:
-    """The signal's name."""
+    """Returns the name of the signal."""
     return str(interrupt) if str(interrupt) in signal.Signals.__members__ else "SIGINT"
 
 
 def exit_code(signal_name: str) -> int:
-    """128 and the signal's number, as shells have it."""
+    """Returns 128 plus the number of the signal, as shells do."""
     return 128 + signal.Signals[signal_name].value
 
 
 def summary(error: BaseException) -> str:
-    """The type of an exception and the first line of its message."""
+    """Returns the type of an exception and the first line of its message."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def home_path(text: str) -> Path:
-    """A path of the command line; ~ is the home folder, also where no shell has replaced it."""
+    """Reads a path from the command line; ~ is the home folder, even in quotes."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~somebody without a home
@@ -127,15 +127,15 @@ def home_path(text: str) -> Path:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number of things: "1 run", "1,000 runs"."""
+    """Returns a count with its noun: "1 run", "1,000 runs"."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 @contextmanager
 def data_root_as(option: str | None = None) -> Iterator[None]:
-    """Makes advice about the data of an existing run name the option of this command, if given.
+    """Makes error messages about a run's data name the option of this command, if it has one.
 
-    Such a run has its data set, so that another one is no way out.
+    Such a run has its data set, so the advice to choose another one is dropped.
     """
     try:
         yield
@@ -151,34 +151,33 @@ def say_error(prog: str, error: object) -> None:
 
 
 def say(line: str) -> None:
-    """A line on the terminal, beside what the command prints.
+    """Prints a line on standard error.
 
-    It may hold what a stranger wrote, a file's name or a key: nothing in it reaches the terminal as
-    a control sequence.
+    It may hold text from a file that anyone wrote, so control characters are replaced.
     """
     with suppress(OSError):  # the terminal may be gone
         print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, with the nearest option that there is."""
+    """Parses arguments; an error is one message with the nearest option."""
 
     def add_run(self) -> None:
-        """The run that a command works on, and which checkpoint of it."""
+        """Adds the run that a command works on, and the checkpoint."""
         self.add_argument(
             "run_dir", type=home_path, metavar="RUN_DIR", help="outputs/DATA/MODEL/CHANGES/RUN"
         )
         self.add_argument(
             "--checkpoint", default="best", metavar="best|last|PATH",
             type=lambda text: str(home_path(text)),
-            help="best by validation accuracy (default), last, or a file",
+            help="best by validation accuracy (the default), last, or a file",
         )  # fmt: skip
 
     def add_data_root(self) -> None:
         self.add_argument(
             "--data-root",
             metavar="PATH",
-            help="where the data lie, if elsewhere: data.root, or the file or folder of data.path",
+            help="where the data lie, if they have moved: data.root, or the file or folder of data.path",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -188,5 +187,5 @@ class Parser(argparse.ArgumentParser):
         hint = f"; did you mean {near[0]}?" if near and message.startswith("unrec") else ""
         if len(message) > 400:
             message = f"{message[:400]}..."
-        say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help has all)")
+        say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help lists all)")
         sys.exit(USAGE)

@@ -1,7 +1,7 @@
-"""`elstm-train`: parses, refuses, composes, validates, makes the run folder, and trains in it.
+"""Runs `elstm-train`: parses, composes and checks the config, creates the run folder, and trains.
 
-Hydra composes, makes the folder and launches. It is driven here rather than by `hydra.main`, so
-that everything is checked before there is a folder, and every error is one line.
+Hydra composes, creates the folder and launches. It is called here and not by `hydra.main`, so that
+everything is checked before there is a folder, and every error is one message.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ RESUME = ("trainer.resume=", "+trainer.resume=", "++trainer.resume=")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (see elstm.cli)."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return command(PROG, lambda: _main(words))
+    """Runs the command line and returns the exit code (see elstm.cli)."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(arguments))
 
 
-def _main(words: list[str]) -> int:
-    # Imported late, here and below: --help answers at once, and only training waits for torch.
-    args = _parse(words)
+def _main(arguments: list[str]) -> int:
+    # Imports stand in functions here and below, because --help needs no Hydra, and torch is slow.
+    args = _parse(arguments)
     if args.help:
         from elstm.config.help import find_config_dir, text
 
-        topics = [word for word in args.overrides if "=" not in word]
+        topics = [argument for argument in args.overrides if "=" not in argument]
         if topics:
             from elstm.config.describe import describe
 
@@ -50,8 +50,8 @@ def _main(words: list[str]) -> int:
     if args.version:
         print(f"elstm {elstm.__version__}")
         return 0
-    if any(word.startswith(RESUME) for word in args.overrides) and not args.shell_completion:
-        return resume(words)
+    if any(each.startswith(RESUME) for each in args.overrides) and not args.shell_completion:
+        return resume(arguments)
     from elstm.config.compose import Composer
     from elstm.config.overrides import with_home, without_no_option
 
@@ -66,8 +66,8 @@ def _main(words: list[str]) -> int:
     return train(composer, args.overrides)
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    """Hydra's flags, but for those that load other configs or a pickle."""
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parses Hydra's flags, except those that load other configs or a pickle."""
     from elstm.config.hints import flag_as_argument
 
     parser = Parser(prog=PROG, add_help=False, allow_abbrev=False)
@@ -83,17 +83,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
     refused = ("--config-name", "-cn", "--config-path", "-cp", "--experimental-rerun")
-    for word, following in zip(words, [*words[1:], None], strict=False):
-        flag = word.partition("=")[0]
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
+        flag = argument.partition("=")[0]
         if flag in refused:
-            parser.error(f"{word}: refused; --config-dir DIR adds options to the groups")
+            parser.error(f"{argument} is refused; --config-dir DIR adds options to the groups")
         if flag.startswith("-") and flag not in ("--", *parser._option_string_actions):
             # argparse would take -hydra for -h
-            meant = flag_as_argument(word, following)
+            meant = flag_as_argument(argument, following)
             if meant is None:
-                parser.error(f"unrecognized arguments: {word}")
-            parser.error(f"{word}: settings are written KEY=VALUE, without dashes: {meant}")
-    args = parser.parse_intermixed_args(words)
+                parser.error(f"unrecognized arguments: {argument}")
+            parser.error(f"{argument}: settings are written KEY=VALUE, without dashes: {meant}")
+    args = parser.parse_intermixed_args(arguments)
     commands = (args.run, args.multirun, args.shell_completion, args.cfg, args.info)
     if sum(map(bool, commands)) > 1:
         parser.error("only one of --run, --multirun, --cfg, --info, --shell-completion is possible")
@@ -102,20 +102,22 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _mode(words: Sequence[str]) -> str | None:
-    """hydra.mode, where it is given."""
-    modes = [word.partition("=")[2] for word in words if word.startswith("hydra.mode=")]
+def _mode(arguments: Sequence[str]) -> str | None:
+    """Returns hydra.mode if it is given."""
+    modes = [
+        argument.partition("=")[2] for argument in arguments if argument.startswith("hydra.mode=")
+    ]
     return modes[-1].strip("'\"").upper() if modes else None
 
 
-def train(composer: Composer, words: Sequence[str]) -> int:
-    """A single run in a folder of its own; returns the exit code."""
+def train(composer: Composer, arguments: Sequence[str]) -> int:
+    """Trains a single run in its run folder and returns the exit code."""
     from elstm.config.compose import CONFIG_NAME, name_override, typed
     from elstm.config.data_options import OwnDataConfig
     from elstm.sweeps.job import Outcome, execute, folder_made
     from elstm.training.ranks import read_ranks
 
-    cfg, config = composer.compose([*words, "hydra.mode=RUN"])
+    cfg, config = composer.compose([*arguments, "hydra.mode=RUN"])
     if not read_ranks().main:
         return execute(config, Path()).code  # in the folder that rank 0 makes
     run_dir = _check_run_dir(cfg)
@@ -127,26 +129,26 @@ def train(composer: Composer, words: Sequence[str]) -> int:
 
     try:
         named = [name_override(config.data)] if isinstance(config.data, OwnDataConfig) else []
-        composer.hydra().run(CONFIG_NAME, task, [*words, *named, "hydra.mode=RUN"])
+        composer.hydra().run(CONFIG_NAME, task, [*arguments, *named, "hydra.mode=RUN"])
     except OSError as error:
-        raise UserError(f"cannot make the run folder: {error}") from error
+        raise UserError(f"cannot create the run folder: {error}") from error
     finally:
-        for folder in missing:  # where the run has left none
+        for folder in missing:  # if the run left nothing in it
             with suppress(OSError):  # not empty
                 folder.rmdir()
         if not missing:
-            run_dir.mkdir(exist_ok=True)  # it was there, and empty
+            run_dir.mkdir(exist_ok=True)  # it existed, and was empty
     return outcomes[0].code
 
 
 def _check_run_dir(cfg: DictConfig) -> Path:
-    """Returns hydra.run.dir, but for a name that changes; the folder has to be new or empty."""
+    """Returns hydra.run.dir, and raises UserError unless the folder is new or empty."""
     from elstm.config.messages import explain
     from elstm.errors import show
 
     try:
         given = str(cfg.hydra.run.dir)
-    except Exception as error:  # an interpolation that leads nowhere
+    except Exception as error:  # an interpolation that names no key
         raise explain(error) from error
     try:
         run_dir = Path(given)
@@ -157,20 +159,20 @@ def _check_run_dir(cfg: DictConfig) -> Path:
         raise UserError(f"hydra.run.dir={show(given)}: write the folder without ~")
     if foreign:
         raise UserError(
-            f"hydra.run.dir={show(run_dir)} is there and not empty: a run wants a folder of its "
-            "own; to go on with a run: trainer.resume=RUN_DIR"
+            f"hydra.run.dir={show(run_dir)} exists and is not empty: a new run needs a "
+            "folder of its own; to resume a run, give trainer.resume=RUN_DIR"
         )
     return run_dir
 
 
-def resume(words: Sequence[str]) -> int:
-    """Goes on with the run in trainer.resume=RUN_DIR, by its own config; returns the exit code."""
+def resume(arguments: Sequence[str]) -> int:
+    """Resumes the run in trainer.resume=RUN_DIR with its config, and returns the exit code."""
     from elstm.config.run_config import load_run_config
     from elstm.errors import show
 
-    given = [word for word in words if word.startswith(RESUME)]
+    given = [each for each in arguments if each.startswith(RESUME)]
     value = given[0].partition("=")[2].strip("'\"")
-    changed, extend = _resume_settings([word for word in words if word not in given], given[1:])
+    changed, extend = _resume_settings([each for each in arguments if each not in given], given[1:])
     if value in ("", "null"):
         raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/CHANGES/RUN")
     try:
@@ -185,34 +187,35 @@ def resume(words: Sequence[str]) -> int:
     from elstm.sweeps.job import execute
     from elstm.training.ranks import read_ranks
 
-    read_ranks()  # a wrong environment is an error before anything is touched
+    read_ranks()  # a wrong environment is an error before anything is changed
     with_settings(config, extend)  # and so is a wrong value
     return execute(config, run_dir, resume=True, extend=extend).code
 
 
 def _resume_settings(
-    words: Sequence[str], repeated: Sequence[str]
+    arguments: Sequence[str], repeated: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what is changed on a resume, by key: settings without an effect on what is trained,
-    and those that extend a run from where it is.
+    """Returns the settings that a resume changes, by key, in two groups.
+
+    Those of the first have no effect on what is trained. Those of the second extend the run.
 
     Raises:
-        UserError: naming the word that is no such setting.
+        UserError: naming the argument that sets another key.
     """
     from elstm.config.changes import EXTENDING, may_extend
     from elstm.config.schema import settings_without_effect
     from elstm.errors import show
 
     may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
-    for word in [*repeated, *words]:
-        key = word.partition("=")[0].lstrip("+")
+    for argument in [*repeated, *arguments]:
+        key = argument.partition("=")[0].lstrip("+")
         if key not in may and not may_extend(key):
             raise UserError(
-                f"{show(word)}: trainer.resume=RUN_DIR goes alone, or with {', '.join(sorted(may))}"
-                f", or, to extend the run, with {', '.join(EXTENDING)}, scheduler; anything else "
+                f"{show(argument)}: trainer.resume=RUN_DIR can only be combined with "
+                f"{', '.join(sorted(may))}, or, to extend the run, with {', '.join(EXTENDING)}, scheduler; anything else "
                 "would change what has been trained already: start a new run for it"
             )
-    if not words:
+    if not arguments:
         return {}, {}
     from elstm.config.compose import Composer, flatten
     from elstm.config.overrides import with_home
@@ -221,7 +224,7 @@ def _resume_settings(
     changed: dict[str, Any] = {}
     option: dict[str, Any] = {}
     extend: dict[str, Any] = {}
-    for override in composer.parse(with_home(words)):
+    for override in composer.parse(with_home(arguments)):
         key, value = override.key_or_group, override.value()
         if not may_extend(key):
             changed[key] = value
@@ -238,25 +241,25 @@ def _resume_settings(
 
 
 def _show(args: argparse.Namespace, composer: Composer) -> int:
-    """What Hydra shows of itself and of the config."""
+    """Prints what Hydra shows of the config, its flags and completions."""
     from elstm.config.compose import CONFIG_NAME
     from elstm.config.hydra_private import get_args_parser
     from elstm.config.messages import explain
 
-    hydra, words = composer.hydra(), args.overrides
+    hydra, arguments = composer.hydra(), args.overrides
     try:
         if args.shell_completion:
-            hydra.shell_completion(CONFIG_NAME, words)
+            hydra.shell_completion(CONFIG_NAME, arguments)
         elif args.hydra_help:
-            composer.parse(words)
+            composer.parse(arguments)
             hydra.hydra_help(None, get_args_parser(), args)
         else:
-            composer.compose(words)
+            composer.compose(arguments)
             if args.info:
                 with _own_logging():
-                    hydra.show_info(args.info, CONFIG_NAME, words)
+                    hydra.show_info(args.info, CONFIG_NAME, arguments)
             else:
-                hydra.show_cfg(CONFIG_NAME, words, args.cfg, args.package, args.resolve)
+                hydra.show_cfg(CONFIG_NAME, arguments, args.cfg, args.package, args.resolve)
     except UserError:
         raise
     except Exception as error:
@@ -277,6 +280,6 @@ def _own_logging() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    from elstm.train import main as imported  # not __main__'s, which other processes cannot import
+    from elstm.train import main as imported  # workers cannot import __main__
 
     sys.exit(imported())

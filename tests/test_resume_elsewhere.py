@@ -84,7 +84,7 @@ def test_what_is_trained_cannot_be_changed(
 ) -> None:
     assert train.main([f"trainer.resume={run}", "data.root=moved", word]) == 1
     assert (
-        f"{word}: trainer.resume=RUN_DIR goes alone, or with data.path, data.root"
+        f"{word}: trainer.resume=RUN_DIR can only be combined with data.path, data.root"
         in capsys.readouterr().err
     )
     assert state(run) == "interrupted"

@@ -165,7 +165,7 @@ class OverrideParser:
 def choose_option(argument: str) -> UserError:
     """Returns the error for an argument that sets the name of a group's option."""
     group, name = argument.lstrip("+").partition(".")[0], show(argument.partition("=")[2])
-    return UserError(f"{show(argument)}: choose the option with {group}={name}")
+    return UserError(f"{show(argument)}: choose with {group}={name}")
 
 
 def without_no_option(arguments: Sequence[str]) -> list[str]:

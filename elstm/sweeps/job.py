@@ -1,4 +1,4 @@
-"""One run in its folder: its log, how it ended, and what is said about that on the terminal."""
+"""Trains one run in its folder: writes its log, and reports how it ended."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    code: int  # of the process's exit
-    metric: float  # best validation accuracy, a fraction; NaN where the run failed
+    """Holds how a run ended."""
+
+    code: int  # exit code of the process
+    metric: float  # best validation accuracy, a fraction; NaN if the run failed
     error: str | None = None
 
 
@@ -46,7 +48,7 @@ OnEvaluation = Callable[[int, float], bool]
 def train_job(
     cfg: DictConfig, *, terminal: bool = True, callbacks: Mapping[str, OnEvaluation] | None = None
 ) -> float:
-    """Trains one run of a sweep; Hydra calls it after it has made the run's folder.
+    """Trains one run of a sweep; Hydra calls it after it has created the run's folder.
 
     Args:
         callbacks: what to call after each evaluation, by the name of the run's folder.
@@ -66,13 +68,13 @@ def train_job(
     outcome = execute(
         typed(cfg), folder, resume=resume, terminal=terminal, on_evaluation=on_evaluation
     )
-    if outcome.error is not None and not folder.exists():  # no status.json says it to the sweep
+    if outcome.error is not None and not folder.exists():  # the sweep finds no status.json
         raise UserError(outcome.error)
     return outcome.metric
 
 
 def folder_made() -> Path:
-    """The run folder that Hydra has made, relative to the current directory where it lies there."""
+    """Returns the run folder that Hydra created, relative to the current directory if inside."""
     from hydra.core.hydra_config import HydraConfig
 
     folder, here = Path(HydraConfig.get().runtime.output_dir), Path.cwd()
@@ -88,12 +90,12 @@ def execute(
     on_evaluation: OnEvaluation | None = None,
     extend: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains in `run_dir`; an error becomes a line here, and its traceback goes to the log.
+    """Trains in `run_dir`; an error becomes one message, and its traceback goes to the log.
 
     A new run that ends before its first step leaves no folder. All ranks train in rank 0's folder.
 
     Args:
-        terminal: False: the run says nothing on the terminal, which others share.
+        terminal: False: the run prints nothing, because other runs share the terminal.
         on_evaluation: is called after each evaluation and may end the run.
         extend: settings that a resumed run has from here on.
 
@@ -117,13 +119,13 @@ def execute(
         except Exception as error:
             return _failed(error, run_dir, resume=resume, terminal=terminal)
     if result.state == "interrupted":
-        raise Ended(getattr(result, "signal", None) or "SIGINT", said=True)
+        raise Ended(getattr(result, "signal", None) or "SIGINT", reported=True)
     best = result.best_val_accuracy
     return Outcome(0, math.nan if best is None else best)
 
 
 def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) -> Outcome:
-    """Logs an error, and says it in a line."""
+    """Logs an error and prints it on one line."""
     from elstm.training.memory import explained
 
     known = explained(error)
@@ -145,7 +147,7 @@ def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) ->
 
 
 def _started(run_dir: Path) -> bool:
-    """Whether a run has trained a step."""
+    """Returns whether a run has trained a step."""
     status = read_status(run_dir) or {}
     return bool(status.get("step")) or any((run_dir / "checkpoints").glob("*.pt"))
 
@@ -161,13 +163,13 @@ def _removed_unless_started(run_dir: Path, resume: bool) -> Iterator[None]:
 
 
 def _who() -> str:
-    """Of several processes, which one speaks."""
+    """Returns which process an error message comes from, if there are several."""
     ranks = read_ranks()
     return f"process {ranks.rank}: " if ranks.world_size > 1 else ""
 
 
 def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
-    """The run folder of rank 0, in which all ranks train."""
+    """Returns the run folder of rank 0, in which all ranks train."""
     from elstm.training.device import choose_device
     from elstm.training.distributed import join_processes, shared_text
     from elstm.training.environment import own_environment
@@ -180,7 +182,7 @@ def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
 class _LogFile(WatchedFileHandler):
     """Appends to train.log, through no link; a file that was removed during the run starts again.
 
-    It is silent where it cannot write: on a full disk the run's records report it, in one line.
+    It reports no error of writing: on a full disk the run's records report it.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -200,7 +202,7 @@ class _LogFile(WatchedFileHandler):
 
 @contextmanager
 def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
-    """While it is entered, what is logged goes to the terminal, and with the time to train.log.
+    """Sends log messages to the terminal, and with the time to train.log, while it is active.
 
     Raises:
         UserError: the file cannot be written.
@@ -228,14 +230,14 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
         logging.getLogger("hydra").setLevel(hydra_level)
         for handler in handlers:
             root.removeHandler(handler)
-            with suppress(OSError):  # what it could not write, on a full disk
+            with suppress(OSError):  # of text that a full disk did not take
                 handler.close()
 
 
 def _append(run_dir: Path, text: str) -> None:
-    """To the log alone: the terminal gets one line."""
+    """Writes to the log alone, because the terminal gets one line."""
     if not read_ranks().main:
         return
-    # The folder may be gone, or the disk full, which the terminal's line says.
+    # The folder may be gone or the disk full, which the message on the terminal reports.
     with suppress(OSError, UserError), open_append(run_dir / LOG) as file:
         file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n".encode())

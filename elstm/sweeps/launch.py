@@ -29,7 +29,7 @@ from elstm.config.messages import explain
 from elstm.errors import UserError
 from elstm.records.status import read_status
 from elstm.sweeps.job import train_job
-from elstm.sweeps.plan import PlannedRun, in_use
+from elstm.sweeps.plan import PlannedRun, is_locked
 from elstm.sweeps.worker import StopFile, WorkerJob
 
 IN_THIS_PROCESS = (BASIC_LAUNCHER,)  # launchers that train one run after the other
@@ -48,12 +48,12 @@ OnRunEnd = Callable[[PlannedRun, str | None], None]  # with the reason if the ru
 
 
 class RunLauncher:
-    """The launcher that hydra/launcher names.
+    """Launches runs with the launcher that hydra/launcher names.
 
     Attributes:
         together: whether it trains several runs at once, in processes of their own.
-        width: how many.
-        threads: for each run; None leaves the choice to torch.
+        width: the number of runs at once.
+        threads: the number for each run; None leaves the choice to torch.
 
     Raises:
         UserError: a plugin is missing, or a setting is wrong.
@@ -80,7 +80,7 @@ class RunLauncher:
             raise explain(error) from error
 
     def _set_up_joblib(self, master: DictConfig) -> DictConfig:
-        """One worker would train in the launcher's thread, where no signal reaches the run."""
+        """Sets joblib up; a single worker would be a thread, which no signal reaches."""
         import joblib
 
         settings = master.hydra.launcher
@@ -89,7 +89,7 @@ class RunLauncher:
             if self.width == 1:
                 self.joblib = False
                 master.hydra.launcher = {"_target_": BASIC_LAUNCHER}
-            elif settings.batch_size == "auto":  # would give a worker several short runs at once
+            elif settings.batch_size == "auto":  # gives a worker several short runs at once
                 settings.batch_size = "1"
         # Starting this process unblocks SIGINT, so it is started before workers are.
         resource_tracker.ensure_running()
@@ -101,7 +101,7 @@ class RunLauncher:
             self.threads = max(1, self._cores // min(self.width, count))
 
     def overrides(self, run: PlannedRun) -> list[str]:
-        """What Hydra composes for a run. A resumed run keeps its .hydra: see `train_job`."""
+        """Returns the overrides of a run; a resumed run keeps its .hydra (see `train_job`)."""
         folder = str(run.folder.relative_to(self.root)).replace("'", "\\'")
         overrides = [*run.overrides, f"hydra.sweep.subdir='{folder}'"]
         if self.threads is not None and run.config.trainer.threads is None:
@@ -109,7 +109,7 @@ class RunLauncher:
         return overrides if run.state is None else [*overrides, "hydra.output_subdir=null"]
 
     def _call(self, runs: Sequence[PlannedRun]) -> tuple[list[str | None], bool]:
-        """Calls Hydra's launcher; returns why each run did not start, and if the launcher broke."""
+        """Calls Hydra's launcher; returns why each run did not start, and if Hydra failed."""
         callbacks = {r.folder.name: r.job.on_evaluation for r in runs if r.job.on_evaluation}
         if self.together:
             parent = os.getpid() if self.joblib else None
@@ -124,7 +124,7 @@ class RunLauncher:
             return [summary(error)] * len(runs), True
 
     def launch(self, run: PlannedRun, on_run_end: OnRunEnd) -> None:
-        """Trains a run in this process. Raises Ended after a signal; the run has saved then."""
+        """Trains a run in this process. Raises Ended after a signal, once the run has saved."""
         errors, _ = self._call([run])
         on_run_end(run, errors[0])
 
@@ -146,7 +146,7 @@ class RunLauncher:
                 if signals:
                     for run in started:
                         on_run_end(run, None)
-                    raise Ended(signals[0], said=True)
+                    raise Ended(signals[0], reported=True)
                 remaining = []
                 for run in poll.active:
                     crashes[run] += broke and run in started
@@ -160,7 +160,7 @@ class RunLauncher:
                     return
                 if remaining:
                     print(
-                        "a worker died (killed, or out of memory), and joblib ends all with it: "
+                        "a worker died (killed, or out of memory), so joblib ended all workers: "
                         f"resuming with {plural(len(remaining), 'run')}",
                         flush=True,
                     )
@@ -189,24 +189,31 @@ class RunLauncher:
             if len(signals) > reported:
                 reported = len(signals)
                 if signals.count("SIGINT") > 1:
-                    print("ending at once: runs resume from their last checkpoints", flush=True)
+                    print(
+                        "stopping at once: runs resume from their last checkpoints",
+                        flush=True,
+                    )
                     deadline = time.monotonic() + STOP_NOW_SECONDS
                     if self.joblib:
                         _kill_workers()
                 else:
-                    print("stopping: active runs save and end", flush=True)
-            if signals and not self.joblib and not any(in_use(run.folder) for run in poll.active):
+                    print("stopping: active runs save first", flush=True)
+            if (
+                signals
+                and not self.joblib
+                and not any(is_locked(run.folder) for run in poll.active)
+            ):
                 # Others may wait in a cluster's queue for hours; they will find the stop file.
                 deadline = min(deadline, time.monotonic() + STOP_NOW_SECONDS)
         errors, broke = answer[0] if answer else ([None] * len(runs), False)
-        while broke and not signals and any(in_use(run.folder) for run in poll.active):
+        while broke and not signals and any(is_locked(run.folder) for run in poll.active):
             time.sleep(POLL_SECONDS)  # one of submitit's jobs died, and the others are active
             poll.update()
         return dict(zip(runs, errors, strict=True)), broke
 
     @contextmanager
     def _signals(self) -> Iterator[list[str]]:
-        """Signals request that the runs stop, a second Ctrl-C at once; yields their names."""
+        """Lets signals stop the runs, a second Ctrl-C at once; yields the names of the signals."""
         received: list[str] = []
 
         def request(number: int, frame: object) -> None:
@@ -225,7 +232,7 @@ class RunLauncher:
 
 
 class _Poll:
-    """The runs of one launch that have not ended, by their status.json."""
+    """Follows the runs of one launch by their status.json until they have ended."""
 
     def __init__(self, runs: Sequence[PlannedRun], on_run_end: OnRunEnd) -> None:
         self.active, self._on_run_end = list(runs), on_run_end
@@ -244,7 +251,7 @@ class _Poll:
 
 
 def _kill_workers() -> None:
-    """Kills joblib's workers; what a run has saved is complete at every moment."""
+    """Kills joblib's workers, which is safe because checkpoints are complete at every moment."""
     for process in multiprocessing.active_children():
         if process.pid is not None:
             with suppress(ProcessLookupError):
@@ -252,7 +259,7 @@ def _kill_workers() -> None:
 
 
 def _error(job: JobReturn) -> str | None:
-    """Why a run did not start; elstm.sweeps.job.execute catches what happens in it."""
+    """Returns why a run did not start; elstm.sweeps.job.execute catches errors of the run."""
     raised = raised_in(job)
     if isinstance(raised, UserError):
         return str(raised)

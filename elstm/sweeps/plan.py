@@ -37,7 +37,7 @@ MAX_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """A run that a sweeper requests.
+    """Describes a run that a sweeper requests.
 
     Attributes:
         overrides: KEY=VALUE, each with a single value.
@@ -95,9 +95,9 @@ def values_of(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     line, value = show(override.input_line), override.value()
     if not override.is_discrete_sweep():
-        raise UserError(f"{line}: an interval has no end of values; list some")
+        raise UserError(f"{line}: an interval has endless values; list some")
     try:
-        if isinstance(value, RangeSweep):  # counted first: it may have a billion values
+        if isinstance(value, RangeSweep):  # it may have a billion values, so they are counted first
             count = (float(value.stop or 0) - float(value.start or 0)) / float(value.step)
             if not count <= MAX_RUNS:
                 raise UserError(f"{line}: more than {MAX_RUNS:,} values")
@@ -111,7 +111,7 @@ def values_of(override: Override) -> list[str]:
 
 @dataclass(eq=False)
 class PlannedRun:
-    """One run of a sweep.
+    """Holds one run of a sweep.
 
     Attributes:
         overrides: what Hydra composes for it.
@@ -159,8 +159,8 @@ class Plan:
     def run(self, job: Job) -> PlannedRun:
         """Composes and checks a job. Raises UserError if it is wrong."""
         config = self._config_of(job.overrides)
-        varied = [word.partition("=") for word in job.overrides if word not in self._fixed]
-        own = [word for word in job.overrides if not word.lstrip("+").startswith("sweep.")]
+        varied = [each.partition("=") for each in job.overrides if each not in self._fixed]
+        own = [each for each in job.overrides if not each.lstrip("+").startswith("sweep.")]
         own = without_no_option(own)
         group = self.root / config.data.name / config.model.name
         folder = group / run_changes(own, config.seed) / run_name()
@@ -175,7 +175,7 @@ class Plan:
             folder,
         )
 
-    def look_again(self, run: PlannedRun) -> None:
+    def find_earlier(self, run: PlannedRun) -> None:
         """Points a run that is about to start to an earlier one, a finished one if there is one.
 
         The run is claimed until `release`, so that of several sweeps only one trains it.
@@ -199,14 +199,14 @@ class Plan:
             run.state = "locked"
 
     def release(self, run: PlannedRun) -> None:
-        """Lets other sweeps have the run."""
+        """Lets other sweeps train the run."""
         self._claims.release(run.identity)
 
     def close(self) -> None:
         self._claims.close()
 
     def _earlier(self, run: PlannedRun) -> list[Path]:
-        """The folders of runs with this config, oldest first."""
+        """Returns the folders of runs with this config, oldest first."""
         model = run.config.model.name
         for name in (SAME_LAYER.get(model), model):
             group = self.root / run.config.data.name / str(name)
@@ -249,7 +249,7 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
     for run in found:
         if run.status().get("extensions"):  # see _identity_in
             continue
-        # A run with a setting that this version does not have is none that it could train.
+        # A run with a setting that this version lacks is one that it could not train.
         with suppress(UserError):
             fingerprint = run.fields.get("data_fingerprint")
             config = config_from(run.config(), stored=True)
@@ -259,7 +259,7 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
 
 
 def _identity_in(folder: Path) -> str | None:
-    """None where there is no run, one that this version cannot read, or one that was extended.
+    """Returns the identity of a run; None if it cannot be read here, or was extended.
 
     An extended run had another schedule than one that was planned with its settings.
     """
@@ -274,14 +274,15 @@ def _identity_in(folder: Path) -> str | None:
 
 
 def _state(folder: Path) -> str:
+    """Returns the state of an earlier run; a run that recorded no end was killed."""
     state = str((read_status(folder) or {}).get("state", "killed"))
     if state == "running":
-        return "locked" if in_use(folder) else "killed"
+        return "locked" if is_locked(folder) else "killed"
     return state
 
 
-def in_use(folder: Path) -> bool:
-    """Whether another process trains in a folder: it holds a lock on metrics.csv."""
+def is_locked(folder: Path) -> bool:
+    """Returns whether another process trains in a folder, as it then locks metrics.csv."""
     path = folder / "metrics.csv"
     if path.is_symlink() or not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""`elstm-train -m hydra/sweeper=optuna`: random and Bayesian search over ranges, with pruning.
+"""Runs `elstm-train -m hydra/sweeper=optuna`: random or Bayesian search over ranges, with pruning.
 
 Optuna chooses the values and which runs to prune; a sweep does the rest. Hydra's own Optuna sweeper
 needs Optuna below 3, knows no types of the config, and cannot resume.
@@ -39,7 +39,7 @@ JOURNAL = "journal.log"
 
 @dataclass
 class StudyFile:
-    """A study in its journal; it can be pickled until it is opened."""
+    """Opens a study in its journal; it can be pickled until then."""
 
     journal: Path
     name: str
@@ -48,13 +48,13 @@ class StudyFile:
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The study, which is created if there is none."""
+        """Opens the study, or creates it if there is none."""
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        warnings.filterwarnings("ignore", module="optuna")  # experimental, a step reported twice
+        warnings.filterwarnings("ignore", module="optuna")  # experimental parts
         self.storage = JournalStorage(JournalFileBackend(str(self.journal)))
         return optuna.create_study(
             storage=self.storage,
@@ -76,7 +76,7 @@ class StudyFile:
         return pruners.NopPruner()
 
     def sampler(self, trials: int) -> optuna.samplers.BaseSampler:
-        """The sampler of a study with so many trials; a resumed study draws new numbers."""
+        """Makes the sampler of a study with so many trials; a resumed study draws new numbers."""
         from optuna import samplers
 
         seed = (self.settings.seed + 1_000_003 * trials) % 2**32
@@ -132,7 +132,7 @@ class Search:
         self.settings = read_settings(master)
         self.space = Space(composer, overrides)
         if self.space.first.sweep.rerun:
-            raise UserError("sweep.rerun: a study has each trial once; give it a new study_name")
+            raise UserError("sweep.rerun: a study has each trial once; set a new study_name")
         self.fingerprint = hashlib.sha256(repr(self.space).encode()).hexdigest()[:12]
         name = self.settings.study_name or f"{self.space.first.data.name}-{self.fingerprint}"
         journal = (root / "studies" / name / JOURNAL).absolute()
@@ -140,7 +140,7 @@ class Search:
         self.file = StudyFile(journal, name, self.settings, max_epochs)
 
     def sweep(self, train: Train, width: int) -> None:
-        """Lists the trials that have ended, resumes interrupted ones, and asks for new ones."""
+        """Lists the trials that have ended, resumes interrupted ones, and requests new ones."""
         with self._opened() as (study, earlier):
             ended = [t for t in earlier if t.state.is_finished()]
             waiting = [self._job(t) for t in earlier if not t.state.is_finished()]
@@ -161,7 +161,7 @@ class Search:
         """Locks the study and yields it with its complete trials.
 
         Raises:
-            UserError: another process has it, it is damaged, or it belongs to another search.
+            UserError: another process has locked it, it is damaged, or another search has it.
         """
         journal = self.file.journal
         owner = journal.with_name("owner")
@@ -176,18 +176,18 @@ class Search:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"{journal} is damaged; move it away, or set hydra.sweeper.study_name to "
-                    "another name (the runs are kept)"
+                    "another name (the runs stay)"
                 ) from error
             known = study.user_attrs.get("search", self.fingerprint)
             if known != self.fingerprint:
                 raise UserError(
                     f"hydra.sweeper.study_name={self.file.name}: that study has other ranges or "
-                    "another config; take another name, or none"
+                    "another config; choose another name, or none"
                 )
             study.set_user_attr("search", self.fingerprint)
             study.sampler = self.file.sampler(len(trials))
             complete = [t for t in trials if t.params.keys() == self.space.distributions.keys()]
-            for trial in trials:  # a kill left some values of a trial unchosen
+            for trial in trials:  # a kill can leave values of a trial unchosen
                 if trial not in complete and not trial.state.is_finished():
                     study.tell(trial.number, state=_states().FAIL)
             yield study, complete
@@ -203,7 +203,7 @@ class Search:
         )
 
     def _add_result(self, number: int, result: JobResult) -> None:
-        """Ends a trial; one that was interrupted is resumed by the next command."""
+        """Ends a trial, unless it was interrupted and the next command resumes it."""
         study, states = self.file.study, _states()
         best = result.number("best_val_accuracy")
         if study.trials[number].state.is_finished():

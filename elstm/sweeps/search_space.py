@@ -1,4 +1,4 @@
-"""What a search chooses from: the ranges and choices of a command line, typed by the config.
+"""Reads the ranges and choices that a search varies; the config gives them their types.
 
 The grammar is Hydra's: `interval(a,b)` and `tag(log, interval(a,b))` have the key's type, integers
 for model.hidden_size and floats for optimizer.lr; `range(a,b,step)` has steps; a list,
@@ -22,11 +22,11 @@ from elstm.errors import UserError, show
 from elstm.sweeps.fingerprints import Fingerprints
 from elstm.sweeps.plan import MAX_RUNS, values_of
 
-DIGITS = 4  # of a float that a search has chosen: what people can read and type
+DIGITS = 4  # of a float that a search chooses, so that people can read and type it
 
 
 class Space:
-    """The keys that a search varies, each with its distribution.
+    """Holds the keys that a search varies, each with its distribution.
 
     Args:
         overrides: of the command line, parsed; those with one value are fixed.
@@ -48,7 +48,7 @@ class Space:
         varied = {k: o for k, o in given.items() if k not in self._fixed}
         if not varied:
             raise UserError(
-                "a search needs something to vary: 'optimizer.lr=tag(log,interval(1e-3,1e-1))', "
+                "a search needs a range or a choice: 'optimizer.lr=tag(log,interval(1e-3,1e-1))', "
                 "model.gamma_c=0.1,1"
             )
         numbers = {
@@ -66,7 +66,7 @@ class Space:
             **ranges,
             **{k: CategoricalDistribution(values) for k, values in choices.items()},
         }
-        # Composing is the check: of every combination of choices with both ends of all ranges.
+        # Composing checks every combination of choices with both ends of all ranges.
         self.first = first
         for end in ("high", "low"):
             ends = {k: _text(r, getattr(r, end)) for k, r in ranges.items()}
@@ -74,16 +74,16 @@ class Space:
                 config_of(self.overrides({**dict(zip(choices, values, strict=True)), **ends}))
 
     def texts(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """The values that a sampler chose, as they stand in overrides."""
+        """Returns the values that a sampler chose as texts for overrides."""
         return {key: _text(self.distributions[key], value) for key, value in values.items()}
 
     def overrides(self, varied: Mapping[str, str]) -> list[str]:
-        """KEY=VALUE for all keys, in the order of the command line."""
+        """Returns KEY=VALUE for all keys, in the order of the command line."""
         values = {**self._fixed, **varied}
         return [f"{key}={values[key]}" for key in self._keys]
 
     def __repr__(self) -> str:
-        """The same for equal searches: the fixed settings, and what is chosen from."""
+        """Returns the same text for equal searches: fixed settings and distributions."""
         known = identity(self.first, Fingerprints().of(self.first))
         return repr((known, sorted(map(repr, self.distributions.items()))))
 
@@ -100,13 +100,13 @@ def _text(distribution: Any, value: Any) -> str:
 def _ends(override: Override) -> tuple[str, str]:
     value = override.value()
     if isinstance(value, IntervalSweep):
-        return f"{value.start:.15g}", f"{value.end:.15g}"  # Hydra has made 4 into 4.0
+        return f"{value.start:.15g}", f"{value.end:.15g}"  # Hydra turns 4 into 4.0
     values = values_of(override)
     return values[0], values[-1]
 
 
 def _distribution(override: Override, config: Config) -> Any:
-    """Raises UserError where the key takes no numbers, or the range is empty."""
+    """Makes a distribution; raises UserError if the key takes no numbers or the range is empty."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
     key, line, value = override.get_key_element(), show(override.input_line), override.value()
@@ -116,12 +116,12 @@ def _distribution(override: Override, config: Config) -> Any:
     low, high = map(float, _ends(override))
     log = "log" in value.tags
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-        raise UserError(f"{line}: has to go from a number to a higher one")
+        raise UserError(f"{line}: an interval goes from a number to a higher one")
     step = abs(float(value.step)) if isinstance(value, RangeSweep) else None
     if log and (low <= 0 or step is not None):
-        raise UserError(f"{line}: on a logarithmic scale an interval above 0 is possible")
+        raise UserError(f"{line}: a logarithmic scale needs an interval above 0")
     if kind is float:
         return FloatDistribution(low, high, log=log, step=step)
     if not all(float(n or 0).is_integer() for n in (low, high, step)):
-        raise UserError(f"{line}: {key} takes whole numbers")
+        raise UserError(f"{line}: {key} takes integers")
     return IntDistribution(int(low), int(high), log, int(step or 1))

@@ -1,4 +1,4 @@
-"""`elstm-train -m`: trains the runs of a sweep, reports each as it ends, and shows their table.
+"""Runs `elstm-train -m`: trains the runs of a sweep, reports each end, and prints their table.
 
 Every run of a grid is checked before the first one starts. A run that fails does not stop the
 others. The same command again skips the finished runs and resumes the others.
@@ -30,7 +30,7 @@ from elstm.training.ranks import read_ranks
 SWEEPERS: dict[str, Callable[..., Sweeper]] = {
     "basic": Grid,
     "optuna": Search,
-}  # by hydra/sweeper; plugins bring others
+}  # by hydra/sweeper; plugins add others
 
 
 def run_sweep(composer: Composer, overrides: Sequence[str]) -> int:
@@ -52,7 +52,7 @@ def run_sweep(composer: Composer, overrides: Sequence[str]) -> int:
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() and key.startswith("sweep."):
-            raise UserError(f"{key} is one setting for the whole sweep: give it one value")
+            raise UserError(f"{key} is one setting for the full sweep: give it one value")
     try:
         root = Path(str(master.hydra.sweep.dir))
     except Exception as error:  # an interpolation that names no key
@@ -62,11 +62,11 @@ def run_sweep(composer: Composer, overrides: Sequence[str]) -> int:
 
 
 class Stopped(BaseException):
-    """Ends a sweeper after sweep.fail_fast. A plugin would take an Exception for a run's."""
+    """Ends a sweeper after sweep.fail_fast. A plugin would take an Exception for that of a run."""
 
 
 class Sweep:
-    """Trains what a sweeper requests, and keeps the results."""
+    """Trains the runs that a sweeper requests, and collects the results."""
 
     def __init__(self, plan: Plan, composer: Composer, master: DictConfig) -> None:
         self.plan = plan
@@ -84,7 +84,7 @@ class Sweep:
             pass
         except KeyboardInterrupt as interrupt:
             print(f"{self._report()}\nrun the same command again to resume", flush=True)
-            raise Ended(str(interrupt) or "SIGINT", said=True) from None
+            raise Ended(str(interrupt) or "SIGINT", reported=True) from None
         except Exception:
             if self.results:
                 print(self._report(), flush=True)
@@ -95,9 +95,9 @@ class Sweep:
         return FAILED if {r.state for r in self.results.values()} & {"failed", "killed"} else 0
 
     def train(self, jobs: Sequence[Job], *, following: int | None = None) -> list[JobResult]:
-        """See elstm.sweeps.plan.Train. Raises Stopped if the sweep has to end."""
+        """Trains jobs as elstm.sweeps.plan.Train says. Raises Stopped if the sweep has to end."""
         planned = [self.plan.run(job) for job in jobs]
-        first: dict[str, PlannedRun] = {}  # of equal jobs one is trained
+        first: dict[str, PlannedRun] = {}  # one of several equal jobs is trained
         for run in planned:
             first.setdefault(run.identity, run)
         runs = list(first.values())
@@ -117,8 +117,8 @@ class Sweep:
         return [self.results[run.identity] for run in planned]
 
     def _has_to_train(self, run: PlannedRun) -> bool:
-        """Looks once more for an earlier run, and lists the run if there is nothing to train."""
-        self.plan.look_again(run)
+        """Searches for an earlier run, and lists the run if there is nothing to train."""
+        self.plan.find_earlier(run)
         if run.state == "locked":
             self._add_result(run, read_result(run.varied, run.folder, locked=True))
         elif run.state == "done" or run.job.finished:

@@ -1,4 +1,4 @@
-"""Shows how the runs of a sweep ended: a line for each, the table of all, and sweep.csv."""
+"""Shows how the runs of a sweep ended: one line each, a table, and sweep.csv."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class JobResult:
-    """The values that a sweep varies, and the fields of the run's status.json."""
+    """Holds the values that a sweep varies, and the fields of the run's status.json."""
 
     varied: Mapping[str, str]
     folder: Path
@@ -37,7 +37,7 @@ class JobResult:
         return value if isinstance(value, int | float) and abs(value) < 1e15 else None
 
     def summary(self) -> str:
-        """State, accuracies, time and folder in one line."""
+        """Returns state, accuracies, time and folder on one line."""
         parts = [self.state]
         if self.state == "failed":
             parts = [f"failed: {self.status.get('error') or 'see the log'}"]
@@ -85,13 +85,13 @@ def read_result(
 
 
 def _sorted(results: Sequence[JobResult]) -> tuple[list[str], list[JobResult]]:
-    """The varied keys, and the runs by best validation accuracy, those without one last."""
+    """Returns the varied keys, and the runs by validation accuracy, those without one last."""
     keys = list(dict.fromkeys(key for r in results for key in r.varied))
     return keys, sorted(results, key=lambda r: -(r.number("best_val_accuracy") or -1.0))
 
 
 def table(results: Sequence[JobResult]) -> str:
-    """The runs as a table of text."""
+    """Returns the runs as a table of text."""
     keys, best_first = _sorted(results)
     rows = [[*keys, "state", "validation", "test", "seconds", "folder"]]
     for r in best_first:

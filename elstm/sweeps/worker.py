@@ -29,7 +29,7 @@ KILL_WAIT_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class StopFile:
-    """A file that tells the runs of a sweep to stop, on other machines too.
+    """Requests that the runs of a sweep stop, on other machines too, by a file.
 
     Only the sweep writes it. Once it exists, no further run starts. Active runs finish ("drain",
     for sweep.fail_fast), save and end ("stop"), or end at once ("now", after a second Ctrl-C).
@@ -74,7 +74,7 @@ class WorkerJob:
                 return train_job(cfg, terminal=False, callbacks=self.callbacks)
         except KeyboardInterrupt as interrupt:
             if self._orphaned():
-                os._exit(FAILED)  # nobody will give this worker another job
+                os._exit(FAILED)  # the worker gets no further job
             if not self._requested():
                 requeue(interrupted_by(interrupt))
             return math.nan

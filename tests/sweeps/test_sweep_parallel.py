@@ -215,7 +215,7 @@ def test_a_second_interrupt_ends_at_once(train):
     os.killpg(sweep.pid, signal.SIGINT)
     out, err = sweep.communicate(timeout=PATIENCE)
     assert (sweep.returncode, err) == (130, "")
-    assert "ending at once" in out
+    assert "stopping at once" in out
     assert out.rstrip().endswith("run the same command again to resume")
     states = {row["seed"]: row["state"] for row in table()}
     assert states == {"0": "killed", "1": "interrupted"}
