@@ -177,7 +177,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--data-root",
             metavar="PATH",
-            help="where the data lie, if they have moved: data.root, or the file or folder of data.path",
+            help="where the data lie now: data.root, or the file or folder of data.path",
         )
 
     def error(self, message: str) -> NoReturn:

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -137,6 +138,16 @@ def test_no_circle():
     for name in graph:  # a module may import from the package that it is part of
         graph[name] -= {name, "elstm"}
     list(TopologicalSorter(graph).static_order())  # CycleError names the circle
+
+
+def test_no_class_name_is_defined_twice():
+    """A dotted name in an error or a traceback then leads to one place."""
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_what_is_loaded_in_a_fresh_process():

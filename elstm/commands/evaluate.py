@@ -1,4 +1,4 @@
-"""`elstm-eval RUN_DIR`: how good a trained model is on a split, class by class."""
+"""Runs `elstm-eval RUN_DIR`: measures a trained model on a split, class by class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ matrix as a picture in RUN_DIR.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (see elstm.cli)."""
+    """Runs the command line and returns the exit code (see elstm.cli)."""
     words = sys.argv[1:] if argv is None else list(argv)
     return command(PROG, lambda: _main(_parse(words)))
 
@@ -52,7 +52,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _main(args: argparse.Namespace) -> int:
-    import dataclasses  # these and torch late: --help answers at once
+    import dataclasses  # these and torch are imported late, so that --help answers at once
 
     from elstm.data.load import load_data, moved
     from elstm.data.other import load_other
@@ -117,7 +117,7 @@ def _main(args: argparse.Namespace) -> int:
     picture = args.run_dir / f"{name}.png"
     try:
         png = confusion_figure(population.confusion.numpy(), data.class_names, title)
-    except Exception as error:  # of matplotlib, its fonts and its cache: anything
+    except Exception as error:  # matplotlib, its fonts and its cache raise anything
         raise UserError(f"the confusion matrix cannot be drawn: {summary(error)}") from error
     write_atomic(picture, png, sync=False)
     print(f"\nconfusion matrix: {picture}")

@@ -1,4 +1,4 @@
-"""`elstm-export RUN_DIR`: a trained model as ONNX and as a torch.export program, checked."""
+"""Runs `elstm-export RUN_DIR`: writes a trained model as ONNX and torch.export programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Run = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (see elstm.cli)."""
+    """Runs the command line and returns the exit code (see elstm.cli)."""
     words = sys.argv[1:] if argv is None else list(argv)
     return command(PROG, lambda: _main(_parse(words)))
 
@@ -130,7 +130,7 @@ def _need_onnx() -> None:
 
 
 def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
-    """What the programs say of themselves."""
+    """Returns the metadata that both programs carry."""
     import json
 
     import elstm
@@ -152,7 +152,7 @@ def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:
-    """The program as an ONNX model; its time loops are Scan nodes."""
+    """Converts the program to an ONNX model, whose time loops are Scan nodes."""
     import logging
     import warnings
 
@@ -173,7 +173,7 @@ def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> by
     assert exported is not None
     model = exported.model_proto
     graph = model.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # a name of torch's choice
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # torch chooses the name
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == symbol:
@@ -211,7 +211,7 @@ def _onnx_run(content: bytes) -> Run:
 
 
 def _check(name: str, run: Run, runs: str, images: torch.Tensor, expected: torch.Tensor) -> str:
-    """What a program does on test images, in batches of several sizes, beside the model itself.
+    """Compares a program with the model on test images, in batches of several sizes.
 
     Raises:
         UserError: a prediction differs.

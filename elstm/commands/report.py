@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY",
-        help="a setting that shall not divide groups, such as trainer.device",
+        help="a setting that does not divide groups, such as trainer.device",
     )
     parser.add_argument(
         "--figures",

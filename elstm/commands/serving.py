@@ -1,9 +1,9 @@
-"""A trained model as one program from raw images to probabilities, for torch.export and ONNX.
+"""Builds one program from raw images to probabilities, for torch.export and ONNX.
 
-Only torch is needed to run it. What evaluation leaves of a normalisation is an affine map of each
-step, y_t = x_t * scale_t + shift_t, with scale_t = γ / sqrt(var_t + eps) and
-shift_t = β - mean_t * scale_t; so it is folded, and that of W_x x_t together with the bias. The
-time loop is torch's scan, which is one node of the graph whatever the number of steps, and becomes
+Only torch is needed to run it. In eval mode a normalisation is an affine map of each step,
+y_t = x_t * scale_t + shift_t, with scale_t = γ / sqrt(var_t + eps) and
+shift_t = β - mean_t * scale_t. It is therefore folded, and that of W_x x_t together with the bias.
+The time loop is torch's scan. It is one node of the graph for any number of steps, and becomes
 ONNX's Scan.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._higher_order_ops.scan import scan  # a prototype, of which torch.export knows
 
 from elstm.data.sequences import to_sequences
 from elstm.models import SequenceClassifier
@@ -24,13 +23,14 @@ from elstm.nn import GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase
 from elstm.nn.bn_lstm import NormalizedLSTM
 from elstm.nn.norm import StepBatchNorm
+from elstm.training.torch_private import scan
 
 State = list[Tensor]
 Step = Callable[[State, State], State]
 
 
 class ServedModel(nn.Module):
-    """images (B, rows, columns) uint8 -> logits (B, C) and probabilities (B, C).
+    """Maps images (B, rows, columns) uint8 to logits (B, C) and probabilities (B, C).
 
     Args:
         model: in eval mode, on the CPU.
@@ -60,7 +60,7 @@ class ServedModel(nn.Module):
 
 
 class _Layers(nn.Module):
-    """All layers and directions: x (T, B, F) to the last layer's h_T (B, D * H)."""
+    """Runs all layers and directions: x (T, B, F) to the last layer's h_T (B, D * H)."""
 
     def __init__(self, rnn: RecurrentBase, steps: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Layers(nn.Module):
         return torch.cat(last, dim=1)
 
     def _run(self, row: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Output (T, B, H) and h_T."""
+        """Returns the output (T, B, H) and h_T."""
         cell: Any = self.cells[row]
         step = cell.step
 
@@ -111,7 +111,7 @@ class _Layers(nn.Module):
 
 
 class _FoldedLSTM(nn.Module):
-    """elstm.nn.recurrence's equations in eval mode; also without any normalisation."""
+    """Computes the equations of elstm.nn.recurrence in eval mode, with or without norms."""
 
     weight_ih: Tensor
     weight_hh: Tensor
@@ -130,7 +130,7 @@ class _FoldedLSTM(nn.Module):
             "scale_ih": zeros + scale_ih,
             "shift": zeros + shift,
         }
-        varying = [] if norms[1] is None else [scale_hh]  # what the loop reads anew at each step
+        varying = [] if norms[1] is None else [scale_hh]  # differs from step to step
         for norm in norms[2:]:
             if norm is not None:
                 varying += _fold(norm, steps)
@@ -139,7 +139,7 @@ class _FoldedLSTM(nn.Module):
         for name, part in parts.items():
             self.register_buffer(name, part)
         self.scaled = norms[1] is not None
-        self.first = 2 if self.scaled else 1  # of the inputs that belong to the cell's norms
+        self.first = 2 if self.scaled else 1  # index of the first input of the cell's norms
 
     def inputs(self, x: Tensor) -> State:
         wx = F.linear(x, self.weight_ih) * self.scale_ih.unsqueeze(1) + self.shift.unsqueeze(1)
@@ -172,13 +172,13 @@ class _FoldedLSTM(nn.Module):
 
 
 def _fold(norm: StepBatchNorm | None, steps: int) -> tuple[Any, Any]:
-    """Scale and shift of each step, (T, F); of no normalisation 1 and 0."""
+    """Returns scale and shift of each step, (T, F); 1 and 0 without a norm."""
     if norm is None:
         return 1.0, 0.0
     given = norm.inputs(steps, 0, 0)
     assert given.mean is not None
     assert given.var is not None
-    # In float64: mean * scale may be large beside what is left of it.
+    # In float64, because the sum cancels where mean * scale is large.
     scale = given.weight.double() * torch.rsqrt(given.var.double() + given.eps)
     shift = -given.mean.double() * scale
     if given.bias is not None:
@@ -187,7 +187,7 @@ def _fold(norm: StepBatchNorm | None, steps: int) -> tuple[Any, Any]:
 
 
 class _LayerNormLSTM(nn.Module):
-    """LayerNormLSTM's equations."""
+    """Computes the equations of LayerNormLSTM."""
 
     def __init__(self, direction: Any, steps: int) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class _LayerNormLSTM(nn.Module):
 
 
 class _GRU(nn.Module):
-    """GRU's equations."""
+    """Computes the equations of GRU."""
 
     def __init__(self, direction: Any, steps: int) -> None:
         super().__init__()
@@ -222,7 +222,7 @@ class _GRU(nn.Module):
 
 
 def export_program(model: ServedModel) -> torch.export.ExportedProgram:
-    """With any batch size from 1 on."""
+    """Exports a program that takes any batch size from 1 on."""
     example = torch.zeros(3, model.rows, model.columns, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():

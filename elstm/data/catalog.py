@@ -1,4 +1,4 @@
-"""Lists the data sets that `data=` names, with files, sizes and classes. Knows no torch."""
+"""Lists the data sets that `data=` names, with files, sizes and classes. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
 
 @dataclass(frozen=True)
 class DataSet:
-    """An image set in its published form.
+    """Describes an image set in its published form.
 
     Attributes:
         class_names: in the order of the labels.
@@ -81,7 +81,7 @@ def name_from_path(path: str) -> str:
 
 
 class DataOptions(Protocol):
-    """The options of an image set, as elstm.config.schema.DigitsConfig has them."""
+    """Names the options of an image set, as elstm.config.data_options.DigitsConfig has them."""
 
     name: str
     pixels_per_step: int
@@ -92,14 +92,14 @@ class DataOptions(Protocol):
 
 
 class OwnDataOptions(Protocol):
-    """The options of own data that are checked against what was read."""
+    """Names the options of own data that are checked against the files."""
 
     name: str
     batch_size: int
 
 
 def check_own_sizes(options: OwnDataOptions, train_sequences: int) -> None:
-    """Raises UserError where the batches are larger than the training split."""
+    """Raises UserError if the batches are larger than the training split."""
     if options.batch_size > train_sequences:
         raise UserError(
             f"data.batch_size={options.batch_size} is more than the training sequences of "
@@ -108,7 +108,7 @@ def check_own_sizes(options: OwnDataOptions, train_sequences: int) -> None:
 
 
 def check_sizes(options: DataOptions, pixels: int, train_images: int) -> None:
-    """Raises UserError where the options do not fit a set of so many pixels and images."""
+    """Raises UserError if the options do not fit a set of so many pixels and images."""
     name = options.name
     if pixels % options.pixels_per_step:
         divisors = ", ".join(str(d) for d in range(1, pixels + 1) if pixels % d == 0)

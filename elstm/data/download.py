@@ -1,4 +1,4 @@
-"""Download the files of a torchvision data set, and give up soon where there is no network."""
+"""Downloads the files of a torchvision data set, and fails soon if there is no network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from elstm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# A download is given up when no byte has come for STALL seconds, however long the name server or a
-# silent proxy would let it hang: within 30 seconds with torchvision's import. A slow network may
-# take as long as it likes. A mirror that is silent for SILENCE seconds is left for the next.
+# A download fails if no byte arrives for STALL seconds, even if a name server or a proxy would hang
+# for longer: within 30 seconds, with torchvision's import. A slow network has unlimited time. If a
+# mirror is silent for SILENCE seconds, the next one is tried.
 STALL = 20.0
 SILENCE = 8.0
 
@@ -27,22 +27,22 @@ ELSEWHERE = "or take data=digits, which needs no download"
 
 
 def download(dataset: str, files: Sequence[str], folder: Path) -> None:
-    """Fetch `files` of torchvision's data set into `folder`, each checked by its MD5.
+    """Fetches `files` of torchvision's data set into `folder`, and checks the MD5 of each.
 
-    A file appears in the folder when it is complete, and not before, so that an interrupted
-    download leaves nothing broken and several processes may fetch the same files at once.
+    A file appears in the folder once it is complete. An interrupted download therefore leaves no
+    broken file, and several processes may fetch the same files at once.
 
     Args:
         dataset: the name of the class in torchvision.datasets, which knows mirrors and checksums.
         files: names as in its `resources`, with `.gz`.
-        folder: where to put them; made if it is missing.
+        folder: where to put them; it is created if it is missing.
     Raises: UserError if the folder cannot be written to or the download fails.
     """
-    # Most often the whole set is missing, and four long names would bury the rest of the line.
+    # Usually the full set is missing, and four long names would hide the rest of the message.
     lacks = f"{folder} lacks {', '.join(files) if len(files) < 4 else 'all files of the set'}"
     try:
         with _scratch(folder) as scratch:
-            from torchvision import datasets  # takes a second, and is needed here alone
+            from torchvision import datasets  # takes a second, and is needed only here
 
             source = getattr(datasets, dataset)
             md5 = dict(source.resources)
@@ -65,7 +65,7 @@ def download(dataset: str, files: Sequence[str], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; folders made on the way go again if nothing came."""
+    """Makes a temporary folder inside `folder`; new folders that stay empty are removed again."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
@@ -73,13 +73,13 @@ def _scratch(folder: Path) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: something came
+        with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
 
 
 def _fetch(urls: Sequence[str], md5: str, scratch: Path) -> str | None:
-    """The file from the first of the addresses that has it; else what went wrong, in one line."""
+    """Fetches a file from the first address that has it; returns None, or the errors."""
     from torchvision.datasets.utils import download_url
 
     failures: list[str] = []
@@ -98,8 +98,8 @@ def _fetch(urls: Sequence[str], md5: str, scratch: Path) -> str | None:
                 failures.clear()
                 return
 
-    # A thread, since resolving a name cannot be given a time limit; a daemon, since one that hangs
-    # must not keep the program from ending.
+    # This is a thread because resolving a name has no time limit, and a daemon because one that
+    # hangs must not keep the program from ending.
     thread = threading.Thread(target=work, name="download", daemon=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)  # torchvision sets none

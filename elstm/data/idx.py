@@ -1,4 +1,4 @@
-"""Read IDX files, the format of MNIST and its relatives, and say plainly where one is damaged.
+"""Reads IDX files, the format of MNIST and its relatives, and reports damaged ones.
 
 Format: two zero bytes, the type of the entries, the number of dimensions, each dimension as a
 big-endian uint32, then the entries in C order (Y. LeCun, yann.lecun.com/exdb/mnist).
@@ -23,18 +23,18 @@ UNSIGNED_BYTE = 0x08  # the format's code for uint8, the only type these data se
 
 
 def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
-    """The entries of an IDX file of unsigned bytes; nothing is written, a .gz is read in memory.
+    """Reads the entries of an IDX file of unsigned bytes; a .gz is unpacked in memory.
 
     Args:
         path: the file, gzip'd if its name ends in `.gz`.
         shape: the dimensions that it has to have, None for any: (None, 28, 28).
 
     Returns: a read-only uint8 array.
-    Raises: UserError that names the file, what is wrong with it and how to mend it.
+    Raises: UserError that names the file, what is wrong with it and how to repair it.
     """
     content = _file(path)
     start, total = 4 + 4 * len(shape), 0
-    # A few bytes may unpack to any number: no more is unpacked than the header asks for.
+    # A few bytes may unpack to any number, so no more is unpacked than the header says.
     packed = path.suffix == ".gz"
     with gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content) as file:
         try:
@@ -53,7 +53,7 @@ def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
 
 
 def _file(path: Path) -> bytes:
-    """The bytes of a plain file of at most MAX_BYTES."""
+    """Reads a plain file of at most MAX_BYTES."""
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -66,28 +66,28 @@ def _file(path: Path) -> bytes:
 
 
 def _size(path: Path, header: bytes, shape: tuple[int | None, ...]) -> int:
-    """The length of the whole file, unpacked, by its header, once that has proved right."""
+    """Checks a header and returns the length of the unpacked file."""
     length = 4 + 4 * len(shape)
     if len(header) < length:
         raise damaged(path, f"{len(header)} bytes are too few for the header")
     if header[:3] != bytes([0, 0, UNSIGNED_BYTE]):
-        raise damaged(path, f"not an IDX file of unsigned bytes: begins with {header[:4].hex()}")
+        raise damaged(path, f"not an IDX file of unsigned bytes: starts with {header[:4].hex()}")
     if header[3] != len(shape):
         raise damaged(path, f"{header[3]} dimensions instead of {len(shape)}")
     sizes = struct.unpack(f">{len(shape)}I", header[4:length])
     total = length + math.prod(sizes)
-    wrong = any(want not in (None, size) for want, size in zip(shape, sizes, strict=True))
+    wrong = any(need not in (None, size) for need, size in zip(shape, sizes, strict=True))
     if 0 in sizes or wrong or total > MAX_BYTES:
-        wanted = " x ".join("N" if size is None else str(size) for size in shape)
+        expected = " x ".join("N" if size is None else str(size) for size in shape)
         limit = "" if wrong or 0 in sizes else f" of at most {MAX_BYTES:,} bytes"
         raise damaged(
-            path, f"holds {' x '.join(map(str, sizes))} entries instead of {wanted}{limit}"
+            path, f"holds {' x '.join(map(str, sizes))} entries instead of {expected}{limit}"
         )
     return total
 
 
 def damaged(path: Path, what: str) -> UserError:
-    """The error to raise for a file whose content is wrong."""
+    """Returns the error to raise for a file whose content is wrong."""
     return UserError(
         f"{path} is damaged ({what}): put a good copy in its place, or move it elsewhere and run "
         "again, which downloads the published file"

@@ -1,4 +1,4 @@
-"""The image sets: where they come from, and which images train, validate and test."""
+"""Loads image sets, and chooses which images train, validate and test."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class ImageSet:
 
 
 def random_order(n: int, *key: str | int) -> Tensor:
-    """A permutation of 0 ... n - 1 that follows from the key alone, whatever else was drawn."""
-    # Hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) are strangers, for seeds of any size.
+    """Returns a permutation of 0 ... n - 1 that depends on the key alone."""
+    # The key is hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) have unrelated orders.
     digest = hashlib.sha256(repr(key).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
     return torch.randperm(n, generator=generator)
@@ -79,7 +79,7 @@ def load_image_set(name: str, root: str) -> ImageSet:
 
 
 def _load_digits() -> ImageSet:
-    """The 1,797 digits of 8 x 8 pixels that come with scikit-learn: 1,297 / 200 / 300 images.
+    """Loads the 1,797 digits of 8 x 8 pixels that come with scikit-learn: 1,297 / 200 / 300.
 
     30 images of each class test and 20 validate, so that no class weighs more than another; the
     others, 124 to 133 of each, train. With 300 test images, 97 % is known to about one point.
@@ -190,7 +190,7 @@ def _check_published(path: Path, md5: str) -> None:
 
 
 def _differs(unpacked: Path, packed: bytes) -> bool:
-    """Whether a file holds anything else than what `packed` unpacks to; read in pieces."""
+    """Returns whether a file differs from what `packed` unpacks to; both are read in pieces."""
     try:
         with unpacked.open("rb") as file, gzip.open(io.BytesIO(packed)) as other:
             while True:

@@ -249,7 +249,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
 
 
 def mean_and_std(images: Tensor) -> tuple[float, float]:
-    """Of pixels in [0, 1]; exact sums in integers, so the same on every machine."""
+    """Returns mean and standard deviation of pixels in [0, 1], exact sums of integers."""
     counts = torch.bincount(images.flatten(), minlength=256).tolist()
     n = sum(counts)
     total = sum(count * value for value, count in enumerate(counts))

@@ -24,7 +24,7 @@ Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
 
 
 class LabelledRows(Protocol):
-    """One split: what a row holds is the data set's own; each has a label."""
+    """Holds one split; each row has a label, and the data set defines its content."""
 
     labels: Tensor  # int64 (N,)
 
@@ -32,14 +32,14 @@ class LabelledRows(Protocol):
 
 
 class SequenceData(ABC):
-    """A data set, split and ready to be cut into batches of sequences.
+    """Holds a data set in splits, and cuts them into batches of sequences.
 
     All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
     alone and is drawn on the CPU, so that it is the same on every device.
 
     Attributes:
-        name: what runs and reports call it.
-        batch_size: of training.
+        name: the name in runs and reports.
+        batch_size: the size of training batches.
         num_steps: steps that have population statistics of their own.
         input_size: features of a step.
         fingerprint: a checksum of own data as they were read; None for a published set.
@@ -108,7 +108,7 @@ class SequenceData(ABC):
 
     @property
     def packed(self) -> bool:
-        """Whether batches are packed, so that their shapes differ."""
+        """Tells whether batches are packed, so that their shapes differ."""
         return False
 
     def train_rows(
@@ -163,7 +163,7 @@ def to_sequences(
     permutation: Tensor | None = None,
     channels: int = 1,
 ) -> Tensor:
-    """Images as normalised sequences: step t holds pixels t F ... (t + 1) F - 1 of each image.
+    """Turns images into sequences: step t holds pixels t F ... (t + 1) F - 1 of each image.
 
     Args:
         images: uint8 (B, pixels x channels), the channels of a pixel side by side.
@@ -184,7 +184,7 @@ def to_sequences(
 
 @dataclass(frozen=True, eq=False)
 class ImageSequences(SequenceData):
-    """An image set: step t holds pixels t F ... (t + 1) F - 1 of each image."""
+    """Holds an image set: step t has pixels t F ... (t + 1) F - 1 of each image."""
 
     name: str
     class_names: tuple[str, ...]
@@ -223,7 +223,7 @@ class ImageSequences(SequenceData):
         return dataclasses.replace(self, batch_size=batch_size)
 
     def sequences(self, images: Tensor) -> Tensor:
-        """uint8 (B, pixels) -> float32 (T, B, F): normalised, permuted, cut into steps."""
+        """Normalises, permutes and cuts into steps: uint8 (B, pixels) to float32 (T, B, F)."""
         return to_sequences(
             images, self.pixels_per_step, self.mean, self.std, self.permutation, self.channels
         )

@@ -19,7 +19,7 @@ BUCKET_BATCHES = 50  # batches that are sorted by length together
 
 @dataclass(frozen=True, eq=False)
 class SeriesSplit:
-    """Sequences of one split."""
+    """Holds the sequences of one split."""
 
     values: Tensor  # float32 (N, T, F), standardised; zero past a sequence's end
     lengths: Tensor  # int64 (N,), on the CPU, where packing needs them
@@ -37,7 +37,7 @@ class SeriesSplit:
 
 @dataclass(frozen=True, eq=False)
 class SeriesData(SequenceData):
-    """Own data: sequences of numbers.
+    """Holds own data that are sequences of numbers.
 
     Attributes:
         mean, std: of each feature over the steps of the training split, float64 (F,).
@@ -61,7 +61,7 @@ class SeriesData(SequenceData):
 
     @property
     def num_steps(self) -> int:
-        """The longest training sequence; longer ones use the statistics of its last step."""
+        """Returns the length of the longest training sequence; later steps share its last row."""
         return int(self.train.lengths.max())
 
     @property
@@ -70,7 +70,7 @@ class SeriesData(SequenceData):
 
     @cached_property
     def unequal(self) -> bool:
-        """Whether any two sequences differ in length."""
+        """Tells whether any two sequences differ in length."""
         lengths = torch.cat([part.lengths for part in (self.train, self.val, self.test)])
         return bool((lengths != lengths[0]).any())
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written whole or not at all, cut back, locked. Knows no torch."""
+"""Writes files so that a kill leaves them complete, and locks them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def write_atomic(
     sync: bool = True,
     keep: Path | None = None,
 ) -> None:
-    """Puts a new file in the place of `path`: at every moment the old one or the new one is there.
+    """Replaces the file at `path`, which is complete at every moment: the old one or the new one.
 
     Args:
         path: the file; its folder must exist.
         write: the bytes, or a function that writes them to an open file.
-        sync: wait until the disk has them, which a power failure asks for and a kill does not.
-        keep: what was at `path` before is found there afterwards.
+        sync: wait until the disk has the bytes. They then survive a power failure, not only a kill.
+        keep: the earlier content of `path` is there afterwards.
 
     Raises:
         UserError: the disk is full, the folder is read-only or gone. `path` is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path, "; what was there before is unharmed"):
+        with writing(path, "; the file that was there is unharmed"):
             with suppress(
                 FileNotFoundError
-            ):  # a killed process's of this number, or a stranger's link
+            ):  # a killed process's with this number, or another user's link
                 temporary.unlink()
             with temporary.open("xb") as file:
                 if callable(write):
@@ -65,7 +65,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     are replaced is raised after the last one. Only a kill in that moment leaves some of each.
 
     Args:
-        folder: it is made if it does not exist, as are the folders in the names.
+        folder: it is created if it does not exist, as are the folders in the names.
         files: the contents by their names, relative to `folder`, with / between the parts.
 
     Raises:
@@ -73,7 +73,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     temporaries: dict[Path, Path] = {}
     try:
-        with writing(folder, "; what was there before is unharmed"):
+        with writing(folder, "; the file that was there is unharmed"):
             for name, content in files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def _keep(path: Path, keep: Path) -> None:
     try:
         try:
             os.link(path, link)
-        except OSError:  # no hard links here: for a moment there is nothing at `path`
+        except OSError:  # without hard links there is no file at `path` for a moment
             path.replace(keep)
         else:
             link.replace(keep)
@@ -118,7 +118,7 @@ def _keep(path: Path, keep: Path) -> None:
 
 @contextmanager
 def writing(path: Path, note: str = "") -> Iterator[None]:
-    """Turns the errors of the system in writing `path` into one line for the user."""
+    """Turns errors of the system in writing `path` into one message for the user."""
     try:
         yield
     except OSError as error:
@@ -126,7 +126,7 @@ def writing(path: Path, note: str = "") -> Iterator[None]:
 
 
 def refuse_links(*paths: Path) -> None:
-    """What is written in a run folder stays in it, whoever made the folder.
+    """Refuses links, so that files of a run folder lie in it, whoever created the folder.
 
     Raises:
         UserError: one of `paths` is a symbolic link, or neither file nor folder (a pipe, a device).
@@ -153,7 +153,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk with its folder (where folders can be opened)."""
+    """Makes a rename reach the disk, where the system lets folders be opened."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -163,10 +163,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def open_append(path: Path) -> IO[bytes]:
-    """Opens a plain file for appending and reading; it is made if it does not exist.
+    """Opens a plain file for appending and reading; it is created if it does not exist.
 
-    Nothing is written through a link, and no pipe or device is waited for: these are refused when
-    the file is opened, so that nothing can take its place after a check.
+    A link, a pipe or a device is refused when the file is opened, so that nothing can replace the
+    file after a check.
 
     Raises:
         UserError: it cannot be opened, or is no plain file.
@@ -184,7 +184,7 @@ def open_append(path: Path) -> IO[bytes]:
 
 
 def is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one that has the name `path`."""
+    """Returns whether an open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except FileNotFoundError:
@@ -194,11 +194,11 @@ def is_at(file: IO[bytes], path: Path) -> bool:
 def open_locked(path: Path, owner: Path) -> IO[bytes]:
     """Opens `path` for appending and claims it for this process, until it is closed.
 
-    A lock of the file's own (POSIX record lock): a kill leaves nothing behind, and it holds across
-    machines on NFS. Where the system or the file system has no such locks, no claim is made.
+    The claim is a POSIX record lock, which a kill releases and which holds across machines on NFS.
+    If the system or the file system has no such locks, nothing is claimed.
 
     Args:
-        owner: what the user knows it by.
+        owner: the name that an error message shows.
 
     Raises:
         UserError: it cannot be written, or another process has claimed it.
@@ -211,8 +211,8 @@ def open_locked(path: Path, owner: Path) -> IO[bytes]:
     except (BlockingIOError, PermissionError) as error:
         file.close()
         raise UserError(
-            f"{owner} is in use by another process, which is still training there: "
-            "wait for it or end it"
+            f"{owner} is locked by another process, which is still training there: "
+            "wait for it, or stop it"
         ) from error
     except (ImportError, OSError):  # Windows; a file system without locks
         pass
@@ -220,7 +220,7 @@ def open_locked(path: Path, owner: Path) -> IO[bytes]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in `path`, a plain file of at most MAX_JSON; None where none can be read."""
+    """Reads the object in `path`, a plain file of at most MAX_JSON; None if that fails."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_JSON:
             return None

@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 class Damaged(Exception):
-    """A file cannot be used; the message is one line that names it and the reason."""
+    """Reports that a file cannot be used; the message names it and the reason on one line."""
 
 
 def open_regular(path: Path, max_bytes: int) -> IO[str]:

@@ -1,4 +1,4 @@
-"""Claims of names between processes: whoever claims a name first has it until it ends."""
+"""Claims names between processes: the first process that claims a name holds it until it ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Claims:
     a process that ends or is killed. They hold across machines on NFS.
 
     Args:
-        path: the file, which all processes share; it and its folder are made for the first claim.
+        path: the file that all processes share; the first claim creates it and its folder.
     """
 
     def __init__(self, path: Path) -> None:

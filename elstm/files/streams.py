@@ -1,7 +1,7 @@
-"""Standard streams that outlast their reader: closed, a pipe without a reader, a terminal gone.
+"""Makes standard streams outlast their reader, such as a pipe or a terminal that was closed.
 
-Whoever writes to them writes on and learns nothing of it, be it print, logging or tqdm. So a run
-does not end because `| head -1` or a closed terminal has stopped to read what it prints.
+print, logging and tqdm then see no error, so a run does not end because `| head -1` or a closed
+terminal no longer reads its output.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 _NAMES = ("stdin", "stdout", "stderr")
-_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)  # nobody reads any more
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.EINVAL)  # there is no reader any more
 
 
 class _Lasting(io.FileIO):
-    """A descriptor that becomes os.devnull at the first error."""
+    """Writes to a descriptor, which becomes os.devnull at the first error."""
 
     lost: OSError | None = None
 
@@ -34,7 +34,7 @@ class _Lasting(io.FileIO):
 
 
 class Streams:
-    """The streams while `lasting_streams` is entered."""
+    """Holds the streams while `lasting_streams` is active."""
 
     def __init__(self) -> None:
         self.raw: list[_Lasting] = []
@@ -45,7 +45,7 @@ class Streams:
                 getattr(sys, name).flush()
 
     def lost(self) -> OSError | None:
-        """What standard output could not hold, on a full disk; None where only its reader left."""
+        """Returns the error of standard output on a full disk; None if only its reader has gone."""
         self.flush()
         errors = (raw.lost for raw in self.raw if raw.fileno() == 1)
         return next((e for e in errors if e is not None and e.errno not in _GONE), None)
@@ -55,8 +55,8 @@ class Streams:
 def lasting_streams() -> Iterator[Streams]:
     """Opens those of the three streams that are closed, and makes output outlast its reader.
 
-    A descriptor that stays closed would be given to the next file: metrics.csv would then get what
-    a library writes to standard error. Streams that a caller has replaced are left alone.
+    The next file would get a descriptor that stays closed, and metrics.csv could then receive what
+    a library writes to standard error. Streams that a caller has replaced stay as they are.
     """
     for number, name in enumerate(_NAMES):
         if getattr(sys, name) is None:
@@ -89,7 +89,7 @@ def lasting_streams() -> Iterator[Streams]:
 
 
 def _null(number: int) -> None:
-    """Makes a descriptor that of os.devnull."""
+    """Points a descriptor to os.devnull."""
     null = os.open(os.devnull, os.O_RDWR)
     if null == number:
         os.set_inheritable(number, True)

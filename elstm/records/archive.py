@@ -67,7 +67,7 @@ _HEADER = """\
 
 @dataclass(frozen=True, eq=False)
 class ArchivedRun:
-    """One row of an archive, which reads as the run folder did."""
+    """Reads one row of an archive as if it were the run folder."""
 
     name: str  # the run's folder, relative to the archive's
     folder: Path  # where the run folder was, relative to where the archive is now
@@ -97,7 +97,7 @@ class ArchivedRun:
 
 
 class Archive:
-    """An archive in a folder; its curves and other tables are read when a run is first asked.
+    """Reads an archive in a folder; its curves and other tables are read when first needed.
 
     Raises:
         Damaged: archive.yaml or runs.csv is missing or not as `pack` writes it.
@@ -277,7 +277,7 @@ def _values(keys: Sequence[str], cells: Sequence[str], line: int) -> Config:
 
 
 def _is_inner(folder: str) -> bool:
-    """Whether a folder's name leads to one below, on every system."""
+    """Returns whether a folder's name leads to one below, on every system."""
     parts = folder.split("/")
     return len(folder) <= 1000 and not any(
         part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable()

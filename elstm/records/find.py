@@ -81,7 +81,7 @@ def _folders_below(top: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _folders_of_sweep(top: Path) -> Iterator[Path]:
-    """The run folders in top/sweep.csv, which are relative to a folder that holds `top` as well.
+    """Lists the run folders in top/sweep.csv, which are relative to a folder above `top`.
 
     A name that leads out of that folder is passed over.
     """

@@ -36,7 +36,7 @@ def _under_own_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
 
 @_under_own_settings
 def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
-    """|dL/dh_t| over t on a logarithmic scale.
+    """Draws |dL/dh_t| over t on a logarithmic scale.
 
     Args:
         norms: (T,).

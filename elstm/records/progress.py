@@ -1,4 +1,4 @@
-"""The progress of training: a bar on a terminal, lines elsewhere."""
+"""Shows the progress of training: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Epoch, step, loss, validation accuracy, samples per second and time left.
+    """Shows epoch, step, loss, validation accuracy, samples per second and remaining time.
 
-    On a terminal a bar at the bottom, above which log lines scroll; elsewhere a log line at most
-    every 10 s, so that the log of a long run stays short.
+    A terminal has a bar at the bottom, and log lines scroll above it. Otherwise there is a log line
+    at most every 10 s, so that the log of a long run stays short.
 
     Args:
-        steps: of the whole run.
-        done: of them before this process began.
+        steps: number of steps of the full run.
+        done: number of steps before this process started.
         enabled: False: no bar and no such lines.
     """
 
     def __init__(self, steps: int, done: int, max_epochs: int, *, enabled: bool) -> None:
         self.steps, self.max_epochs = steps, max_epochs
-        self.first, self.began = done, time.monotonic()
-        self.last_line = self.began
+        self.first, self.start = done, time.monotonic()
+        self.last_line = self.start
         self.val_accuracy: float | None = None
         self.lines = enabled and not sys.stderr.isatty()
         self.bar: tqdm[None] | None = None
@@ -55,7 +55,7 @@ class Progress:
             self.bar.update()
 
     def show(self, epoch: float, step: int, loss: float, samples_per_second: float) -> None:
-        """At a log point."""
+        """Shows the values of a log point."""
         if self.bar is None and not self.lines:
             return
         label = f"epoch {max(math.ceil(epoch), 1)}/{self.max_epochs}"
@@ -68,7 +68,7 @@ class Progress:
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            left = (now - self.began) / max(step - self.first, 1) * (self.steps - step)
+            left = (now - self.start) / max(step - self.first, 1) * (self.steps - step)
             log.info("%s, step %d/%d, %s, %s left", label, step, self.steps, text, duration(left))
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """75 -> "1:15", 3675 -> "1:01:15"."""
+    """Formats seconds: 75 -> "1:15", 3675 -> "1:01:15"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""status.json: the state of a run in one small file, for people, reports and sweeps.
+"""Writes status.json: the state of a run in one small file, for people, reports and sweeps.
 
     state             running, done, failed, interrupted, or pruned by a search (a killed run stays
                       at running)
@@ -24,7 +24,7 @@
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
     pid, started, updated   UTC, ISO 8601
 
-Accuracies are fractions. What is not known yet is null. The file is replaced as a whole.
+Accuracies are fractions. A value that is not known yet is null. Each update replaces the file.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ def status_path(run_dir: Path) -> Path:
 
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
-    """What RUN_DIR/status.json says; None where there is none that can be read."""
+    """Reads RUN_DIR/status.json; None if there is none that can be read."""
     return read_json(status_path(run_dir))
 
 
 class Status:
-    """The status of a run that is going on; `update` writes it.
+    """Holds the status of an active run; `update` writes it.
 
     Args:
         run_dir: the run's folder.
-        active: False on all processes of a run but the first: nothing is written.
+        active: False on all ranks but 0: nothing is written.
     """
 
     def __init__(self, run_dir: Path, *, active: bool = True) -> None:
@@ -112,11 +112,11 @@ class Status:
             self.update(state=state, error=line)
 
     def set(self, **fields: Any) -> None:
-        """Without writing; what the file has no field for is left out."""
+        """Sets fields without writing them; unknown ones are dropped."""
         self.fields.update({k: v for k, v in fields.items() if k in _EMPTY})
 
     def update(self, **fields: Any) -> None:
-        """Sets and writes. Raises UserError where it cannot be written."""
+        """Sets and writes. Raises UserError if the file cannot be written."""
         self.set(**fields, updated=now())
         if self.active:
             values = {k: None if _undefined(v) else v for k, v in self.fields.items()}
@@ -125,7 +125,7 @@ class Status:
 
 
 def _undefined(value: Any) -> bool:
-    """NaN and the infinities, which JSON has no way to write."""
+    """Returns whether a value is NaN or infinite, which JSON cannot hold."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -135,7 +135,7 @@ def now() -> str:
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """Of what numbers depend on; read without importing it."""
+    """Reads the versions of packages that affect results, without importing them."""
     found = {"python": platform.python_version(), "elstm": elstm.__version__}
     for name in ("torch", "accelerate", "numpy", "hydra-core", "tensorboard"):
         try:
@@ -147,10 +147,10 @@ def versions() -> dict[str, str]:
 
 @lru_cache
 def git_state() -> dict[str, Any]:
-    """git_commit, and whether files that git knows differ from it (git_dirty)."""
+    """Returns git_commit, and whether tracked files differ from it (git_dirty)."""
     folder = Path(elstm.__file__).parent
     try:
-        # An installed copy may lie inside somebody else's repository, which does not track it.
+        # An installed copy may lie in another repository, which does not track it.
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         commit = _git(folder, "rev-parse", "HEAD")
         dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))

@@ -24,15 +24,15 @@ TABLES = {
 
 
 class StoredRun(Protocol):
-    """A run on disk. Each method raises `Damaged` if what it reads is missing or unusable."""
+    """Reads a run on disk. Each method raises `Damaged` if a file is missing or unusable."""
 
     @property
     def name(self) -> str:
-        """The path that a report shows, as one line."""
+        """Returns the path that a report shows, as one line."""
 
     @property
     def folder(self) -> Path:
-        """The run folder, or the place where it was before it was archived."""
+        """Returns the run folder, or the place where it was before it was archived."""
 
     def config(self) -> Config:
         """Returns all settings, flat."""
@@ -46,7 +46,7 @@ class StoredRun(Protocol):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder as elstm-train writes it."""
+    """Reads a run folder as elstm-train writes it."""
 
     name: str
     folder: Path

@@ -1,8 +1,8 @@
-"""Writes a CSV file row by row, and takes it back to what it was at a checkpoint.
+"""Writes a CSV file row by row, and restores it to its content at a checkpoint.
 
-Other programs have the file too: a spreadsheet changes line ends, somebody deletes it. So a
-checkpoint holds the size and the SHA-256 of what was written. A file that is not as it was left is
-copied aside before anything in it changes.
+Other programs may change the file: a spreadsheet rewrites line ends, a user deletes it. Therefore a
+checkpoint holds the size and the SHA-256 of its content. A file that was changed is copied aside
+before anything in it is overwritten.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import IO, Any
 
 from elstm.files import atomic as files
 
-MAX_BYTES = 2**29  # four million rows; of more nothing is recovered
+MAX_BYTES = 2**29  # four million rows; nothing is recovered from a larger file
 
 log = logging.getLogger(__name__)
 
 
 class TableFile:
-    """A CSV file with a header, open for appending.
+    """Appends rows to a CSV file with a header.
 
     Args:
-        path: the file; it is made if it does not exist.
+        path: the file; it is created if it does not exist.
         columns: its header.
         owner: the folder that this process claims with a lock on the file; None: no lock.
     """
@@ -45,13 +45,13 @@ class TableFile:
         self.size, self.digest = 0, hashlib.sha256()
 
     def restore(self, size: int, sha256: str | None, step: int) -> bool:
-        """Takes the file back to its first `size` bytes.
+        """Cuts the file back to its first `size` bytes.
 
         Args:
             sha256: of these bytes; None: an older checkpoint, which holds none.
             step: of the checkpoint.
 
-        Returns: whether all rows up to the checkpoint are there.
+        Returns: whether the file holds all rows up to the checkpoint.
         """
         with files.writing(self.path):
             found = os.fstat(self.file.fileno()).st_size
@@ -79,7 +79,7 @@ class TableFile:
         return not text or (text.endswith(b"\n") and b"\r" not in text and self._are_rows(text))
 
     def _are_rows(self, text: bytes) -> bool:
-        """Whether all complete lines have this table's cells; a kill may leave half a line."""
+        """Tells whether all complete lines have this table's cells; a kill may cut one."""
         lines = text.split(b"\n")[:-1]
         return all(line.count(b",") == len(self.columns) - 1 for line in lines)
 
@@ -93,7 +93,7 @@ class TableFile:
         if rows.fieldnames != self.columns:
             self._replace(b"")
             return False
-        kept = []
+        rows_before = []
         for row in rows:
             cells = list(row.values())
             if len(row) != len(self.columns) or not all(isinstance(c, str) for c in cells):
@@ -101,8 +101,8 @@ class TableFile:
             # Training rows of the checkpoint's step are older than it; evaluations may not be.
             at = row["step"]
             if at.isdecimal() and int(at) < step + bool(row.get("train_loss")):
-                kept.append(cells)
-        self._replace(b"".join(map(_line, kept)))
+                rows_before.append(cells)
+        self._replace(b"".join(map(_line, rows_before)))
         return False
 
     def _replace(self, rows: bytes) -> None:

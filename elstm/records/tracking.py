@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics.csv, norms.csv, over_time.csv and the TensorBoard event file.
+"""Writes the records of a run: metrics.csv, norms.csv, over_time.csv and TensorBoard's event file.
 
 metrics.csv has one row per log point of training, one per evaluation, and at the end one for the
 test; a cell is empty where a row does not measure. Accuracies are fractions.
@@ -10,7 +10,7 @@ test; a cell is empty where a row does not measure. Accuracies are fractions.
     lr                       learning rate of the last step
     train_loss               mean cross-entropy over the steps since the last log point
     train_accuracy           likewise, on the batches as they were trained on
-    grad_norm                likewise, norm of the whole gradient before clipping
+    grad_norm                likewise, norm of the full gradient before clipping
     samples_per_second       likewise, over train_seconds
     val_loss, val_accuracy   with population statistics
     val_accuracy_batch_stats with the statistics of each evaluation batch
@@ -29,7 +29,7 @@ norms.csv has a row for each batch normalisation at each evaluation:
     spread                   sqrt of the population variance, meaned over time steps and units
 
 over_time.csv has a row for each time step, as the latest evaluation found it on 64 training images
-(`elstm.nn.over_time`), and is replaced as a whole:
+(`elstm.nn.over_time`); each evaluation replaces the file:
 
     t                        1 to T
     gradient                 |dL/dh_t|
@@ -39,7 +39,7 @@ The event file has the scalars of the rows of metrics.csv (`elstm.records.tags` 
 evaluation, of a long run at about 100 of them, it has histograms of every normalisation and a
 picture of |dL/dh_t|: 20 KB or more.
 
-All but over_time.csv are appended to. A resume takes the CSV files back to what they were at its
+All but over_time.csv are appended to. A resume restores the CSV files to their content at its
 checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
 lost, doubled or out of order. A file that another program changed is copied aside first, with a
 warning. A file that is removed during the run is written again, with a warning.
@@ -126,12 +126,12 @@ class Tracker:
         tables = {"metrics": self._csv}
         if known.get("norms") or os.path.lexists(self.norms_path):
             tables["norms"] = self._norms = TableFile(self.norms_path, NORM_COLUMNS)
-        whole = True
+        complete = True
         for name, table in tables.items():
-            whole &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
+            complete &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
         self._events = EventFile(self.run_dir, step, known.get("events"))
         self._tags = tags_after(self._events.tags)
-        if not whole or self._events.missing:
+        if not complete or self._events.missing:
             log.warning(
                 "metrics.csv, norms.csv or the event file in %s is not complete up to the "
                 "checkpoint: their curves have a gap",
@@ -148,7 +148,7 @@ class Tracker:
         self.flush()
 
     def log(self, position: Mapping[str, float], values: Mapping[str, float]) -> None:
-        """One row and its scalars.
+        """Writes one row and its scalars.
 
         Args:
             position: epoch, step, train_seconds and wall_seconds.
@@ -165,7 +165,7 @@ class Tracker:
     def log_norms(
         self, model: nn.Module, position: Mapping[str, float], *, histograms: bool = True
     ) -> None:
-        """The row of every normalisation; histograms of γ, β and the running statistics."""
+        """Writes a row for each normalisation, and histograms of γ, β and running statistics."""
         if self._events is None:
             return
         step = int(position["step"])
@@ -201,7 +201,7 @@ class Tracker:
         self._norms.write_row([*at, name, *cells, f"{spread:.6g}"])
 
     def write_over_time(self, columns: Mapping[str, np.ndarray]) -> None:
-        """over_time.csv, anew.
+        """Replaces over_time.csv.
 
         Args:
             columns: (T,) each.
@@ -274,7 +274,7 @@ class Tracker:
         return {**self._csv.mark("metrics"), **norms, "events": self._events.total()}
 
     def close(self) -> None:
-        """Never fails, so that it cannot hide the error that ended the run."""
+        """Closes all files. It never fails, so it cannot hide the error that ended the run."""
         for record in self._open_records():
             try:
                 record.file.close()
@@ -288,7 +288,7 @@ class Tracker:
 
 
 def hparams(config: Config) -> dict[str, int | float | str]:
-    """The config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128, ...}.
+    """Returns the config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128}.
 
     Settings that are null or do not change the result are left out.
     """
@@ -303,7 +303,7 @@ def hparams(config: Config) -> dict[str, int | float | str]:
         for k, v in flat.items()
         if v is not None and k not in left_out and k.partition(".")[0] not in left_out
     }
-    # The table would show a truth value as the number 0.0000.
+    # The table shows a bool as the number 0.0000, so bools become texts.
     return {k: str(v).lower() if isinstance(v, bool) else v for k, v in kept.items()}
 
 

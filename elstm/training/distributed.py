@@ -19,7 +19,6 @@ import threading
 import time
 import traceback
 from datetime import timedelta
-from typing import Any
 
 import torch
 from torch import distributed
@@ -27,6 +26,7 @@ from torch import distributed
 from elstm.cli import summary
 from elstm.errors import OtherProcessError, UserError
 from elstm.training.ranks import Ranks
+from elstm.training.torch_private import default_store
 
 SILENT_SECONDS = 10.0  # before a log line says that the others are waited for
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -94,17 +94,12 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def _store() -> Any:
-    """What all processes of the job read and write."""
-    return distributed.distributed_c10d._get_default_store()
-
-
 def shared_text(text: str, ranks: Ranks) -> str:
     """Rank 0's text, in all processes; they have joined before."""
     if ranks.main:
-        _store().set("elstm/text", text)
+        default_store().set("elstm/text", text)
         return text
-    return str(_store().get("elstm/text").decode())
+    return str(default_store().get("elstm/text").decode())
 
 
 def first_failure(error: Exception) -> Exception:
@@ -115,7 +110,7 @@ def first_failure(error: Exception) -> Exception:
     if not (distributed.is_available() and distributed.is_initialized()):
         return error
     try:
-        store = _store()
+        store = default_store()
         if store.add("elstm/failed", 1) == 1:
             if "by peer" in str(error):  # gloo's words; no other process could say why
                 error = UserError(

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from elstm.data.sequences import Inputs
+from elstm.training.torch_private import norms_of
 
 
 class StepResult(NamedTuple):
@@ -88,6 +89,6 @@ def clip_gradients(
     """
     accelerator.unscale_gradients()  # in fp16
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = torch.stack(norms_of(gradients))
     torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, torch.linalg.vector_norm(norms))
     return norms

@@ -76,7 +76,7 @@ def recurrence(call: Call) -> Results:
     elif keep:
         # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
         contiguous = [None if t is None else t.contiguous() for t in learned]
-        given = _Recurrence.apply(without_learned(call), constants, *contiguous)
+        given = _CpuRecurrence.apply(without_learned(call), constants, *contiguous)
     else:
         results = library.forward(constants, _contiguous(learned), False)
         given = (*results[:3], *results.statistics)
@@ -99,7 +99,7 @@ def _constants(call: Call) -> Constants:
     )
 
 
-class _Recurrence(torch.autograd.Function):
+class _CpuRecurrence(torch.autograd.Function):
     """The recurrence in eager mode: a custom op takes several times as long around it."""
 
     @staticmethod

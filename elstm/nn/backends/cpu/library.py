@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elstm.nn.backends.cpu import build, check, memory
-from elstm.nn.backends.cpu.structs import CallStruct, Pool, prototypes
+from elstm.nn.backends.cpu.structs import CallStruct, ThreadPool, prototypes
 
 log = logging.getLogger(__name__)
 
@@ -211,5 +211,5 @@ def _call(constants: Constants, learned: Learned, results: Computed) -> CallStru
     kept = (results.output, results.h_n, results.c_n, *results.kept)
     for name, tensor in zip(CallStruct.results, kept, strict=True):
         setattr(call, name, _pointer(tensor))
-    call.pool = Pool(*openmp())
+    call.pool = ThreadPool(*openmp())
     return call

@@ -3,7 +3,7 @@
 import ctypes
 
 
-class Pool(ctypes.Structure):
+class ThreadPool(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("parallel", "thread", "threads")]
 
 
@@ -34,7 +34,7 @@ class CallStruct(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in results),
         *((name, ctypes.c_void_p) for name in gradients),
         ("workspace", ctypes.c_void_p),
-        ("pool", Pool),
+        ("pool", ThreadPool),
     ]
 
 

@@ -63,7 +63,7 @@ def recurrence(call: Call) -> Results:
     # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
     learned = [None if t is None else t.float().contiguous() for t in learned_of(call)]
     with torch.autocast(x.device.type, enabled=False):
-        output, h_n, c_n = _Recurrence.apply(plan, without_learned(call), *learned)
+        output, h_n, c_n = _TritonRecurrence.apply(plan, without_learned(call), *learned)
     statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
     return Results(output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None))
 
@@ -132,7 +132,7 @@ class _Plan(NamedTuple):
 _PARAMETERS = ("bias", "gamma_ih", "gamma_hh", "gamma_c", "beta_c")
 
 
-class _Recurrence(torch.autograd.Function):
+class _TritonRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, call: Call, *learned: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, h_0, c_0, weight_ih, weight_hh, *parameters = learned
