@@ -168,8 +168,8 @@ def test_resume_goes_on_in_the_folder(training, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["seed=3", "trainer.resume=RUN"], "seed=3: trainer.resume=RUN_DIR goes alone"),
-        (["-m", "trainer.resume=RUN"], "-m: trainer.resume=RUN_DIR goes alone"),
+        (["seed=3", "trainer.resume=RUN"], "seed=3: trainer.resume=RUN_DIR can only be combined with"),
+        (["-m", "trainer.resume=RUN"], "-m: trainer.resume=RUN_DIR can only be combined with"),
         (["trainer.resume=nowhere"], "nowhere: there is no such folder"),
         (["trainer.resume=."], "is not a run folder"),
         (["trainer.resume="], "has to be a run's folder"),

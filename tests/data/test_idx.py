@@ -38,7 +38,7 @@ DAMAGED = {
     "a web page": (b"<!DOCTYPE html><title>Log in</title>", "not an IDX file of unsigned bytes"),
     "first zero": (changed(0, 1), "not an IDX file"),
     "second zero": (changed(1, 1), "not an IDX file"),
-    "type int16": (changed(2, 0x0B), "not an IDX file of unsigned bytes: begins with 00000b03"),
+    "type int16": (changed(2, 0x0B), "not an IDX file of unsigned bytes: starts with 00000b03"),
     "dimensions": (changed(3, 1), "1 dimensions instead of 3"),
     "count too large": (changed(4, 255), "instead of N x 28 x 28 of at most 256,000,000 bytes"),
     "count above": (changed(7, 6), "3,936 bytes (unpacked) instead of 4,720"),

@@ -233,7 +233,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="is in use by another process"):
+        with pytest.raises(UserError, match="is locked by another process"):
             Tracker(tmp_path)
         other.communicate("")
     Tracker(tmp_path).close()

@@ -146,7 +146,7 @@ def test_several_trials_together(training, monkeypatch):
         (["model=lstm,bn_lstm", "model.eps=interval(0.1,1)"], "model.eps"),
         (["optimizer.lr=interval(1,0.1)"], "from a number to a higher one"),
         (["model.gamma_c=tag(log,interval(0,1))"], "above 0"),
-        (["seed=0"], "something to vary"),
+        (["seed=0"], "needs a range or a choice"),
         (["sweep.fail_fast=true,false"], "one value"),
         ([LR, "sweep.rerun=true"], "sweep.rerun"),
         ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: has to be an integer"),
@@ -190,7 +190,7 @@ def test_ranges_have_the_types_of_the_config():
     assert text == {"model.hidden_size": "5", "optimizer.lr": "1.235", "seed": "2"}
     narrow = space("optimizer.lr=interval(0.12345,0.12346)")
     assert narrow.texts({"optimizer.lr": 0.123455}) == {"optimizer.lr": "0.12346"}  # never outside
-    with pytest.raises(UserError, match="whole numbers"):
+    with pytest.raises(UserError, match="takes integers"):
         space("seed=interval(0,2.5)")
 
 

@@ -84,7 +84,7 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
         (["hydra.verbose=true,false"], "cannot vary Hydra's own"),
         (["sweep.rerun=true,false"], "one value"),
         (["model=lstm,_target_"], "refused"),
-        (["trainer.resume=a,b"], "goes alone"),
+        (["trainer.resume=a,b"], "can only be combined with"),
         (["hydra.sweep.dir=${nowhere}"], "hydra.sweep.dir"),
         (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs"),
     ],
