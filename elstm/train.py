@@ -212,7 +212,8 @@ def _resume_settings(
         if key not in may and not may_extend(key):
             raise UserError(
                 f"{show(argument)}: trainer.resume=RUN_DIR can only be combined with "
-                f"{', '.join(sorted(may))}, or, to extend the run, with {', '.join(EXTENDING)}, scheduler; anything else "
+                f"{', '.join(sorted(may))}, or, to extend the run, with "
+                f"{', '.join(EXTENDING)}, scheduler; anything else "
                 "would change what has been trained already: start a new run for it"
             )
     if not arguments:

@@ -168,7 +168,10 @@ def test_resume_goes_on_in_the_folder(training, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["seed=3", "trainer.resume=RUN"], "seed=3: trainer.resume=RUN_DIR can only be combined with"),
+        (
+            ["seed=3", "trainer.resume=RUN"],
+            "seed=3: trainer.resume=RUN_DIR can only be combined with",
+        ),
         (["-m", "trainer.resume=RUN"], "-m: trainer.resume=RUN_DIR can only be combined with"),
         (["trainer.resume=nowhere"], "nowhere: there is no such folder"),
         (["trainer.resume=."], "is not a run folder"),

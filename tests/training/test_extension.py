@@ -166,7 +166,10 @@ def test_a_plateau_begins_or_ends_with_an_extension(run: Path) -> None:
         (["trainer.max_epochs=4", "scheduler=cosin"], "cosine"),
         (["trainer.max_epochs=4", "optimizer.weight_decay=1"], "optimizer.weight_decay=1: "),
         (["trainer.max_epochs=4", "trainer.precision=bf16"], "would change what has been trained"),
-        (["trainer.max_epochs=4", "trainer=gpu"], "trainer=gpu: trainer.resume=RUN_DIR goes alone"),
+        (
+            ["trainer.max_epochs=4", "trainer=gpu"],
+            "trainer=gpu: trainer.resume=RUN_DIR can only be combined with",
+        ),
     ],
 )
 def test_what_cannot_be_extended_is_refused_and_the_run_stays(

@@ -44,15 +44,17 @@ def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
         if bias is not None:
             z_x = z_x + bias.float()
         active = None if batch_sizes is None else places(batch_sizes, x).counts
-        plan = _Plan(active, float(norm_hh.eps), float(norm_c.eps), torch.is_grad_enabled())
+        plan = _LayerNormPlan(
+            active, float(norm_hh.eps), float(norm_c.eps), torch.is_grad_enabled()
+        )
         norms = norm_hh.weight, norm_hh.bias, norm_c.weight, norm_c.bias
         tensors = z_x, h_0, c_0, weight_hh, *norms
-        results = _Recurrence.apply(plan, *(tensor.float() for tensor in tensors))
+        results = _LayerNormRecurrence.apply(plan, *(tensor.float() for tensor in tensors))
     output, h_n, c_n = (part.to(projected.dtype) for part in results)
     return output, h_n, c_n
 
 
-class _Plan(NamedTuple):
+class _LayerNormPlan(NamedTuple):
     """What does not take part in differentiation."""
 
     active: Tensor | None  # batch_sizes on the device, (T,) int32
@@ -79,9 +81,9 @@ def rows_of(batch: int) -> int:
     return 1 << (max(1, -(-batch // _PROGRAMS)) - 1).bit_length()
 
 
-class _Recurrence(torch.autograd.Function):
+class _LayerNormRecurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, plan: _LayerNormPlan, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z_x, h_0, c_0, weight_hh, a_h, b_h, a_c, b_c = (part.contiguous() for part in inputs)
         steps, (batch, hidden) = z_x.shape[0], h_0.shape
         states, cells = (z_x.new_empty(steps + 1, batch, hidden) for _ in range(2))
