@@ -348,6 +348,8 @@ def test_cuda_graph(packed: bool) -> None:
             assert torch.equal(found, expected), name
 
 
+# torch's own capture computes gradients on another stream than the parameters' own.
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")
 @needs_gpu
 def test_make_graphed_callables() -> None:
     layer, x = ELSTMBN(3, 20, max_steps=4).cuda(), torch.randn(4, 6, 3, device="cuda")
@@ -367,6 +369,7 @@ def test_make_graphed_callables() -> None:
         torch.testing.assert_close(buffer, own, msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @needs_gpu
 def test_packed_batches_do_not_wait_for_the_gpu() -> None:
     layer = ELSTMBN(3, 20, 2, max_steps=4, bidirectional=True).cuda()
