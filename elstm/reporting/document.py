@@ -58,12 +58,24 @@ class Table:
 
 
 @dataclass(frozen=True)
+class CurveLine:
+    """One line of a figure, which a reader of the HTML page can hover over and hide."""
+
+    label: str
+    colour: str
+    dash: str  # as in SVG; empty for a solid line
+    x: list[float]
+    y: list[float]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A figure at `path` beside the report; the HTML page holds the SVG itself."""
 
     path: str  # of the PNG, relative to the report
     svg: bytes
     caption: str
+    curves: Sequence[CurveLine] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from elstm.records.drawing import FigureCanvasAgg, own_settings
 from elstm.reporting import wording
+from elstm.reporting.document import CurveLine
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
@@ -39,16 +40,10 @@ def curves_figure(
     only some of the seeds have a point, the mean of those is a thin line without a band. Of fewer
     than `MIN_SEEDS` seeds, each is a thin line of its own.
     """
-    bands: list[tuple[Group, Band]] = []
-    drawn: list[Group] = []
-    for group in groups:
-        curves = [curve_of(run) for run in group.runs]
-        measured = [(c.epoch, c.seconds, c.value) for c in curves if len(c)]
-        lines = [[one] for one in measured] if len(measured) < MIN_SEEDS else [measured]
-        bands += [(group, band(line)) for line in lines]
-        drawn += [group] if measured else []
+    bands = _bands(groups, curve_of)
     if not bands:
         return None
+    drawn = list(dict.fromkeys(group for group, _ in bands))
     scale = 100.0 if percent else 1.0
     latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
     per_unit, unit = time_unit(latest)
@@ -81,6 +76,35 @@ def curves_figure(
             _log_axis(left, np.concatenate([b.mean for _, b in bands]))
         legend_below(figure, [(_legend(group), group_styles[group.label]) for group in drawn])
     return figure
+
+
+def curve_lines(
+    groups: Sequence[Group],
+    group_styles: dict[str, GroupStyle],
+    curve_of: Callable[[Run], Curve],
+    *,
+    percent: bool,
+) -> list[CurveLine]:
+    """Returns the lines of `curves_figure` as numbers."""
+    lines = []
+    for group, b in _bands(groups, curve_of):
+        style = group_styles[group.label]
+        kept = np.isfinite(b.mean)
+        dash = "" if isinstance(style.line, str) else " ".join(f"{2 * d:g}" for d in style.line[1])
+        y = [float(f"{value:.5g}") for value in b.mean[kept] * (100.0 if percent else 1.0)]
+        lines.append(CurveLine(group.label, style.colour, dash, b.x[kept].tolist(), y))
+    return lines
+
+
+def _bands(groups: Sequence[Group], curve_of: Callable[[Run], Curve]) -> list[tuple[Group, Band]]:
+    """Returns the mean over a group's seeds, or each of fewer than `MIN_SEEDS` seeds."""
+    bands: list[tuple[Group, Band]] = []
+    for group in groups:
+        curves = [curve_of(run) for run in group.runs]
+        measured = [(c.epoch, c.seconds, c.value) for c in curves if len(c)]
+        lines = [[one] for one in measured] if len(measured) < MIN_SEEDS else [measured]
+        bands += [(group, band(line)) for line in lines if line]
+    return bands
 
 
 def accuracy_figure(

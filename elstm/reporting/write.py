@@ -12,7 +12,7 @@ from elstm.cli import plural
 from elstm.errors import UserError
 from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
-from elstm.reporting.document import Block, Picture, anchored, to_markdown
+from elstm.reporting.document import Block, CurveLine, Picture, anchored, to_markdown
 from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
@@ -103,13 +103,18 @@ def _pictures(
         f"than {MIN_SEEDS}, or the mean of only some seeds."
     )
 
-    def picture(kind: str, draw: Callable[[], Figure | None], caption: str) -> Picture | None:
+    def picture(
+        kind: str,
+        draw: Callable[[], Figure | None],
+        caption: str,
+        lines: Callable[[], Sequence[CurveLine]] = tuple,
+    ) -> Picture | None:
         figure = draw() if chosen is None or kind in chosen else None
         if figure is None:
             return None
         path = f"figures/{name}-{kind}"
         files[f"{path}.png"], files[f"{path}.svg"] = style.render(figure)
-        return Picture(f"{path}.png", files[f"{path}.svg"], f"{title}: {caption}")
+        return Picture(f"{path}.png", files[f"{path}.svg"], f"{title}: {caption}", lines())
 
     return Pictures(
         validation=picture(
@@ -124,6 +129,9 @@ def _pictures(
                 times=times,
             ),
             f"validation accuracy {against}. {seeds}",
+            lambda: figures.curve_lines(
+                groups, group_styles, lambda run: run.validation, percent=True
+            ),
         ),
         loss=picture(
             "training-loss",
@@ -137,6 +145,7 @@ def _pictures(
                 times=times,
             ),
             f"training loss (mean over each epoch) {against}. {seeds}",
+            lambda: figures.curve_lines(groups, group_styles, lambda run: run.loss, percent=False),
         ),
         accuracy=picture(
             "test-accuracy",
