@@ -30,7 +30,8 @@ PROG = "elstm-predict"
 DESCRIPTION = """\
 Classifies image files with the model of a run and writes CSV: file, predicted class, its
 probability, and the probability of every class. The pictures are turned upright by their EXIF data
-and scaled to the size of the model's images.
+and scaled to the size of the model's images. With a run on own sequences (data=arrays, table or
+ts), it reads files of that format and writes id and label of each sequence in place of the file.
 """
 INVERT = {"auto": None, "yes": True, "no": False}
 BATCH = 256  # images predicted at once
@@ -46,9 +47,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
-        "images", type=home_path, nargs="*", metavar="IMAGE|FOLDER",
+        "images", type=home_path, nargs="*", metavar="FILE|FOLDER",
         help="image files; of a folder all files whose names end like an image's, except hidden "
-        "ones",
+        "ones. For a run on own sequences: files in the format that it was trained on; labels may "
+        "be missing",
     )  # fmt: skip
     parser.add_argument(
         "--recursive", action="store_true", help="take images from sub-folders as well"
@@ -80,11 +82,14 @@ def _with_values(words: list[str]) -> Iterator[str]:
 
 
 def _main(args: argparse.Namespace) -> int:
+    from elstm.config.data_options import SeriesConfig
     from elstm.training.trained import load_trained  # and with it torch: --help answers at once
 
     require_one_process(PROG)
-    paths = list(_files(args.images, args.recursive))
     trained = load_trained(args.run_dir, args.checkpoint)
+    if isinstance(trained.config.data, SeriesConfig):
+        return _predict_series(args, trained)
+    paths = list(_files(args.images, args.recursive))
     predictor = _Predictor(trained, invert=INVERT[args.invert], fit=args.fit)
     if args.output is None:
         predictor.run(paths, sys.stdout)
@@ -101,6 +106,22 @@ def _main(args: argparse.Namespace) -> int:
     if predictor.bad:
         say(f"{PROG}: error: {predictor.bad} of {len(paths)} files could not be read")
     return FAILED if predictor.bad else 0
+
+
+def _predict_series(args: argparse.Namespace, trained: Any) -> int:
+    """Predicts the sequences of files; returns the exit code."""
+    from elstm.commands.predict_series import check_options, write_predictions
+
+    check_options(args)
+
+    def write(out: TextIO) -> None:
+        write_predictions(trained, args.images, csv.writer(_Rows(out)), out.isatty())
+
+    if args.output is None:
+        write(sys.stdout)
+    else:
+        _write_output(args.output, write)
+    return 0
 
 
 def _files(given: Sequence[Path], recursive: bool) -> Iterator[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from elstm.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FLOAT32_BYTES = 4
+UNLABELLED = ""  # of a sequence without a label, which is only predicted
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,23 @@ class LabelledSet:
 
 # By split; a source that has no splits of its own holds one set under the name "all".
 Source = dict[str, LabelledSet]
+
+
+def with_features(part: LabelledSet, names: Sequence[str], what: str) -> LabelledSet:
+    """Returns the set with its features in the order of `names`; files without names stay.
+
+    Raises:
+        UserError: the set has other features.
+    """
+    if not names or not part.features or tuple(names) == part.features:
+        return part
+    if sorted(names) != sorted(part.features):
+        raise UserError(
+            f"{what} has the features {', '.join(part.features[:20])}, and the training data have "
+            f"{', '.join(names[:20])}"
+        )
+    order = [part.features.index(name) for name in names]
+    return replace(part, values=part.values[:, :, order], features=tuple(names))
 
 
 def label_text(value: object) -> str:

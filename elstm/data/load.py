@@ -15,7 +15,7 @@ from torch import Tensor
 from elstm.data import preparing
 from elstm.data.catalog import READERS, DataOptions, check_own_sizes, check_sizes
 from elstm.data.image_sets import Split, load_image_set, random_order, stratified
-from elstm.data.labelled import LabelledSet, Source
+from elstm.data.labelled import LabelledSet, Source, with_features
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
@@ -50,8 +50,11 @@ def moved(options: Any, place: str) -> Any:
     return replace(options, **{name: place})
 
 
-def read_own(options: Any) -> Source:
+def read_own(options: Any, *, labelled: bool = True) -> Source:
     """Reads the files of own data.
+
+    Args:
+        labelled: False: sequences without labels are read too, by readers that can.
 
     Raises:
         UserError: they are not there, or not as the option of the group `data` says.
@@ -61,7 +64,9 @@ def read_own(options: Any) -> Source:
             f"data.path={options.path}: there is no such file or folder; set data.path= to where "
             "the data lie"
         )
-    source: Source = import_module(READERS[options.source]).read(options)
+    reader = import_module(READERS[options.source])
+    read = reader.read if labelled else getattr(reader, "read_unlabelled", reader.read)
+    source: Source = read(options)
     return source
 
 
@@ -125,6 +130,11 @@ def _series(
         raise UserError(
             f"{options.path}: the splits have different numbers of features: {features}"
         )
+    names_of_features = parts["train"].features
+    parts = {
+        name: with_features(part, names_of_features, f"the {name} split of {options.path}")
+        for name, part in parts.items()
+    }
     parts = preparing.fill_missing(parts, options.missing)
     mean, std = preparing.moments(parts["train"])
     if not options.standardize:
@@ -156,6 +166,7 @@ def _series(
         fingerprint=checksum,
         description=description,
         bucket=options.bucket,
+        features=names_of_features,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from elstm.data import preparing
 from elstm.data.image_sets import Split
-from elstm.data.labelled import LabelledSet
+from elstm.data.labelled import UNLABELLED, LabelledSet, with_features
 from elstm.data.load import labels_of, moved, read_own
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
@@ -49,20 +50,38 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
     return _series(options, part, facts, names, path)
 
 
+def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
+    """Returns the sequences of files, labelled or not, as a model takes them and as they were read.
+
+    All splits of the files are taken, one behind the other. Labels are not checked.
+
+    Args:
+        options, facts, path: see `load_other`.
+
+    Raises:
+        UserError: the files cannot be read, or do not fit the model.
+    """
+    source = read_own(moved(options, path), labelled=False)
+    parts = [with_features(part, facts.get("features", ()), path) for part in source.values()]
+    for each in parts:
+        _check_features(each, facts, path)
+    part = preparing.joined(parts)
+    plain = replace(part, labels=(UNLABELLED,) * len(part))
+    return _series(options, plain, facts, tuple(facts["class_names"]), path), part
+
+
 def _series(
     options: Any, part: LabelledSet, facts: dict[str, Any], names: tuple[str, ...], path: str
 ) -> SeriesData:
-    features = part.values.shape[2]
-    if features != facts["input_size"]:
-        raise UserError(
-            f"{path} has {features} features, and the run was trained on {facts['input_size']}"
-        )
+    part = with_features(part, facts.get("features", ()), path)
+    _check_features(part, facts, path)
     (part,) = preparing.fill_missing({"data": part}, options.missing).values()
     mean, std = (torch.tensor(facts[name], dtype=torch.float64) for name in ("mean", "std"))
+    unlabelled = torch.zeros(len(part), dtype=torch.int64)
     split = SeriesSplit(
         preparing.standardized(part, mean.numpy(), std.numpy()),
         torch.from_numpy(part.lengths),
-        labels_of(part, names),
+        unlabelled if UNLABELLED in part.labels else labels_of(part, names),
         part.ids,
     )
     return SeriesData(
@@ -88,3 +107,11 @@ def _images(
         permutation=facts["permutation"], batch_size=options.batch_size,
         train=split, val=split, test=split, channels=options.channels,
     )  # fmt: skip
+
+
+def _check_features(part: LabelledSet, facts: dict[str, Any], path: str) -> None:
+    features = part.values.shape[2]
+    if features != facts["input_size"]:
+        raise UserError(
+            f"{path} has {features} features, and the run was trained on {facts['input_size']}"
+        )

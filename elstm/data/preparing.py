@@ -66,6 +66,24 @@ def take(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
     )
 
 
+def joined(parts: Sequence[LabelledSet]) -> LabelledSet:
+    """Returns sets of the same features, one behind the other."""
+    steps = max(part.values.shape[1] for part in parts)
+    values = np.zeros((sum(map(len, parts)), steps, parts[0].values.shape[2]), np.float32)
+    first = 0
+    for part in parts:
+        values[first : first + len(part), : part.values.shape[1]] = part.values
+        first += len(part)
+    return LabelledSet(
+        values,
+        np.concatenate([part.lengths for part in parts]),
+        tuple(label for part in parts for label in part.labels),
+        tuple(name for part in parts for name in part.ids),
+        tuple(file for part in parts for file in part.files),
+        parts[0].features,
+    )
+
+
 def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndarray]:
     """Deals rows out to `count` parts, class by class, so that each has every class's share."""
     names = class_names(labels)

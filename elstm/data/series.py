@@ -45,6 +45,7 @@ class SeriesData(SequenceData):
         description: what was read, in one line.
         bucket: sort batches by length within groups of BUCKET_BATCHES, which saves steps where
             lengths differ; still a function of (seed, epoch).
+        features: their names, where the files have them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class SeriesData(SequenceData):
     fingerprint: str
     description: str
     bucket: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -115,4 +117,5 @@ class SeriesData(SequenceData):
             "std": self.std.tolist(),
             "input_size": self.input_size,
             "num_steps": self.num_steps,
+            **({"features": list(self.features)} if self.features else {}),
         }

@@ -68,6 +68,11 @@ def check_facts(facts: dict[str, Any], data: DataConfig) -> None:
 def _check_series_facts(facts: dict[str, Any]) -> None:
     features = integer("the number of its features", facts.get("input_size"), 1, MAX_FEATURES)
     integer("the number of its steps", facts.get("num_steps"), 1, MAX_STEPS)
+    names = facts.get("features", [])
+    if not isinstance(names, list) or len(names) not in (0, features):
+        raise ValueError(f"its data have features {describe(names)}, not a name for each")
+    if not all(type(name) is str for name in names):
+        raise ValueError("its data have features that are no names")
     for name, least in (("mean", -math.inf), ("std", math.ulp(0))):
         values = facts.get(name)
         if not isinstance(values, list) or len(values) != features:

@@ -13,7 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory, label_text
+from elstm.data.labelled import (
+    SPLITS,
+    UNLABELLED,
+    LabelledSet,
+    Source,
+    check_memory,
+    label_text,
+)
 from elstm.errors import UserError
 
 # The axes of X in the file; F is 1 for `nt`.
@@ -31,7 +38,12 @@ def read(options: ArraysOptions) -> Source:
     return read_arrays(Path(options.path), options.layout)
 
 
-def read_arrays(path: Path, layout: str = "ntc") -> Source:
+def read_unlabelled(options: ArraysOptions) -> Source:
+    """Reads arrays whose labels may be missing."""
+    return read_arrays(Path(options.path), options.layout, labelled=False)
+
+
+def read_arrays(path: Path, layout: str = "ntc", *, labelled: bool = True) -> Source:
     """Reads labelled sequences from an `.npz` file.
 
     Args:
@@ -40,6 +52,7 @@ def read_arrays(path: Path, layout: str = "ntc") -> Source:
             sequence; without it all have T.
         layout: the axes of X: "ntc" (N, T, F), "nct" (N, F, T) as aeon and sktime have them, or
             "nt" (N, T) for one feature.
+        labelled: False: a file without y is read too.
 
     Raises:
         UserError: an array is missing, holds Python objects, or does not fit the others.
@@ -50,7 +63,7 @@ def read_arrays(path: Path, layout: str = "ntc") -> Source:
                 raise UserError(f"{path} holds one array: save X and y together by numpy.savez")
         headers = _headers(path)
         with np.load(path, allow_pickle=False) as arrays:
-            return _read(path, arrays, headers, layout)
+            return _read(path, arrays, headers, layout, labelled)
     except UserError:
         raise
     except REASONS as error:
@@ -84,23 +97,25 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return found
 
 
-def _read(path: Path, file: Any, headers: dict[str, Any], layout: str) -> Source:
+def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled: bool) -> Source:
     names = {split: f"_{split}" for split in SPLITS if f"X_{split}" in headers}
     if "X" in headers:
         if names:
             raise UserError(f"{path} holds X beside X_{next(iter(names))}: keep one of the two")
         names = {"all": ""}
-    if not names or ("all" not in names and "train" not in names):
+    if not names or ("all" not in names and "train" not in names and labelled):
         raise UserError(
             f"{path} holds {', '.join(headers) or 'no array'}: needed are X and y, or X_train and "
             "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
         )
-    return {split: _set(path, file, headers, end, layout) for split, end in names.items()}
+    return {split: _set(path, file, headers, end, layout, labelled) for split, end in names.items()}
 
 
-def _set(path: Path, file: Any, headers: dict[str, Any], end: str, layout: str) -> LabelledSet:
+def _set(
+    path: Path, file: Any, headers: dict[str, Any], end: str, layout: str, labelled: bool
+) -> LabelledSet:
     x_name, y_name, l_name = f"X{end}", f"y{end}", f"lengths{end}"
-    if y_name not in headers:
+    if y_name not in headers and labelled:
         raise UserError(f"{path} holds {x_name} without {y_name}, the labels")
     shape, dtype = headers[x_name]
     axes = LAYOUTS[layout]
@@ -115,7 +130,7 @@ def _set(path: Path, file: Any, headers: dict[str, Any], end: str, layout: str) 
         raise UserError(f"{path}: {x_name} is empty ({' x '.join(map(str, shape))})")
     if dtype.hasobject or dtype.kind not in "fiub":
         raise UserError(f"{path}: {x_name} holds {dtype} and not numbers")
-    labels_shape = headers[y_name][0]
+    labels_shape = headers[y_name][0] if y_name in headers else (shape[0],)
     if labels_shape not in ((shape[0],), (shape[0], 1)):
         given = " x ".join(map(str, labels_shape)) or "1"
         raise UserError(
@@ -134,7 +149,9 @@ def _set(path: Path, file: Any, headers: dict[str, Any], end: str, layout: str) 
     beyond = np.arange(values.shape[1])[None, :] >= lengths[:, None]
     values[beyond] = 0
     try:
-        labels = tuple(label_text(label) for label in file[y_name].reshape(-1))
+        labels = (UNLABELLED,) * len(values)
+        if y_name in headers:
+            labels = tuple(label_text(label) for label in file[y_name].reshape(-1))
     except ValueError as error:
         raise UserError(f"{path}: {y_name}: {_reason(error)}") from error
     ids = tuple(f"{x_name}[{row}]" for row in range(len(values)))

@@ -5,13 +5,21 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory, label_text, padded
+from elstm.data.labelled import (
+    SPLITS,
+    UNLABELLED,
+    LabelledSet,
+    Source,
+    check_memory,
+    label_text,
+    padded,
+)
 from elstm.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
@@ -24,7 +32,7 @@ class Columns:
 
     Attributes:
         id: rows with the same value are one sequence.
-        label: its class; the same in all rows of a sequence.
+        label: its class; the same in all rows of a sequence. None: there are no labels.
         time: rows are sorted by it within a sequence; None: they are in order, and the rows of a
             sequence stand together.
         features: the columns that are fed to the model; None: all others.
@@ -32,7 +40,7 @@ class Columns:
     """
 
     id: str
-    label: str
+    label: str | None
     time: str | None = None
     features: tuple[str, ...] | None = None
     separator: str = ","
@@ -56,7 +64,12 @@ class TableOptions(Protocol):
     separator: str
 
 
-def read(options: TableOptions) -> Source:
+def read_unlabelled(options: TableOptions) -> Source:
+    """Reads tables whose column of labels may be missing."""
+    return read(options, labelled=False)
+
+
+def read(options: TableOptions, *, labelled: bool = True) -> Source:
     """Reads the source `table`; see `read_table`."""
     features = options.features
     names = None if features is None else tuple(name.strip() for name in features.split(","))
@@ -64,17 +77,17 @@ def read(options: TableOptions) -> Source:
     if len(separator) != 1:
         raise UserError(f"data.separator={options.separator}: has to be one character, or \\t")
     columns = Columns(options.id, options.label, options.time, names, separator)
-    return read_table(Path(options.path), columns)
+    return read_table(Path(options.path), columns, labelled=labelled)
 
 
-def read_table(path: Path, columns: Columns) -> Source:
+def read_table(path: Path, columns: Columns, *, labelled: bool = True) -> Source:
     """Reads labelled sequences from one table, or from train, val and test files of a folder.
 
     Raises:
         UserError: a column is missing, a cell is no number, rows do not belong together, or the
             file is not a table.
     """
-    return {split: _read(file, columns) for split, file in _files(path).items()}
+    return {split: _read(file, columns, labelled) for split, file in _files(path).items()}
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -92,9 +105,11 @@ def _files(path: Path) -> dict[str, Path]:
     return {split: found[0] for split, found in files.items() if found}
 
 
-def _read(path: Path, columns: Columns) -> LabelledSet:
+def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path, columns.separator)
     _, names = next(rows)
+    if not labelled and columns.label not in names:
+        columns = replace(columns, label=None)
     places, features = _places(path, names, columns)
     sequences: dict[str, _Sequence] = {}
     count = 0
@@ -131,7 +146,9 @@ def _places(
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{path} has two columns named {twice!r}")
-    wanted = {"data.id": columns.id, "data.label": columns.label}
+    wanted = {"data.id": columns.id}
+    if columns.label is not None:
+        wanted["data.label"] = columns.label
     if columns.time is not None:
         wanted["data.time"] = columns.time
     given = columns.features
@@ -164,7 +181,7 @@ def _add(
     if not name:
         raise UserError(f"{where}: the column {columns.id!r} is empty")
     try:
-        label = label_text(cells[places["label"]])
+        label = UNLABELLED if columns.label is None else label_text(cells[places["label"]])
     except ValueError as error:
         raise UserError(f"{where}: {columns.label}: {error}") from error
     sequence = sequences.setdefault(name, _Sequence(label, line, number - 1))
@@ -200,7 +217,7 @@ def _number(where: str, column: str, cell: Any) -> float:
         except ValueError:
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; leave "
-                "it out with data.features=[...]"
+                "it out with 'data.features=\"A,B\"'"
             ) from None
     if isinstance(cell, int | float):  # bool is an int
         return float(cell)

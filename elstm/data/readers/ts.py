@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from elstm.data.labelled import LabelledSet, Source, label_text, padded
+from elstm.data.labelled import UNLABELLED, LabelledSet, Source, label_text, padded
 from elstm.errors import UserError
 
 MAX_BYTES = 4_000_000_000
@@ -32,14 +32,19 @@ def read(options: TsOptions) -> Source:
     return read_ts(Path(options.path))
 
 
-def read_ts(path: Path) -> Source:
+def read_unlabelled(options: TsOptions) -> Source:
+    """Reads files that may have no class labels."""
+    return read_ts(Path(options.path), labelled=False)
+
+
+def read_ts(path: Path, *, labelled: bool = True) -> Source:
     """Reads NAME_TRAIN.ts and NAME_TEST.ts of a folder, the partner of a file, or one file.
 
     Raises:
         UserError: there is no such file, or it is not one that can be classified.
     """
     files = _files(path)
-    source = {split: _read(file) for split, file in files.items()}
+    source = {split: _read(file, labelled) for split, file in files.items()}
     shapes = {split: part.values.shape[2] for split, part in source.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"{path}: the files have different numbers of dimensions: {shapes}")
@@ -80,22 +85,22 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
-def _read(path: Path) -> LabelledSet:
+def _read(path: Path, labelled: bool) -> LabelledSet:
     lines = _lines(path)
-    classes = _header(path, lines)
+    classes = _header(path, lines, labelled)
     sequences: list[np.ndarray] = []
     labels: list[str] = []
     ids: list[str] = []
     for number, line in lines:
         where = f"{path}, line {number}"
-        *dimensions, label = line.split(":")
+        *dimensions, label = line.split(":") if classes else [*line.split(":"), ""]
         if not dimensions:
             raise UserError(f"{where}: there is no class label behind a colon")
         try:
-            text = label_text(label)
+            text = label_text(label) if classes else UNLABELLED
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
-        if text not in classes:
+        if classes and text not in classes:
             raise UserError(
                 f"{where}: the class label is {text!r}, and @classLabel names "
                 f"{', '.join(sorted(classes))}"
@@ -115,8 +120,8 @@ def _read(path: Path) -> LabelledSet:
     return LabelledSet(values, lengths, tuple(labels), tuple(ids), (path,))
 
 
-def _header(path: Path, lines: Iterator[tuple[int, str]]) -> set[str]:
-    """Reads up to @data and returns the classes."""
+def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set[str]:
+    """Reads up to @data and returns the classes; none where labels are not needed."""
     classes: set[str] | None = None
     for number, line in lines:
         key, *values = line.split()
@@ -133,12 +138,12 @@ def _header(path: Path, lines: Iterator[tuple[int, str]]) -> set[str]:
         if key == "@classlabel" and values[:1] and values[0].lower() == "true":
             classes = {label_text(value) for value in values[1:]}
         if key == "@data":
-            if not classes:
+            if not classes and labelled:
                 raise UserError(
                     f"{path} has no class labels (@classLabel true NAME NAME ...): there is "
                     "nothing to learn"
                 )
-            return classes
+            return classes or set()
     raise UserError(f"{path} is not a .ts file: it has no line @data")
 
 

@@ -1,0 +1,62 @@
+"""Predicts the sequences of files, for `elstm-predict` with a run on own sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elstm.errors import UserError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from elstm.training.trained import Trained
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises UserError where an option for pictures is given."""
+    given = {
+        "--recursive": args.recursive, "--invert": args.invert != "auto", "--fit": args.fit,
+    }  # fmt: skip
+    for option, is_given in given.items():
+        if is_given:
+            raise UserError(f"{option} is for pictures, and the run is on sequences of numbers")
+
+
+def write_predictions(trained: Trained, paths: Sequence[Path], writer: Any, terminal: bool) -> None:
+    """Writes a row for each sequence: id, label if it has one, prediction and probabilities.
+
+    All files are read before the first row is written.
+
+    Args:
+        writer: of the module csv.
+        terminal: whether the rows go to a terminal, which control characters must not reach.
+
+    Raises:
+        UserError: a file cannot be read, or does not fit the model.
+    """
+    import torch  # these late: --help answers at once
+
+    from elstm.data.other import load_series
+
+    read = [load_series(trained.config.data, trained.facts, str(path)) for path in paths]
+    names = trained.facts["class_names"]
+    writer.writerow(["id", "label", "predicted", "probability", *(f"p({n})" for n in names)])
+    for path, (data, part) in zip(paths, read, strict=True):
+        number = 0
+        for x, _ in data.eval_batches("test", trained.config.data.eval_batch_size):
+            with torch.no_grad():
+                rows = trained.model(x).softmax(1).tolist()
+            for p in rows:
+                best = max(range(len(p)), key=p.__getitem__)
+                name = part.ids[number] if len(paths) == 1 else f"{path}: {part.ids[number]}"
+                cells = [_cell(name, terminal), _cell(part.labels[number], terminal), names[best]]
+                writer.writerow([*cells, f"{p[best]:.6f}", *(f"{value:.6f}" for value in p)])
+                number += 1
+
+
+def _cell(text: str, terminal: bool) -> str:
+    """Returns text for a cell, which no spreadsheet takes for a formula."""
+    shown = f"'{text}" if text[:1] in ("=", "+", "@") else text
+    return "".join(c if c.isprintable() else "?" for c in shown) if terminal else shown
