@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGE = 25  # classes
+GRADIENT_RANGE = (1e-10, 10.0)
 MAX_NAME = 24  # characters of a class's name that are shown
 
 
@@ -36,7 +37,9 @@ def _under_own_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
 
 @_under_own_settings
 def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
-    """Draws |dL/dh_t| over t on a logarithmic scale.
+    """Draws |dL/dh_t| over t on a logarithmic scale of a fixed range.
+
+    Values outside of the range are drawn at its edge.
 
     Args:
         norms: (T,).
@@ -47,12 +50,10 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
     axes = figure.add_axes((0.19, 0.19, 0.77, 0.7))  # computing a layout would take twice the time
     t = np.arange(1, len(norms) + 1)
     seen = np.isfinite(norms) & (norms > 0)  # a gradient that has vanished leaves a gap
-    drawn = np.where(seen, norms, np.nan)
+    drawn = np.where(seen, np.clip(norms, *GRADIENT_RANGE), np.nan)
     axes.semilogy(t, drawn, color="#0072B2", linewidth=1.8)
-    # Whole decades, and three at least: so that the pictures of several runs can be compared.
-    top = np.ceil(np.log10(np.nanmax(drawn))) if seen.any() else 0.0
-    low = np.floor(np.log10(np.nanmin(drawn))) if seen.any() else 0.0
-    axes.set_ylim(10.0 ** min(low, top - 3), 10.0**top)
+    # The same for all epochs and runs, so that their pictures can be compared.
+    axes.set_ylim(*GRADIENT_RANGE)
     axes.set_xlim(1, max(len(norms), 2))
     axes.set_xlabel("time step t")
     axes.set_ylabel("|∂L/∂h$_t$|")

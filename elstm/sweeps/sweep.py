@@ -175,7 +175,8 @@ class Sweep:
         return f"[{number}]" if self.total is None else f"[{number}/{self.total}]"
 
     def _report(self) -> str:
-        return f"\n{table(list(self.results.values()))}\n{self.folder / 'sweep.csv'}"
+        shown = table(list(self.results.values()))
+        return f"\nreport: elstm-report {self.folder}\n{shown}\n{self.folder / 'sweep.csv'}"
 
 
 def _commit_note(result: JobResult) -> str:

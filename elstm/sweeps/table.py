@@ -20,6 +20,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
+MAX_REASON = 80  # characters
+
+
 @dataclass(frozen=True)
 class JobResult:
     """Holds the values that a sweep varies, and the fields of the run's status.json."""
@@ -93,7 +96,9 @@ def _sorted(results: Sequence[JobResult]) -> tuple[list[str], list[JobResult]]:
 def table(results: Sequence[JobResult]) -> str:
     """Returns the runs as a table of text."""
     keys, best_first = _sorted(results)
-    rows = [[*keys, "state", "validation", "test", "seconds", "folder"]]
+    errors = any(r.state == "failed" for r in results)
+    reason = ["reason"] if errors else []
+    rows = [[*keys, "state", "validation", "test", "seconds", "folder", *reason]]
     for r in best_first:
         accuracies = (r.number(key) for key in ("best_val_accuracy", "test_accuracy"))
         seconds = r.number("wall_seconds")
@@ -103,6 +108,7 @@ def table(results: Sequence[JobResult]) -> str:
             *("" if a is None else f"{a:.2%}" for a in accuracies),
             "" if seconds is None else f"{seconds:.1f}",
             str(r.folder),
+            *([_reason(r)] if errors else []),
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = range(len(keys) + 1, len(keys) + 4)
@@ -113,6 +119,14 @@ def table(results: Sequence[JobResult]) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _reason(result: JobResult) -> str:
+    """Returns why a run failed, cut to a length that a table can show."""
+    if result.state != "failed":
+        return ""
+    text = str(result.status.get("error") or "see the log")
+    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
 
 
 def write_csv(path: Path, results: Sequence[JobResult]) -> None:

@@ -89,6 +89,7 @@ class Recorder:
             data_description=data.description or None,
         )
         self._describe(count)
+        self._show_folder()
         if file_sizes is not None:
             self.info("resuming at epoch %.2f, step %d", state.epochs, state.step)
         elif resume:
@@ -139,6 +140,12 @@ class Recorder:
                 "batch statistics are those of all %d processes, which only the reference "
                 "recurrence can do", processes,
             )  # fmt: skip
+
+    def _show_folder(self) -> None:
+        """Logs the run folder and the commands that show what is in it."""
+        self.info("the run folder is:\n%s", self.run_dir)
+        self.info("its curves: tensorboard --logdir %s", self.run_dir.parent)
+        self.info("its report: elstm-report %s", self.run_dir.parent)
 
     def warn(self, error: object) -> None:
         (log.warning if self.main else log.debug)("%s", error)

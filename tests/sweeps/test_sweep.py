@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from elstm.config.compose import Composer
 from elstm.config.help import find_config_dir
 from elstm.config.identity import identity
 from elstm.errors import UserError
+from elstm.sweeps import job
 from elstm.sweeps import table as sweep_table
 from elstm.sweeps.plan import Grid, Plan
 from elstm.train import main
@@ -312,3 +314,22 @@ def test_a_launcher_that_is_not_installed(training, capsys, monkeypatch, name):
     assert capsys.readouterr().err == (
         f"elstm-train: error: hydra/launcher={name} needs a package: pip install 'elstm[{extra}]'\n"
     )
+
+
+def test_the_end_names_the_report_and_the_reason_of_a_failure(training, capsys):
+    training.answer = lambda config: RuntimeError("no luck " * 20) if config.seed else "done"
+    assert main(["-m", "seed=0,1"]) == 1
+    end = capsys.readouterr().out.splitlines()[-5:]
+    folder = end[-1].removesuffix("/sweep.csv")
+    assert end[0] == f"report: elstm-report {folder}"
+    assert end[1].split()[-1] == "reason"
+    failed = next(line for line in end if " failed " in line)
+    assert "no luck" in failed
+    assert failed.endswith("...")
+
+
+def test_log_lines_fit_a_terminal() -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "word " * 40 + "a/" * 60, (), None)
+    *lines, path = job._Wrapped().format(record).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert path.strip() == "a/" * 60
