@@ -7,7 +7,7 @@ Each is an entry of `extensions` in status.json, and in every later checkpoint:
     changed         [old, new] of each setting that differs; null for one that is not there
     settings        all settings that an extension may change, as they are from there on
     best_val_accuracy, best_epoch                             up to that step
-    test_accuracy, test_accuracy_batch_stats, test_loss       of a run that was tested there
+    test_accuracy, test_loss, ...                             of a run that was tested there
 
 Up to the first new checkpoint the run is as it was before. This checkpoint then says that the run
 is extended, and .hydra/config.yaml and status.json follow it; a kill in between is mended by the
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,14 @@ from elstm.files.atomic import refuse_links, write_atomic
 from elstm.files.bounded import Damaged, read_tree
 from elstm.records.correct import TABLE
 from elstm.records.status import Status, now
+from elstm.records.stored import RunFolder, table_rows
+from elstm.records.tags import SCALARS
 from elstm.training import checkpoint
 from elstm.training.content import MAX_STEPS, integer, mapping
 from elstm.training.state import TrainState
 
 MAX_EXTENSIONS = 1000
-RESULTS = ("test_accuracy", "test_accuracy_batch_stats", "test_loss")
+RESULTS = tuple(column for column in SCALARS if column.startswith("test_"))
 
 
 def stored_extensions(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -82,7 +85,12 @@ def check_not_behind(
 
 
 def new_entry(
-    own: Config, config: Config, state: TrainState, status: Mapping[str, Any], tested: bool
+    own: Config,
+    config: Config,
+    state: TrainState,
+    status: Mapping[str, Any],
+    tested: bool,
+    run_dir: Path,
 ) -> dict[str, Any]:
     """Returns the entry of an extension that begins here.
 
@@ -92,6 +100,7 @@ def new_entry(
         state: as the checkpoint has it, with the limits of `config`.
         status: status.json as it was before this resume.
         tested: whether the run was at its end.
+        run_dir: the run's folder, with metrics.csv as it was before this resume.
 
     Raises:
         UserError: nothing is left to train.
@@ -109,8 +118,8 @@ def new_entry(
             "without a better one: raise trainer.early_stopping_epochs="
             f"{state.limits.early_stopping} as well, or set it to null"
         )
-    results = {name: status.get(name) for name in RESULTS}
-    numbers = all(type(v) is float and math.isfinite(v) for v in results.values())
+    known = {**_test_row(run_dir, state.step), **{k: status.get(k) for k in RESULTS if k in status}}
+    numbers = {k: v for k, v in known.items() if type(v) is float and math.isfinite(v)}
     return {
         "step": state.step,
         "epoch": state.epochs,
@@ -119,8 +128,22 @@ def new_entry(
         "settings": extended_settings(config),
         "best_val_accuracy": state.best_val_accuracy if state.evaluated else None,
         "best_epoch": state.best_epoch if state.evaluated else None,
-        **(results if tested and numbers else dict.fromkeys(RESULTS)),
+        **dict.fromkeys(RESULTS),
+        **(numbers if tested else {}),
     }
+
+
+def _test_row(run_dir: Path, step: int) -> dict[str, float]:
+    """Returns the results of the test at a step from metrics.csv, which has more than status.json.
+
+    A resume cuts the row off, since it comes after the checkpoint.
+    """
+    found: dict[str, float] = {}
+    for row in table_rows(RunFolder(str(run_dir), run_dir), "metrics.csv"):
+        with suppress(ValueError):
+            if row.get("step") == str(step) and row.get("test_accuracy"):
+                found = {name: float(row[name]) for name in RESULTS if row.get(name)}
+    return found
 
 
 @dataclass

@@ -32,7 +32,6 @@ from elstm.training.environment import taken_variables
 from elstm.training.state import TrainState
 
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
-TEST_VALUES = ("test_loss", "test_accuracy", "test_accuracy_batch_stats")
 MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
 
 log = logging.getLogger(__name__)
@@ -106,8 +105,9 @@ class Recorder:
 
         It came after the checkpoint, so that a resume cuts it off.
         """
-        if entry["test_accuracy"] is not None:
-            self.tracker.log(position(state), {name: entry[name] for name in TEST_VALUES})
+        tested = {k: v for k, v in entry.items() if k.startswith("test_") and v is not None}
+        if tested:
+            self.tracker.log(position(state), tested)
         changed = ", ".join(
             f"{key} {show(old)} -> {show(new)}" for key, (old, new) in entry["changed"].items()
         )

@@ -175,7 +175,10 @@ def set_up(
     if changed:
         limits = build_limits(own, parts.data, accelerator.num_processes)
         tested = replace(state, limits=limits).finished
-        snapshot.extensions = [*extensions, new_entry(own, config, state, status.before, tested)]
+        snapshot.extensions = [
+            *extensions,
+            new_entry(own, config, state, status.before, tested, run_dir),
+        ]
     elif accelerator.is_main_process:
         mend(run_dir, status, extensions)
     recorder = Recorder(config, run_dir, parts, tracker, status)

@@ -57,7 +57,7 @@ def resumed(config: Config, folder: Path) -> Snapshot:
     """A run that has restored its last checkpoint, before its first step."""
     taken: list[Snapshot] = []
 
-    def restore(self: Snapshot, content: dict[str, Any]) -> Any:
+    def restore(self: Snapshot, *_: Any) -> Any:
         taken.append(self)
         raise KeyboardInterrupt
 
@@ -84,7 +84,7 @@ def refused(config: Config, snapshot: Snapshot, content: dict[str, Any]) -> bool
         message = str(error)
     else:
         try:
-            snapshot.restore(content)
+            snapshot.restore(content, snapshot.config)
         except UserError as error:
             message = str(error)
         else:
