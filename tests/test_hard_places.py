@@ -204,7 +204,7 @@ def test_a_damaged_best_checkpoint(
     with pytest.MonkeyPatch.context() as patch:  # here it is not, and best.pt stays as it is
         worst = {"val_loss": 9.0, "val_accuracy": 0.0, "val_accuracy_batch_stats": 0.0}
         patch.setattr(evaluation, "measure", lambda *_: worst)
-        end = f"of epoch 2, the best: put a copy of it back and resume, or: elstm-eval {lost} "
+        end = f"of epoch 2, the best: restore a copy of it and resume, or run: elstm-eval {lost} "
         ends_in_one_line(lost, capfd, "best.pt is damaged", end + "--checkpoint last")
     checkpoint.best_path(lost).write_bytes(whole_best)
     assert execute(CONFIG, lost, resume=True).code == 0

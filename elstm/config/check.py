@@ -124,9 +124,9 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"{given}: there is no key {show(name)}")
         if depth > 10:
             raise UserError(f"{given}: the interpolation leads back to itself")
-        whole = _REFERENCE.fullmatch(value)
-        if whole:
-            return value_of(whole[1], depth + 1)
+        single = _REFERENCE.fullmatch(value)
+        if single:
+            return value_of(single[1], depth + 1)
         return _REFERENCE.sub(lambda m: str(value_of(m[1], depth + 1)), value)
 
     return {key: value_of(key, 0) for key in flat}

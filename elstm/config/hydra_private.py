@@ -3,7 +3,7 @@
 Nothing else imports from hydra._internal. Why each is needed:
 
 ConfigLoaderImpl, create_config_search_path
-    The public compose API takes one folder for the whole process, and it has no way to put a folder
+    The public compose API takes one folder for the full process, and it has no way to put a folder
     of a user's own before it.
 Hydra, get_args_parser
     hydra.main parses the command line itself and starts a run before its config is checked.

@@ -178,7 +178,7 @@ def stratified(labels: Tensor, size: int) -> Tensor:
 def _check_published(path: Path, md5: str) -> None:
     """Says in the log what lies there beside, or in the place of, a published file."""
     packed = path.read_bytes()
-    # MD5 tells files apart here, and guards against no attacker; FIPS systems need to be told so.
+    # MD5 tells files apart here, and guards against no attacker; FIPS systems need to know.
     if hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
         log.warning("%s is not the published file: it is read as a set of your own", path)
     beside = path.with_suffix("")

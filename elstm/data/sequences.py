@@ -145,7 +145,7 @@ class SequenceData(ABC):
     ) -> Iterator[Inputs]:
         """Yields distinct training sequences for population statistics: x (T, B, F).
 
-        `count` batches, or as many full ones as there are; the whole split if it is smaller than
+        `count` batches, or as many full ones as there are; the full split if it is smaller than
         one; of these number start, start + stride, and so on. The order is not the training's, so
         the statistics are not those of its last batches.
         """

@@ -25,7 +25,7 @@ from elstm.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run trains with.
+    """Holds what a run trains with.
 
     Attributes:
         model: the classifier itself, without the wrappers for compiling and for several processes.

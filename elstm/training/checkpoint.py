@@ -1,12 +1,12 @@
-"""Checkpoints: single files, written whole or not at all, read without running what is in them.
+"""Writes and reads checkpoints, which are complete at every moment and run no code when read.
 
     RUN_DIR/checkpoints/best.pt      after the evaluation with the highest validation accuracy
     RUN_DIR/checkpoints/last.pt      the latest: after each epoch, every `trainer.checkpoint_every`
                                      steps, and at an interruption
-    RUN_DIR/checkpoints/previous.pt  what last.pt was before
+    RUN_DIR/checkpoints/previous.pt  the last.pt before
 
-Each holds everything that a resume needs (`training.py` says what), so that the others can stand in
-for a damaged last.pt. They are torch.save's zip files, sealed with a SHA-256 of all their bytes in
+Each holds everything that a resume needs (elstm.training.snapshot), so that the others can replace
+a damaged last.pt. They are torch.save's zip files, sealed with a SHA-256 of all their bytes in
 the archive's comment, which torch.load skips: `load` checks it, and unpickles with
 `weights_only=True`.
 """
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Unreadable(UserError):
-    """A checkpoint that is not there, is damaged, or is no checkpoint: another may stand in."""
+    """Reports a checkpoint that is missing, damaged or none; another one may replace it."""
 
 
 def best_path(run_dir: Path) -> Path:
@@ -56,16 +56,16 @@ def previous_path(run_dir: Path) -> Path:
 def save(content: dict[str, Any], *paths: Path) -> None:
     """Writes the same checkpoint to each of `paths`, one after the other.
 
-    What last.pt was before stays as previous.pt beside it.
+    The earlier last.pt stays as previous.pt beside it.
 
     Args:
         content: tensors, numbers, strings, None, and lists and dicts of them: what
             torch.load(weights_only=True) reads.
 
     Raises:
-        UserError: a file cannot be written; what was there before is unharmed.
+        UserError: a file cannot be written; the earlier one stays.
     """
-    buffer = io.BytesIO()  # first in memory: a full disk is noticed by the copy, not by torch.save
+    buffer = io.BytesIO()  # in memory first, so that the copy and not torch.save meets a full disk
     torch.save({"format": FORMAT, "version": VERSION, **content}, buffer)
     _seal(buffer)
     for path in paths:
@@ -82,20 +82,20 @@ def _seal(archive: io.BytesIO) -> None:
 
 
 def _sealed(file: IO[bytes], size: int) -> bool | None:
-    """Whether the seal is right; None where there is none."""
-    left = size - SEAL_SIZE
-    file.seek(max(left, 0))
+    """Returns whether the seal is right, or None if there is none."""
+    remaining = size - SEAL_SIZE
+    file.seek(max(remaining, 0))
     seal = file.read(SEAL_SIZE)
     if not seal.startswith(SEAL):
         return None
     digest = hashlib.sha256()
     file.seek(0)
-    while left:
-        block = file.read(min(left, 2**20))
+    while remaining:
+        block = file.read(min(remaining, 2**20))
         if not block:
             return False
         digest.update(block)
-        left -= len(block)
+        remaining -= len(block)
     return seal[len(SEAL) :] == digest.hexdigest().encode()
 
 
@@ -120,8 +120,8 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
                 )
             sealed = _sealed(file, size)
             with zipfile.ZipFile(file) as archive:
-                # torch.save stores plainly: compression would only serve to make a file burst.
-                # Nor may its entries lie on one another.
+                # torch.save does not compress. Compression could only hide a huge content, and so
+                # could entries that overlap.
                 entries = archive.infolist()
                 stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
                 stored = stored and sum(e.file_size for e in entries) <= size
@@ -151,7 +151,7 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
 
 
 def _check_plain(content: Any, size: int) -> None:
-    """Raises ValueError where a file of `size` bytes holds other values than `save` takes.
+    """Raises ValueError if a file of `size` bytes holds other values than `save` takes.
 
     A few bytes can describe a huge tensor, as views of one number, and a huge tree.
     """
@@ -182,7 +182,7 @@ def _check_plain(content: Any, size: int) -> None:
 
 
 def _is_plain(value: torch.Tensor) -> bool:
-    """Whether a tensor is what `save` was given: dense memory of its own on the CPU."""
+    """Returns whether a tensor is as `save` writes it: dense memory of its own on the CPU."""
     return (
         type(value) is torch.Tensor
         and value.layout == torch.strided
@@ -194,10 +194,10 @@ def _is_plain(value: torch.Tensor) -> bool:
 
 
 def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
-    """The checkpoint to go on from; None where a run was ended before it wrote one.
+    """Returns the checkpoint to resume from, or None if the run wrote none.
 
-    last.pt, or, where it cannot be read, previous.pt or best.pt, whichever is further, with a
-    warning; what cannot be read is then kept as damaged.pt.
+    It is last.pt. If that cannot be read, it is previous.pt or best.pt, the later one, with a
+    warning, and the unreadable file is renamed to damaged.pt.
 
     Raises:
         UserError: there are checkpoints, and none can be read; last.pt is of a newer version; one
@@ -226,10 +226,10 @@ def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
         if not found:
             raise UserError(
                 f"{', and '.join(problems)}; delete {run_dir / 'checkpoints'} to start this run "
-                "afresh"
+                "from the beginning"
             ) from error
         step, path, content = max(found, key=lambda entry: entry[0])
-        log.warning("%s: going on from %s instead, which is of step %d", error, path, step)
+        log.warning("%s: resuming from %s instead, which is of step %d", error, path, step)
         with suppress(OSError):  # so that it does not become previous.pt
             last.replace(last.with_name("damaged.pt"))
         return content
@@ -241,7 +241,7 @@ def _state(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def best(run_dir: Path, limit: int | None = None) -> dict[str, Any]:
-    """best.pt; where it cannot be read and last.pt is of the same epoch, it is mended from that.
+    """Reads best.pt; a damaged one is repaired from last.pt if that is of the same epoch.
 
     Raises:
         Unreadable: it cannot be read, and last.pt is of another epoch.

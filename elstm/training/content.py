@@ -23,7 +23,7 @@ from elstm.training.optim import Schedule
 
 MAX_SECONDS = 1e12
 MAX_PROCESSES = 100_000
-MAX_STEPS = 2**48  # whatever max_epochs says: somebody may have lowered it since
+MAX_STEPS = 2**48  # independent of max_epochs, which may have been lowered since
 MAX_BYTES = 2**53  # of a record file
 # What the optimizers of torch choose by the device. The run's own values are used.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -34,7 +34,7 @@ GROWTH_TRACKER = "_growth_tracker"
 
 @dataclass(frozen=True)
 class Bounds:
-    """How far a run can be.
+    """Holds how far a run can be.
 
     Attributes:
         steps_per_epoch: training steps of an epoch.
@@ -50,7 +50,7 @@ class Bounds:
 
 
 def describe(value: Any) -> str:
-    """A value in a message: shape and type of a tensor, else the value itself."""
+    """Describes a value for a message: a tensor by shape and type, others by themselves."""
     if not isinstance(value, Tensor):
         return show(value)
     return f"of {' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype)[6:]}"
@@ -63,7 +63,7 @@ def integer(name: str, value: Any, least: int, most: int) -> int:
 
 
 def number(name: str, value: Any, least: float, most: float, *others: float) -> float:
-    """A float in the range, or one of `others` (NaN is possible)."""
+    """Checks that a value is a float in the range, or one of `others` (NaN is possible)."""
     given = type(value) is float and (
         least <= value <= most or any(value == o or (value != value and o != o) for o in others)
     )
@@ -73,7 +73,7 @@ def number(name: str, value: Any, least: float, most: float, *others: float) -> 
 
 
 def mapping(name: str, value: Any, keys: set[str] | None = None) -> dict[Any, Any]:
-    """A dictionary; with `keys`, exactly these are in it."""
+    """Checks that a value is a dictionary, with exactly `keys` if they are given."""
     if not isinstance(value, dict):
         raise ValueError(f"it holds no {name}")
     if keys is not None and value.keys() != keys:
@@ -83,7 +83,7 @@ def mapping(name: str, value: Any, keys: set[str] | None = None) -> dict[Any, An
 
 
 def tensor(name: str, value: Any, like: Tensor, least: float = -math.inf) -> Tensor:
-    """A tensor of the shape and type of `like`; finite, and nowhere below `least`."""
+    """Checks a tensor: shape and type of `like`, finite, nowhere below `least`."""
     if not isinstance(value, Tensor) or (value.shape, value.dtype) != (like.shape, like.dtype):
         raise ValueError(f"{name} is {describe(value)}, not {describe(like)}")
     if not value.isfinite().all():
@@ -94,7 +94,7 @@ def tensor(name: str, value: Any, like: Tensor, least: float = -math.inf) -> Ten
 
 
 def check_weights(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """The state_dict of a model. `expected` may be on the meta device."""
+    """Checks the state_dict of a model. `expected` may be on the meta device."""
     for name in [*expected, *given]:
         here, there = expected.get(name), given.get(name)
         if here is None or not isinstance(there, Tensor) or describe(here) != describe(there):
@@ -107,7 +107,7 @@ def check_weights(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> N
 
 
 def check_counters(state: Mapping[str, Any], names: Sequence[str], bounds: Bounds) -> None:
-    """The counters and results of a run (`State`)."""
+    """Checks the counters and results of a run."""
     mapping("state", state, set(names))
     spe, processes = bounds.steps_per_epoch, bounds.processes
     step = integer("its step", state["step"], 0, MAX_STEPS)
@@ -125,7 +125,7 @@ def check_counters(state: Mapping[str, Any], names: Sequence[str], bounds: Bound
 
 
 def check_sums(window: Any, state: Mapping[str, Any], bounds: Bounds) -> None:
-    """The sums since the last log point. Norms only name a culprit: `restore` drops odd ones."""
+    """Checks the sums since the last log point. `restore` drops norms that do not fit."""
     sums = mapping("window", window).get("sums")
     like = torch.empty(3, dtype=torch.float32 if _is(sums, torch.float32) else torch.float64)
     tensor("its sums", sums, like, 0)
@@ -196,7 +196,7 @@ def _check_settings(saved: Any, own: list[dict[str, Any]]) -> None:
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
-    """The state that such an optimizer makes, in torch's own words: of copies, after a step."""
+    """Returns the state that torch's optimizer has after a step on copies."""
     groups = []
     for group in optimizer.param_groups:
         copies = [torch.zeros_like(p, device="cpu", requires_grad=True) for p in group["params"]]
@@ -211,7 +211,7 @@ def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, dict[str,
 
 
 def same(given: Any, expected: Any) -> bool:
-    """Equal, and of the same types. No tensor is ever equal."""
+    """Returns whether two values are equal and of equal types. Tensors never are."""
     if isinstance(expected, list | tuple):
         return (
             isinstance(given, list | tuple)
@@ -231,7 +231,7 @@ def check_schedule(saved: Any, schedule: Schedule) -> None:
 
 
 def check_scaler(saved: Any, scaler: Any) -> None:
-    """The gradient scaler of fp16; a run without one does not read it."""
+    """Checks the gradient scaler of fp16; a run without one does not read it."""
     if scaler is None:
         return
     own = scaler.state_dict()
@@ -244,7 +244,7 @@ def check_scaler(saved: Any, scaler: Any) -> None:
 
 
 def check_random(states: Any, device: torch.device) -> None:
-    """The states of the generators; those of devices that this process does not use are unread."""
+    """Checks the states of the generators of devices that this process uses."""
     mapping("random states", states)
     if not states.keys() <= RANDOM_KEYS or "cpu" not in states:
         raise ValueError("its random states are not those of cpu, cuda or mps")

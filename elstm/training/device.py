@@ -30,7 +30,7 @@ def available_devices() -> list[str]:
 
 
 def choose_device(name: str, precision: str = "fp32") -> str:
-    """cpu, cuda or mps; auto takes an accelerator where there is one.
+    """Returns cpu, cuda or mps; auto takes an accelerator if there is one.
 
     Raises:
         UserError: the device is not there, or cannot train in that precision.
@@ -51,7 +51,7 @@ def choose_device(name: str, precision: str = "fp32") -> str:
 
 
 def _why_no_cuda() -> str:
-    """Why torch finds no GPU."""
+    """Returns why torch finds no GPU."""
     if torch.version.cuda is None and torch.version.hip is None:
         return (
             f"torch {torch.__version__} is a build for CPUs alone: pip install --force-reinstall "
@@ -72,7 +72,7 @@ def _why_no_cuda() -> str:
 
 @contextmanager
 def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
-    """An Accelerator of this run's own, which takes nothing from the environment.
+    """Makes an Accelerator for this run, which takes nothing from the environment.
 
     Accelerate keeps its state per process and refuses a second device or precision. A sweep runs
     many jobs in one process, so the state is forgotten afterwards; the process group of a
@@ -122,7 +122,7 @@ def process_settings(trainer: TrainerConfig) -> Iterator[None]:
 
 @contextmanager
 def profiler(trainer: TrainerConfig, run_dir: Path) -> Iterator[Any]:
-    """Its `step` is to be called after each training step; does nothing unless trainer.profile.
+    """Yields an object whose `step` is called after each training step, for trainer.profile.
 
     Steps 4 to 8 of rank 0 are traced into RUN_DIR/profile.json.gz, for chrome://tracing or
     ui.perfetto.dev; the first three are warm-up.
@@ -158,7 +158,7 @@ class _NoProfiler:
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
-    """Of the generators that dropout and noise draw from."""
+    """Returns the states of the generators that dropout and noise draw from."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -168,7 +168,7 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any], device: torch.device) -> None:
-    """A state for another device than this one is left out."""
+    """Sets the states of the generators; those of other devices are ignored."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

@@ -28,7 +28,7 @@ from elstm.errors import OtherProcessError, UserError
 from elstm.training.ranks import Ranks
 from elstm.training.torch_private import default_store
 
-SILENT_SECONDS = 10.0  # before a log line says that the others are waited for
+SILENT_SECONDS = 10.0  # before a log message says that the process waits for the others
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def join_processes(ranks: Ranks, device: str) -> None:
         if silent and time.monotonic() - start > SILENT_SECONDS:
             silent = False
             log.warning(
-                "process %d of %d waits for the others at %s:%d; Ctrl-C ends it",
+                "process %d of %d waits for the others at %s:%d; Ctrl-C stops it",
                 ranks.rank, ranks.world_size, ranks.address, ranks.port,
             )  # fmt: skip
     if failure:
@@ -95,7 +95,7 @@ def _leave() -> None:
 
 
 def shared_text(text: str, ranks: Ranks) -> str:
-    """Rank 0's text, in all processes; they have joined before."""
+    """Returns rank 0's text in all processes, which have joined before."""
     if ranks.main:
         default_store().set("elstm/text", text)
         return text
@@ -103,7 +103,7 @@ def shared_text(text: str, ranks: Ranks) -> str:
 
 
 def first_failure(error: Exception) -> Exception:
-    """Of several processes, what made the first of them fail; the others fail for want of it.
+    """Returns the error of the process that failed first; the others fail because it is missing.
 
     They tell each other through the store of the job's process group.
     """
@@ -115,7 +115,7 @@ def first_failure(error: Exception) -> Exception:
             if "by peer" in str(error):  # gloo's words; no other process could say why
                 error = UserError(
                     "the connection to another process was lost: it was killed, or its machine "
-                    "failed; go on with trainer.resume=RUN_DIR"
+                    "failed; resume with trainer.resume=RUN_DIR"
                 )
             text = f"process {distributed.get_rank()}: {summary(error)}"
             store.set("elstm/error", f"{text}\n{''.join(traceback.format_exception(error))}")

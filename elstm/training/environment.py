@@ -47,7 +47,7 @@ TAKEN_BY_COMPILE = ("TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE_")  # with 
 def taken_variables(
     trainer: TrainerConfig, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The variables that torch and its libraries go by, in this run."""
+    """Returns the variables that torch and its libraries use in this run."""
     environ = os.environ if environ is None else environ
     return {
         name: value[:200]
@@ -59,7 +59,7 @@ def taken_variables(
 def ignored_variables(
     trainer: TrainerConfig, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """The variables that ask for something other than the run's config does."""
+    """Returns the variables that contradict the run's config."""
     environ = os.environ if environ is None else environ
     same = {
         "ACCELERATE_MIXED_PRECISION": (trainer.precision,),
@@ -96,7 +96,7 @@ def _shown(variables: Mapping[str, str]) -> str:
 
 @contextmanager
 def own_environment(ranks: Ranks) -> Iterator[None]:
-    """While it is entered, Accelerate and torch find `ranks` and no settings of their own."""
+    """Gives Accelerate and torch `ranks` and no other settings, while it is active."""
     hidden = {
         name: value
         for name, value in os.environ.items()

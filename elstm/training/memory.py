@@ -62,7 +62,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def explained(error: Exception) -> Exception:
-    """A UserError for what torch raises where memory ran out or a backend does not serve."""
+    """Returns a UserError if memory ran out or a backend does not serve, else the error itself."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)

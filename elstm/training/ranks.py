@@ -30,7 +30,7 @@ _ADVICE = "start the processes with torchrun or `accelerate launch`, or unset th
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of `world_size` processes of a run; `rank` 0 alone writes."""
+    """Describes one of `world_size` processes of a run; `rank` 0 alone writes."""
 
     rank: int = 0
     world_size: int = 1
@@ -44,7 +44,7 @@ class Ranks:
         return self.rank == 0
 
     def variables(self) -> dict[str, str]:
-        """What torch and Accelerate are to read; empty for a single process."""
+        """Returns the variables for torch and Accelerate; none for a single process."""
         if self.world_size == 1:
             return {}
         found = {
@@ -105,7 +105,7 @@ def require_one_process(prog: str) -> None:
 
 
 def _rendezvous(environ: Mapping[str, str], *, single_machine: bool) -> tuple[str, int]:
-    """Where rank 0 waits for the others."""
+    """Returns the address at which rank 0 waits for the others."""
     address = environ.get("MASTER_ADDR") or ("127.0.0.1" if single_machine else "")
     if not address:
         raise UserError(f"MASTER_ADDR is not set: it names the machine of rank 0; {_ADVICE}")
@@ -117,7 +117,7 @@ def _rendezvous(environ: Mapping[str, str], *, single_machine: bool) -> tuple[st
 
 
 def _numbers(names: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, int]:
-    """The variables that are set, and not empty."""
+    """Returns the variables that are set and not empty."""
     found = {}
     for i, name in enumerate(names):
         text = environ.get(name)
@@ -127,7 +127,7 @@ def _numbers(names: tuple[str, ...], environ: Mapping[str, str]) -> dict[str, in
         good = text.isascii() and text.isdecimal() and len(text) < 8
         if not good or not least <= int(text) < _MAX:
             raise UserError(
-                f"the environment has {name}={text}, which has to be a whole number, at least "
+                f"the environment has {name}={text}, which has to be an integer, at least "
                 f"{least}: {_ADVICE}"
             )
         found[name] = int(text)

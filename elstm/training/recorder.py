@@ -201,7 +201,7 @@ class Recorder:
         )  # fmt: skip
 
     def _pictures_due(self, state: TrainState) -> bool:
-        """Each epoch; each n-th epoch of a run of more than MAX_PICTURES, and its last step."""
+        """Returns whether pictures are due, about MAX_PICTURES times and after the last step."""
         limits = self.parts.limits
         every = math.ceil(limits.total_steps / limits.steps_per_epoch / MAX_PICTURES)
         return (math.ceil(state.epochs) - 1) % every == 0 or state.step >= limits.total_steps

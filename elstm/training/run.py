@@ -93,7 +93,7 @@ def run(
             and before.get("state") == "done"
             and not (extend and changes(config, with_settings(config, extend)))
         ):
-            log.info("%s is done: nothing is left to train", run_dir)
+            log.info("%s is done: there is nothing to train", run_dir)
             return _result(before)
     with (
         StopSignals() as signals,
@@ -257,7 +257,7 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
     except checkpoint.Unreadable as error:
         raise UserError(
             f"{error}, and with it the weights of epoch {state.best_epoch:.4g}, the best: "
-            f"put a copy of it back and resume, or: elstm-eval {run_dir} --checkpoint last"
+            f"restore a copy of it and resume, or run: elstm-eval {run_dir} --checkpoint last"
         ) from error
     _check_best(best, loop, run_dir)
     parts.model.load_state_dict(best["model"])

@@ -21,7 +21,7 @@ SIGNALS = [
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; raised between two steps, where everything can be saved."""
+    """Reports that a signal requested a stop; raised between two steps, to save the run."""
 
 
 class StopSignals:

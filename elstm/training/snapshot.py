@@ -37,7 +37,7 @@ from elstm.training.trained import check_same_settings, settings
 
 @dataclass
 class Snapshot:
-    """The content of a checkpoint.
+    """Collects and restores the content of a checkpoint.
 
     A run may resume with another number of processes: the batch of all together stays, and each
     takes its share of it. With the same number every process gets its random state back; with

@@ -23,7 +23,7 @@ REMOVED_COUNTERS = ("skipped_steps",)  # in checkpoints up to commit d8d01eb
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a run and its epochs end.
+    """Holds where a run and its epochs end.
 
     Attributes:
         steps_per_epoch: in each of them every process takes one batch.
@@ -38,7 +38,7 @@ class Limits:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Of all processes together."""
+        """Returns the number of batches of an epoch, of all processes together."""
         return self.steps_per_epoch * self.processes
 
     @property
@@ -81,20 +81,20 @@ class TrainState:
 
     @property
     def complete(self) -> bool:
-        """Whether all epochs or steps of the run are done."""
+        """Returns whether all epochs or steps of the run are done."""
         return self.epoch >= self.limits.max_epochs or self.step >= (
             self.limits.max_steps or math.inf
         )
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the run ends before it is complete, for want of an improvement."""
+        """Returns whether the run ends before it is complete, as validation did not improve."""
         patience = self.limits.early_stopping or math.inf
         return not self.complete and self.evaluations_since_best >= patience
 
     @property
     def finished(self) -> bool:
-        """Whether the run is at its end and was evaluated there."""
+        """Returns whether the run is at its end and was evaluated there."""
         return self.evaluated_step == self.step and (self.complete or self.stopped_early)
 
     def count_step(self) -> None:

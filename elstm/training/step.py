@@ -16,7 +16,7 @@ from elstm.training.torch_private import norms_of
 
 
 class StepResult(NamedTuple):
-    """What a step measured, as tensors on the device.
+    """Holds what a step measured, as tensors on the device.
 
     Attributes:
         loss: mean cross-entropy of the batch, with label smoothing and class weights, ().

@@ -1,4 +1,4 @@
-"""A trained model out of its run folder, for evaluation and prediction."""
+"""Loads a trained model from its run folder, for evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in eval mode on the CPU, and what it was trained on.
+    """Holds a model in eval mode on the CPU, and what it was trained on.
 
     Attributes:
         facts: see elstm.data.sequences.SequenceData.facts.
-        step: optimizer steps behind it.
-        epoch: epochs behind it.
+        step: number of optimizer steps that trained it.
+        epoch: number of epochs that trained it.
     """
 
     config: Config
@@ -39,7 +39,7 @@ class Trained:
 
 
 def load_trained(run_dir: Path, which: str = "best") -> Trained:
-    """The model of a checkpoint.
+    """Loads the model of a checkpoint.
 
     Args:
         run_dir: the run's folder; its config is read from there.
@@ -75,16 +75,16 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
 
 
 def _instead(run_dir: Path, which: str) -> str:
-    """How to do without a damaged checkpoint."""
+    """Returns advice for a damaged checkpoint."""
     other = {"best": "last", "last": "best"}.get(which)
     if other is None:
         return ""
-    mend = (
+    advice = (
         " that of the last epoch"
         if other == "last"
-        else (f" that of the best epoch; elstm-train trainer.resume={run_dir} mends the run")
+        else (f" that of the best epoch; elstm-train trainer.resume={run_dir} repairs the run")
     )
-    return f": --checkpoint {other} takes" + mend
+    return f": --checkpoint {other} takes" + advice
 
 
 def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
@@ -96,9 +96,9 @@ def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
 
 
 def check_fits(content: dict[str, Any], config: Config) -> None:
-    """Raises ValueError where a checkpoint is not of the config's model and data set.
+    """Raises ValueError unless a checkpoint is of the config's model and data set.
 
-    Before the model is built: its size is then that of the checkpoint's tensors, which are there.
+    This comes before the model is built, so a model never takes more memory than the tensors.
     """
     for name in ("data", "model", "state"):
         mapping(name, content.get(name))
@@ -112,17 +112,17 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     check_weights(content["model"], model)
 
 
-# What else a run may have been given without a change of what it trains.
+# Settings that do not change what a run trains.
 NOT_TRAINED = (
     "model.backend", "model.recompute", "data.root", "data.path", "data.eval_batch_size"
 )  # fmt: skip
-# What made the weights, but has no part in what they compute. gamma_c has, where eps follows it.
+# Settings that affect the weights, but not what they compute; gamma_c does, as eps follows it.
 MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
            "forget_bias", "input_bias", "update_bias")  # fmt: skip
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What a checkpoint's numbers came from: the settings of model, data and training, flat."""
+    """Returns the settings of model, data and training that a checkpoint results from, flat."""
     flat: dict[str, Any] = {"seed": config.seed}
     for group in ("model", "data", "optimizer", "scheduler"):
         for name, value in asdict(getattr(config, group)).items():
@@ -145,7 +145,7 @@ def check_computing(content: dict[str, Any], config: Config) -> None:
 
 
 def check_same_settings(content: dict[str, Any], config: Config) -> None:
-    """Raises ValueError where a checkpoint was trained with other settings than `config` has."""
+    """Raises ValueError if a checkpoint was trained with other settings than `config` has."""
     _compare_settings(content, settings(config))
 
 
@@ -161,7 +161,7 @@ def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 def size_limit(config: Config) -> int:
-    """The bytes that a checkpoint of this config can have, so that no more is ever read."""
+    """Returns the bytes that a checkpoint of this config can have; no more is read."""
     facts = expected_facts(config.data)
     if facts is None:  # own data: only their files say how large the model is
         return OWN_DATA_LIMIT

@@ -175,7 +175,7 @@ def test_the_latest(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_bytes(damaged)
     assert names() == ["step 1"]
     assert "last.pt is damaged" in caplog.text
-    assert re.search(r"going on from \S+previous.pt instead, which is of step 1", caplog.text)
+    assert re.search(r"resuming from \S+previous.pt instead, which is of step 1", caplog.text)
     assert path.with_name("damaged.pt").read_bytes() == damaged
     assert not path.exists()
 
@@ -185,7 +185,9 @@ def test_the_latest(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert names() == ["step 3"]
     best.write_bytes(b"")
     path.write_bytes(b"")
-    pattern = r"last.pt is damaged.*previous.pt is damaged.*best.pt is damaged.*delete .*afresh"
+    pattern = (
+        r"last.pt is damaged.*previous.pt is damaged.*best.pt is damaged.*delete .*the beginning"
+    )
     with pytest.raises(UserError, match=pattern):
         checkpoint.latest(run_dir)
     assert path.exists()

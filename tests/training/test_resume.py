@@ -199,7 +199,7 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(
     path = checkpoint.last_path(folder)
     path.write_bytes(path.read_bytes()[:-1000])
     assert run(small_config(), folder, resume=True).state == "done"
-    assert "going on from" in caplog.text
+    assert "resuming from" in caplog.text
     assert_same_runs(complete, folder)
     assert path.with_name("damaged.pt").exists()
 
