@@ -193,11 +193,12 @@ def _check_together(config: Config) -> None:
                 "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
                 "compiler cannot trace the exchange between the processes"
             )
-    own = isinstance(model, GRUConfig | LayerNormLSTMConfig)
-    if own and model.backend not in ("auto", "reference"):
+    limited = {GRUConfig: ("auto", "reference"), LayerNormLSTMConfig: ("cpu", "auto", "reference")}
+    allowed = limited.get(type(model), (model.backend,))
+    if model.backend not in allowed:
         raise UserError(
-            f"model.backend={model.backend} does not go with model={model.name}: allowed are auto "
-            "and reference"
+            f"model.backend={model.backend} does not go with model={model.name}: allowed are "
+            f"{', '.join(allowed[:-1])} and {allowed[-1]}"
         )
     if not config.trainer.init_head and config.trainer.init_from is None:
         raise UserError("trainer.init_head=false needs trainer.init_from=RUN_OR_CHECKPOINT")

@@ -1,95 +1,17 @@
-"""The LSTM with layer normalisation (Ba et al. 2016), as a plain loop over time."""
+"""The LSTM with layer normalisation (Ba et al. 2016)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
-from elstm.nn.backends.cuda import layer_norm as kernels
-from elstm.nn.backends.plain import why_not
-from elstm.nn.base import OwnWeights, State, check_own_backend
-from elstm.nn.recurrence import at_least_float32
-from elstm.nn.sequences import keep_ended, zero_ended
-
-
-class LayerNorm(nn.LayerNorm):
-    """LN(x; a, b) = (x - mean) / sqrt(var + eps) * a + b over the features of each row.
-
-    In float32 at least, whatever the dtype of x; `gamma` is a's initial value.
-    """
-
-    def __init__(self, features: int, *, eps: float, gamma: float, **factory: Any) -> None:
-        self.gamma = gamma
-        super().__init__(features, eps, **factory)
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, self.gamma)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = at_least_float32(x.dtype)
-        a, b = self.weight.to(dtype), self.bias.to(dtype)
-        return F.layer_norm(x.to(dtype), self.normalized_shape, a, b, self.eps)
-
-
-class LayerNormCall(NamedTuple):
-    """All that the recurrence with layer normalisation takes: one layer in one direction.
-
-    Attributes:
-        x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias: as in elstm.nn.recurrence.Call.
-        norm_ih, norm_hh, norm_c: the LayerNorm of W_x x_t, of W_h h_{t-1} and of c_t.
-    """
-
-    x: Tensor
-    batch_sizes: list[int] | None
-    h_0: Tensor
-    c_0: Tensor
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor | None
-    norm_ih: LayerNorm
-    norm_hh: LayerNorm
-    norm_c: LayerNorm
-
-
-def layer_norm_recurrence(
-    call: LayerNormCall, *, states: list[tuple[Tensor, ...]] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs one layer in one direction; the equations are those of LayerNormLSTM.
-
-    Args:
-        call: what to run.
-        states: a list that is given every (h_t, c_t), of the rows active at t, for diagnostics.
-
-    Returns:
-        output (T, B, H), zero where a row is not active; h_n and c_n (B, H).
-    """
-    x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias, norm_ih, norm_hh, norm_c = call
-    batch = x.shape[1]
-    projected = F.linear(x, weight_ih)
-    dtype, state_dtype = projected.dtype, at_least_float32(projected.dtype)
-    normalised = norm_ih(projected)  # LN(W_x x_t) for all t at once
-    if bias is not None:
-        normalised = normalised + bias
-    h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
-    outputs = []
-    for t, wx in enumerate(normalised.unbind(0)):
-        active = batch if batch_sizes is None else batch_sizes[t]
-        h, c = h_all[:active], c_all[:active]
-        z = norm_hh(F.linear(h.to(weight_hh.dtype), weight_hh)) + wx[:active]  # (20)
-        i, f, g, o = z.chunk(4, dim=1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # (21)
-        h = o.sigmoid() * norm_c(c).tanh()  # (22)
-        if states is not None:
-            states.append((h, c))
-        h_all, c_all = keep_ended(h, h_all), keep_ended(c, c_all)
-        outputs.append(zero_ended(h, batch))
-    return torch.stack(outputs).to(dtype), h_all.to(dtype), c_all.to(dtype)
+from elstm.nn.backends import choose_layer_norm
+from elstm.nn.base import OwnWeights, State
+from elstm.nn.layer_norm import LayerNorm, LayerNormCall, layer_norm_recurrence
 
 
 class LayerNormLSTM(OwnWeights):
@@ -121,8 +43,9 @@ class LayerNormLSTM(OwnWeights):
         recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
         state_noise: standard deviation of Gaussian noise on h_0 in training.
         learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
-        backend: "auto" or "reference", which are the same here, or "triton" for CUDA tensors: one
-            kernel for all steps, each way, which has not been timed on a GPU yet.
+        backend: "cpu", which is compiled at first use; "triton" for CUDA tensors, a kernel for all
+            steps, each way, which has not been timed on a GPU yet; "reference", the equations by
+            torch's operators; or "auto": "cpu" where it serves a call, else "reference".
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
@@ -170,7 +93,6 @@ class LayerNormLSTM(OwnWeights):
             raise ValueError(f"eps must be a number > 0, got {eps!r}")
         gammas = {"ih": gamma_ih, "hh": gamma_hh, "c": gamma_c}
         init.check_gammas(gammas)
-        check_own_backend(backend, "triton")
         self._set_options(
             max_steps, recurrent_init, state_noise, learn_initial_state, backend,
             forget_bias=forget_bias, input_bias=input_bias,
@@ -212,12 +134,7 @@ class LayerNormLSTM(OwnWeights):
         h_0, c_0 = state
         call = LayerNormCall(x, sizes, h_0, c_0, *self._direction(suffix))
         if recurrence is None:
-            self.last_backend, recurrence = "reference", layer_norm_recurrence
-            if self.backend == "triton":
-                reason = why_not(x, *state, *self.parameters()) or kernels.refuses(call)
-                if reason is not None:
-                    raise ValueError(f"backend 'triton' cannot serve this call: {reason}")
-                self.last_backend, recurrence = "triton", kernels.recurrence
+            self.last_backend, recurrence = choose_layer_norm(self.backend, call)
         output, h_n, c_n = recurrence(call)
         return output, (h_n, c_n)
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from elstm.nn import recurrence as reference
-from elstm.nn.backends.plain import constant_result, why_not_call
+from elstm.nn.backends.plain import constant_result, why_not, why_not_call
+from elstm.nn.layer_norm import LayerNormCall, layer_norm_recurrence
 from elstm.nn.recurrence import Call, Recurrence, Results
 
 # Fastest first; the reference serves every call.
@@ -85,3 +86,31 @@ def untried(device: torch.device, used: str) -> str | None:
     if used == "reference" and device.type == "cuda" and not _AUTOMATIC["triton"](device):
         return "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else None
     return None
+
+
+_LAYER_NORM = {
+    "cpu": "elstm.nn.backends.cpu.layer_norm",
+    "triton": "elstm.nn.backends.cuda.layer_norm",
+}
+
+
+def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[..., Any]]:
+    """Does what `choose` does, for the recurrence with layer normalisation; "auto" tries "cpu"."""
+    if name == "reference":
+        return name, layer_norm_recurrence
+    candidate = "cpu" if name == "auto" else name
+    reason: str | None = "torch.compile traces the call"
+    if candidate != "cpu" or not torch.compiler.is_dynamo_compiling():
+        norms = call.norm_ih, call.norm_hh, call.norm_c
+        weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
+        tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
+        reason = why_not(*tensors, *weights)
+        if reason is None:
+            module_name = _LAYER_NORM[candidate]
+            _load(module_name)
+            reason = _LOADED[module_name].refuses(call)
+            if reason is None:
+                return candidate, _LOADED[module_name].recurrence
+    if name == candidate:
+        raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
+    return "reference", layer_norm_recurrence

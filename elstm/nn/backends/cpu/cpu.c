@@ -7,6 +7,7 @@
 
    Compiled once for float (REAL_BITS 32) and once for double (64). */
 #include "backward.h"
+#include "layer_norm.h"
 
 #ifndef CHUNK
 #define CHUNK 512

@@ -70,7 +70,8 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
         build.BuildError: why there is none.
     """
     verify = partial(check.in_own_process, bits=bits)
-    loaded = prototypes(build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, verify))
+    loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, verify)
+    prototypes(loaded, ("elstm", "elstm_layer_norm"))
     if loaded.elstm_call_size() != ctypes.sizeof(CallStruct):
         raise build.BuildError("the compiled library and structs.py disagree")
     return loaded
@@ -146,7 +147,7 @@ def empty_gradients(
 
 def forward(constants: Constants, learned: Learned, keep: bool) -> Computed:
     results = empty_results(constants, learned, keep, memory.empty)
-    _run("elstm_forward", BITS[learned.x.dtype], _call(constants, learned, results))
+    run("elstm", "forward", BITS[learned.x.dtype], _call(constants, learned, results))
     return results
 
 
@@ -161,23 +162,30 @@ def backward(
     gradients = empty_gradients(learned, wanted, memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
-        setattr(call, name, _pointer(tensor))
+        setattr(call, name, pointer(tensor))
     for name, d_gamma in zip(CallStruct.norms, gradients[6:9], strict=True):
-        getattr(call, name).d_gamma = _pointer(d_gamma)
-    call.norm_c.d_beta = _pointer(gradients[9])
-    _run("elstm_backward", BITS[learned.x.dtype], call)
+        getattr(call, name).d_gamma = pointer(d_gamma)
+    call.norm_c.d_beta = pointer(gradients[9])
+    run("elstm", "backward", BITS[learned.x.dtype], call)
     return gradients
 
 
-def _run(name: str, bits: int, call: CallStruct) -> None:
+def run(kind: str, direction: str, bits: int, call: CallStruct) -> None:
+    """Runs the function elstm_forward, or that of another kind or direction."""
     loaded = library(bits)
-    block = memory.take(loaded.elstm_workspace(call, name == "elstm_backward"))
+    block = memory.take(getattr(loaded, f"{kind}_workspace")(call, direction == "backward"))
     call.workspace = block.address
-    getattr(loaded, name)(call)
+    getattr(loaded, f"{kind}_{direction}")(call)
     memory.give(block)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
+def set_batch_sizes(call: CallStruct, sizes: Sequence[int] | None) -> None:
+    if sizes is not None:
+        call.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+        call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
+
+
+def pointer(tensor: Tensor | None) -> int | None:
     """Null for what does not apply; torch gives empty tensors a null pointer."""
     return None if tensor is None else tensor.data_ptr() or None
 
@@ -195,21 +203,19 @@ def _call(constants: Constants, learned: Learned, results: Computed) -> CallStru
         )
     )
     for name, tensor in zip(CallStruct.given[1:], learned, strict=False):
-        setattr(call, name, _pointer(tensor))
-    if constants.batch_sizes is not None:
-        call.sizes = (ctypes.c_int64 * len(constants.batch_sizes))(*constants.batch_sizes)
-        call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
+        setattr(call, name, pointer(tensor))
+    set_batch_sizes(call, constants.batch_sizes)
     for index, name in enumerate(CallStruct.norms):
         norm = getattr(call, name)
-        norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
+        norm.gamma, norm.eps = pointer(learned.gammas[index]), constants.eps[index]
         norm.batch_steps = constants.batch_steps[index]
         population = constants.population[2 * index : 2 * index + 2]
-        norm.mean, norm.var = (_pointer(t) for t in population)
+        norm.mean, norm.var = (pointer(t) for t in population)
         of_batch = results.statistics[2 * index : 2 * index + 2]
-        norm.batch_mean, norm.batch_var = (_pointer(t) for t in of_batch)
-    call.norm_c.beta = _pointer(learned.beta_c)
+        norm.batch_mean, norm.batch_var = (pointer(t) for t in of_batch)
+    call.norm_c.beta = pointer(learned.beta_c)
     kept = (results.output, results.h_n, results.c_n, *results.kept)
     for name, tensor in zip(CallStruct.results, kept, strict=True):
-        setattr(call, name, _pointer(tensor))
+        setattr(call, name, pointer(tensor))
     call.pool = ThreadPool(*openmp())
     return call

@@ -33,7 +33,7 @@ def refuses(call: Any) -> str | None:
 
 @torch.compiler.disable
 def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs elstm.nn.layer_norm_lstm.layer_norm_recurrence; its gradient cannot be differentiated.
+    """Runs elstm.nn.layer_norm.layer_norm_recurrence; its gradient cannot be differentiated.
 
     What does not depend on the step before, LN(W_x x_t) + b, is left to torch and its autograd.
     """
