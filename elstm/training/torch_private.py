@@ -1,4 +1,4 @@
-"""Calls the parts of torch without a public interface, checked with torch 2.11 to 2.14.
+"""Calls the parts of torch without a public interface, checked with torch 2.11 and 2.14.
 
 No other module outside elstm.nn uses one. Why each is needed:
 

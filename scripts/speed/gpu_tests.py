@@ -23,8 +23,8 @@ def run(expression: str) -> tuple[int, list[dict[str, Any]]]:
         command = [sys.executable, "-m", "pytest", "-q", "tests", "-k", expression]
         command += ["--tb=short", f"--junitxml={report}", "-p", "no:cacheprovider"]
         command += ["-p", "no:benchmark"]  # pytest-benchmark warns about xdist, an error here
-        if find_spec("xdist"):
-            command += ["-n", "6"]
+        options = f"-m 'not slow'{' -n 6' if find_spec('xdist') else ''}"
+        command += ["-o", f"addopts={options}"]
         status = subprocess.run(command, check=False).returncode
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     rows = []

@@ -101,7 +101,7 @@ def run(seed, *values, state="done", seconds=10.0):
         val_accuracy=None, val_accuracy_batch_stats=None,
         best_val_accuracy=max(values, default=None), test_accuracy=None,
         test_accuracy_batch_stats=None, train_seconds=None, wall_seconds=None, parameters=None,
-        made_with={}, started="", updated="",
+        made_with={}, started="", updated="", extensions="",
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 from elstm.config.compose import Composer
 from elstm.config.help import find_config_dir
 from elstm.config.identity import identity
+from elstm.config.overrides import OverrideParser
 from elstm.errors import UserError
 from elstm.sweeps import job
 from elstm.sweeps import table as sweep_table
@@ -268,7 +269,7 @@ def test_equal_combinations_are_one_run(training, capsys):
 
 def test_what_makes_a_run_the_same():
     def key(*words):
-        return identity(Composer().compose(words)[1])
+        return identity(Composer().compose(["data=mnist", *words])[1])
 
     base = key()
     for word in ("sweep.rerun=true", "trainer.threads=2", "trainer.progress=false", "data.root=x"):
@@ -308,7 +309,7 @@ def test_a_table_that_cannot_be_written_is_said(tmp_path):
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_slurm", "slurm"])
 def test_a_launcher_that_is_not_installed(training, capsys, monkeypatch, name):
-    monkeypatch.setattr(Composer, "options", lambda self, group: ["basic", "slurm"])
+    monkeypatch.setattr(OverrideParser, "options", lambda self, group: ["basic", "slurm"])
     assert main(["-m", f"hydra/launcher={name}"]) == 1
     extra = "joblib" if name == "joblib" else "submitit"
     assert capsys.readouterr().err == (
