@@ -316,6 +316,7 @@ def write_config(folder):
     return text
 
 
+@pytest.mark.slow
 def test_whatever_a_run_folder_has_as_config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fuzz_run_config(tmp_path, 150)

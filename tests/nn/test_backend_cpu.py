@@ -289,6 +289,7 @@ def by_ddp(rank, meeting):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ddp_averages_its_gradients(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as executor:

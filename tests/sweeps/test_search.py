@@ -74,6 +74,7 @@ def test_a_continued_search_draws_new_values(training, sampler):
     assert len({c.config.optimizer.lr for c in training.calls}) == 4
 
 
+@pytest.mark.slow
 def test_tpe_goes_where_accuracy_is(training):
     """Ten random trials are the same whatever comes out; what follows depends on it."""
     missed = []

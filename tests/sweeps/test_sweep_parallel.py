@@ -175,6 +175,7 @@ def train(tmp_path, monkeypatch):
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",

@@ -88,6 +88,7 @@ def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
     assert names == ["best.pt", "last.pt", "previous.pt"]
 
 
+@pytest.mark.slow
 def test_kills_from_outside_at_random_moments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
