@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_sets import own_process
 
 from elstm import cli
 from elstm.config.overrides import with_home
@@ -177,3 +178,24 @@ def test_home_in_the_grammar_of_hydra(monkeypatch):
     assert with_home(["data.root='~/x',\"~/y\""]) == ['''data.root='/a b,\\'c/x',"/a b,'c/y"''']
     with pytest.raises(UserError):
         with_home(["data.root=~nobody-of-this-name"])
+
+
+UNBUFFERED = """
+import os, sys
+from elstm.files.streams import lasting_streams
+with lasting_streams():
+    sys.stderr.write("1")
+    sys.stdout.write("2")
+    sys.stderr.write("3")
+    sys.stdout.write("4")
+    os._exit(0)  # flushes nothing
+"""
+
+
+def test_unbuffered_streams_stay_so():
+    environment = {**own_process(), "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNBUFFERED], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=environment, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == b"1234"

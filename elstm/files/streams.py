@@ -76,9 +76,12 @@ def lasting_streams() -> Iterator[Streams]:
             stream.flush()
         raw = _Lasting(number, "w", closefd=False)
         streams.raw.append(raw)
+        # Unbuffered streams (standard error, or PYTHONUNBUFFERED=1) stay so: else a progress bar
+        # and the messages on standard output would reach the terminal in another order.
+        buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
         lasting = io.TextIOWrapper(
-            io.BufferedWriter(raw), stream.encoding, stream.errors,
-            line_buffering=stream.line_buffering, write_through=number == 2,
+            buffer, stream.encoding, stream.errors,
+            line_buffering=stream.line_buffering, write_through=stream.write_through,
         )  # fmt: skip
         setattr(sys, name, lasting)
     try:
