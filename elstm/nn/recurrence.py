@@ -122,7 +122,7 @@ class Statistics(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a recurrence returns.
+    """Holds what a recurrence returns.
 
     Attributes:
         output: (T, B, H), zero where a row is not active.

@@ -108,7 +108,7 @@ def sequence_lengths(sizes: Sequence[int]) -> Tensor:
 
 
 class Places(NamedTuple):
-    """Where the sequences of a packed batch lie in (T, B), on the device of the batch.
+    """Holds where the sequences of a packed batch lie in (T, B), on the device of the batch.
 
     Attributes:
         counts: (T,) int32, the number of active rows at each step.

@@ -1,1 +1,1 @@
-"""What a run writes into its folder, and archives of finished studies."""
+"""Writes what a run keeps in its folder, and archives of finished studies."""

@@ -1,4 +1,4 @@
-"""What a run needs of its process: device, precision, threads, determinism, random states."""
+"""Sets up the process of a run: device, precision, threads, determinism, random states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run reports: log lines, progress, status.json, the tables, TensorBoard.
+"""Writes what a run reports: log lines, progress, status.json, the tables, TensorBoard.
 
 The training loop calls `Recorder` and knows none of the formats.
 """

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: `state` is done, pruned, or interrupted by `signal`.
+    """Says how a run ended: `state` is done, pruned, or interrupted by `signal`.
 
     Accuracies are fractions.
     """

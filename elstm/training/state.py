@@ -1,4 +1,4 @@
-"""How far a run is: counters, clocks, and sums over the steps since the last log point."""
+"""Holds how far a run is: counters, clocks, and sums over the steps since the last log point."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Kept = tuple[Tensor, Tensor]  # W_h h and the cell, as layer_norm.h lays them ou
 
 
 class LayerNormConstants(NamedTuple):
-    """What a call has beside tensors."""
+    """Holds what a call has beside tensors."""
 
     batch_sizes: tuple[int, ...] | None
     eps_h: float
@@ -33,7 +33,7 @@ class LayerNormConstants(NamedTuple):
 
 
 class LayerNormInputs(NamedTuple):
-    """What gradients flow to; contiguous. `given` (T, B, 4H) is all of z but LN(W_h h_{t-1})."""
+    """Holds what gradients flow to. `given` (T, B, 4H) is all of z but LN(W_h h_{t-1})."""
 
     given: Tensor
     h_0: Tensor

@@ -1,4 +1,4 @@
-"""What Python sees of cpu.c: its struct, the library, and a function for each direction."""
+"""Calls cpu.c from Python: the library, and a function for each direction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECOMPUTED_INPUTS = 16
 
 
 class Constants(NamedTuple):
-    """What a call has beside tensors with gradients."""
+    """Holds what a call has beside tensors with gradients."""
 
     batch_sizes: tuple[int, ...] | None
     batch_steps: tuple[int, ...]  # of norm_ih, norm_hh and norm_c, as below
@@ -34,7 +34,7 @@ class Constants(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What gradients flow to; contiguous. A norm that is not there is None."""
+    """Holds the contiguous tensors that gradients flow to; a norm that is absent is None."""
 
     x: Tensor
     h_0: Tensor
@@ -53,7 +53,7 @@ class Learned(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What forward computes; a tensor that does not apply is empty."""
+    """Holds what forward computes; a tensor that does not apply is empty."""
 
     output: Tensor
     h_n: Tensor

@@ -99,7 +99,7 @@ def _population(norm: NormInputs, batch_steps: int) -> tuple[Tensor, Tensor]:
 
 
 class _Plan(NamedTuple):
-    """What does not take part in differentiation."""
+    """Holds what does not take part in differentiation."""
 
     active: Tensor | None  # batch_sizes on the device, (T,) int32
     batch_steps: int

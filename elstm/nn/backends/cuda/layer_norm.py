@@ -55,7 +55,7 @@ def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _LayerNormPlan(NamedTuple):
-    """What does not take part in differentiation."""
+    """Holds what does not take part in differentiation."""
 
     active: Tensor | None  # batch_sizes on the device, (T,) int32
     eps_h: float
