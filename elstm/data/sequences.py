@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +21,6 @@ from typing_extensions import Self
 from elstm.data.image_sets import Split, random_order
 
 Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
-
-
-class LabelledRows(Protocol):
-    """Holds one split; each row has a label, and the data set defines its content."""
-
-    labels: Tensor  # int64 (N,)
-
-    def __len__(self) -> int: ...
 
 
 class SequenceData(ABC):
@@ -49,7 +41,7 @@ class SequenceData(ABC):
     name: str
     class_names: tuple[str, ...]
     batch_size: int
-    train: Any  # LabelledRows, as `val` and `test`
+    train: Any  # has `labels` (N,) and a length, as `val` and `test`
     val: Any
     test: Any
     fingerprint: str | None

@@ -14,7 +14,7 @@ RECURRENT_INITS = ("orthogonal", "identity")
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite real number."""
+    """Tells whether `value` is a finite real number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

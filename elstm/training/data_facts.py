@@ -109,7 +109,7 @@ def _check_image_facts(facts: dict[str, Any], data: DigitsConfig | ImagesConfig)
 
 
 def is_stratified(facts: dict[str, Any] | None) -> bool:
-    """Whether the training images of a checkpoint, or of a new run, keep the classes' shares.
+    """Tells whether the training images of a checkpoint or new run keep the classes' shares.
 
     Checkpoints of commit d8d01eb and earlier hold nothing about it: they did not.
     """

@@ -1,4 +1,4 @@
-"""Whether a run can fit into memory: a system without free memory kills a process, silently."""
+"""Checks that a run can fit into memory, since a full system kills processes silently."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ EXAMPLES = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], 
 
 @pytest.fixture
 def trains(training, monkeypatch):
-    """Whether a command line of the help trains without an error, with a fake training."""
+    """Tells whether a command line of the help trains, with a fake training."""
 
     def run(example):
         words = shlex.split(example)

@@ -135,7 +135,7 @@ FOLDER = re.compile(r"hydra\.(run|sweep)\.\w+\W*=(.*)", re.DOTALL)
 
 
 def leads_out(word):
-    """Whether a run would be made outside the current folder, where one may ask for it."""
+    """Tells whether a run would be made outside the current folder, where one may ask for it."""
     given = FOLDER.search(word)
     return bool(given) and bool(re.search(r"\.\.|^\W*[/~]", given[2]))
 

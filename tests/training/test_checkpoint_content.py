@@ -76,7 +76,7 @@ def resumed(config: Config, folder: Path) -> Snapshot:
 
 
 def refused(config: Config, snapshot: Snapshot, content: dict[str, Any]) -> bool:
-    """Whether a resume refuses a checkpoint, with the one error that is allowed."""
+    """Tells whether a resume refuses a checkpoint, with the one error that is allowed."""
     try:
         checkpoint._check_plain(content, 10**9)
         check_fits(content, config)

@@ -55,7 +55,7 @@ def with_learned(call: Call, learned: Sequence[Any]) -> Call:
 
 
 def needs_reference(*tensors: Tensor | None) -> bool:
-    """Whether the gradient has to come from the reference, given what backward reads."""
+    """Tells whether the gradient has to come from the reference."""
     return torch.is_grad_enabled() or why_not(*tensors) is not None
 
 

@@ -71,7 +71,7 @@ def _transformed() -> str | None:
 
 
 def _function_mode() -> bool:
-    """Whether a mode of __torch_function__ is active, other than that of a default device."""
+    """Tells whether a __torch_function__ mode is active, other than a default device's."""
     modes = (
         torch._C._get_function_stack_at(n) for n in range(torch._C._len_torch_function_stack())
     )
@@ -95,7 +95,7 @@ def _fault(tensor: Tensor) -> str | None:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether the numbers lie at an address; meta, freed and batched tensors have none."""
+    """Tells whether the numbers lie at an address; meta, freed and batched tensors have none."""
     if not tensor.numel():
         return not tensor.is_meta
     try:

@@ -183,7 +183,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 def _is_private(path: Path) -> bool:
-    """Whether code may be loaded from it: no link, this user's, and writable by no one else."""
+    """Tells whether code may be loaded from it: no link, and writable by this user alone."""
     try:
         status = path.lstat()
     except OSError:
@@ -197,7 +197,7 @@ def _checksum_file(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the library is there and has the checksum that was written after it was checked."""
+    """Tells whether the library has the checksum that was written after its check."""
     checksum = _checksum_file(path)
     try:
         private = _is_private(path) and _is_private(checksum)
