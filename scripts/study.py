@@ -43,10 +43,11 @@ class Runner:
         out: the folder that holds a folder for each study.
         quick: take the few and small runs of --quick.
         jobs: how many runs at once.
+        models: the only models to train; all where it is empty.
     """
 
-    def __init__(self, out: Path, *, quick: bool, jobs: int) -> None:
-        self.out, self.quick, self.jobs = out, quick, jobs
+    def __init__(self, out: Path, *, quick: bool, jobs: int, models: Sequence[str] = ()) -> None:
+        self.out, self.quick, self.jobs, self.models = out, quick, jobs, models
         self.failed = False
 
     def run(self, study: Study) -> None:
@@ -82,7 +83,10 @@ class Runner:
         for part in study.parts:
             if self.quick and not part.quick:
                 continue
-            for models in [[model] for model in part.models] if part.choose else [part.models]:
+            wanted = [model for model in part.models if not self.models or model in self.models]
+            for models in (
+                [[model] for model in wanted] if part.choose else [wanted] if wanted else []
+            ):
                 yield start + self._words(study, part, models)
 
     def _words(self, study: Study, part: Part, models: Sequence[str]) -> list[str]:
@@ -91,8 +95,9 @@ class Runner:
         words["seed"] = ",".join(map(str, seeds))
         words |= {key: quoted(value) for key, value in study.settings.items()}
         for each in part.choose:
-            place, model = source_of(each)
-            for override in best_overrides(self.out / place, model or models[0]):
+            places, model = source_of(each)
+            folders = [self.out / place for place in places]
+            for override in best_overrides(folders, model or models[0]):
                 key, _, value = override.partition("=")
                 words[key.removesuffix(".name")] = value
         words |= {key: quoted(value) for key, value in part.settings.items()}
@@ -109,7 +114,7 @@ class Runner:
             print(f"{study.name}: no runs in {folder}")
             return
         tables = {
-            name: f"{settings_table(read_settings(folder / path))}\n".encode()
+            name: f"{settings_table(read_settings([folder / path]))}\n".encode()
             for name, path in study.tables.items()
         }
         write_together(folder, tables)
@@ -193,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="STUDY.yaml")
     parser.add_argument("--out", type=Path, help="the folder that holds the studies' folders")
     parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    parser.add_argument(
+        "--models", type=lambda text: text.split(","), default=[], metavar="MODEL,MODEL",
+        help="train these models of the studies alone",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="few and small runs")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--report", action="store_true", help="train nothing")
@@ -206,7 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = args.out or Path("outputs/paper" if own else "outputs")
         if args.quick:
             out = out.with_name(f"{out.name}-quick")
-        runner = Runner(out, quick=args.quick, jobs=max(args.jobs, 1))
+        for model in args.models:
+            if not any(model in part.models for study in studies for part in study.parts):
+                raise UserError(f"--models: no study here has a model {one_line(model, 40)}")
+        jobs = max(args.jobs, 1)
+        runner = Runner(out, quick=args.quick, jobs=jobs, models=args.models)
         for study in studies:
             if args.check:
                 runner.check(study)

@@ -40,6 +40,7 @@ CONFIGS = {
     "bn_lstm_input": ELSTMBNConfig(
         name="bn_lstm_input", cell_norm="none", normalize_hidden=False
     ),
+    "bn_lstm_gates": ELSTMBNConfig(name="bn_lstm_gates", cell_norm="none"),
     "elstm_bn": ELSTMBNConfig(),
 }  # fmt: skip
 
@@ -98,6 +99,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "bn_lstm": BNLSTM,
         "bn_lstm_published": BNLSTM,
         "bn_lstm_input": ELSTMBN,
+        "bn_lstm_gates": ELSTMBN,
         "elstm_bn": ELSTMBN,
     }
     norms = {name: [n for n, _ in statistics_norms(layer)] for name, layer in layers.items()}
@@ -108,6 +110,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "bn_lstm": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
         "bn_lstm_published": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
         "bn_lstm_input": ["norm_ih_l0"],
+        "bn_lstm_gates": ["norm_ih_l0", "norm_hh_l0"],
         "elstm_bn": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
     }
     assert layers["bn_lstm"].cell_norm == "output"

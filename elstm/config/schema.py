@@ -108,6 +108,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "bn_lstm": BNLSTMConfig,
         "bn_lstm_published": BNLSTMConfig,  # the settings of Cooijmans et al. (2017)
         "bn_lstm_input": ELSTMBNConfig,
+        "bn_lstm_gates": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,
     },
     "data": {

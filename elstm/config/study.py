@@ -3,11 +3,13 @@
 A file holds:
 
     question, hypothesis, tuned, tests, cost    text; what is tuned on what, how it is tested
+    stopping          text: when a run and when the study ends
     models, seeds     lists: each model is trained with each seed
     settings          KEY: VALUE, of every run; a group such as optimizer is a key too
     grid              KEY: [VALUE, ...]: each combination is trained
     choose            studies (NAME or NAME/PATH) whose best setting by validation each model takes;
-                      {from: NAME, model: MODEL}: the best setting of that model, for all models
+                      {from: NAME, model: MODEL}: the best setting of that model, for all models;
+                      {from: [NAME, ...]}: the best setting in several places
     parts             several of the above; each part takes what it does not name from the study,
                       and its settings count after the chosen ones
     quick             settings for --quick, which count last, and `seeds`, how many of them
@@ -63,10 +65,15 @@ class Study:
     @property
     def sources(self) -> set[str]:
         """Names of the studies whose best settings this one takes."""
-        return {source_of(each)[0].partition("/")[0] for part in self.parts for each in part.choose}
+        return {
+            place.partition("/")[0]
+            for part in self.parts
+            for each in part.choose
+            for place in source_of(each)[0]
+        }
 
 
-TEXTS = ("question", "hypothesis", "tuned", "tests", "cost", "only_at")
+TEXTS = ("question", "hypothesis", "tuned", "tests", "cost", "stopping", "only_at")
 KINDS: dict[str, type] = {
     **dict.fromkeys(TEXTS, str),
     **dict.fromkeys(("models", "seeds", "choose", "parts"), list),
@@ -155,7 +162,9 @@ def _check_values(path: Path, study: Study) -> None:
             )
             for value in values:
                 check(f"grid.{key}", value, isinstance(value, str | int | float | None), "value")
-    sources = [source_of(each)[0] for part in study.parts for each in part.choose]
+    sources = [
+        place for part in study.parts for each in part.choose for place in source_of(each)[0]
+    ]
     for place in (*sources, *study.report.get("with", []), *study.tables.values()):
         inner = isinstance(place, str) and not place.startswith("/") and "\\" not in place
         check("the place", place, inner and ".." not in str(place).split("/"), "path of a study")
@@ -166,13 +175,19 @@ def _check_values(path: Path, study: Study) -> None:
             check(f"report.{key}", value, isinstance(value, str), "text")
 
 
-def source_of(each: Any) -> tuple[str, str | None]:
-    """Returns the place of a choice, and the model whose setting is chosen if it is named."""
+def source_of(each: Any) -> tuple[list[str], str | None]:
+    """Returns the places of a choice, and the model whose setting is chosen if it is named."""
     if isinstance(each, str):
-        return each, None
-    if isinstance(each, dict) and each.keys() == {"from", "model"}:
-        return str(each["from"]), str(each["model"])
-    raise UserError(f"choose: {one_line(each, 60)}; write STUDY or {{from: STUDY, model: MODEL}}")
+        return [each], None
+    if isinstance(each, dict) and {"from"} <= each.keys() <= {"from", "model"}:
+        places = each["from"] if isinstance(each["from"], list) else [each["from"]]
+        if places:
+            model = each.get("model")
+            return [str(place) for place in places], model if model is None else str(model)
+    raise UserError(
+        f"choose: {one_line(each, 60)}; write STUDY or {{from: STUDY, model: MODEL}}, where "
+        "`from` may be a list and `model` may be absent"
+    )
 
 
 def in_order(studies: Sequence[Study]) -> list[Study]:

@@ -26,7 +26,7 @@ class RankedSetting:
         return sum(self.bests) / len(self.bests)
 
 
-def read_settings(folder: Path) -> dict[str, list[RankedSetting]]:
+def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
     """Returns each model's settings, the best first.
 
     A setting is what differs between a model's runs besides the seed. Of the settings with the
@@ -34,15 +34,16 @@ def read_settings(folder: Path) -> dict[str, list[RankedSetting]]:
     a second seed is spent on the best of the first alone. Test accuracies are not read.
 
     Args:
-        folder: run folders or an archive of a study, or a path below either.
+        folders: run folders or archives of studies, or paths below them.
 
     Raises:
         UserError: no finished runs there, or runs on several tasks.
     """
-    runs, _ = load_runs([folder])
+    runs, _ = load_runs(folders)
     sections = make_sections([run for run in runs if run.state == "done"])
     if len(sections) != 1:
-        raise UserError(f"{folder} has to hold finished runs on one task, not {len(sections)}")
+        places = ", ".join(map(str, folders))
+        raise UserError(f"{places} has to hold finished runs on one task, not {len(sections)}")
     choose_baselines(sections, [])
     models: dict[str, list[Group]] = {}
     for group in sections[0].groups:
@@ -50,15 +51,15 @@ def read_settings(folder: Path) -> dict[str, list[RankedSetting]]:
     return {model: _ranked(groups) for model, groups in models.items()}
 
 
-def best_overrides(folder: Path, model: str) -> tuple[str, ...]:
+def best_overrides(folders: Sequence[Path], model: str) -> tuple[str, ...]:
     """Returns the best setting of a model as overrides of the command line.
 
     Raises:
         UserError: the model has no finished run there.
     """
-    models = read_settings(folder)
+    models = read_settings(folders)
     if model not in models:
-        raise UserError(f"no finished run of {model} in {folder}")
+        raise UserError(f"no finished run of {model} in {', '.join(map(str, folders))}")
     return models[model][0].overrides
 
 

@@ -33,6 +33,7 @@ MODEL_ORDER = (
     "gru",
     "ln_lstm",
     "bn_lstm_input",
+    "bn_lstm_gates",
     "bn_lstm_published",
     "bn_lstm",
     "elstm_bn",

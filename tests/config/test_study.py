@@ -32,7 +32,8 @@ def test_a_part_takes_what_it_does_not_name_from_the_study(tmp_path: Path) -> No
     assert (study.name, one.models, one.seeds, one.choose) == ("mine", ["gru"], [0, 1], ["a"])
     assert (two.models, two.seeds, two.grid) == (["lstm"], [5], {"optimizer.lr": [0.1, 1]})
     assert study.sources == {"a", "b"}
-    assert source_of({"from": "a", "model": "gru"}) == ("a", "gru")
+    assert source_of({"from": "a", "model": "gru"}) == (["a"], "gru")
+    assert source_of({"from": ["a", "b/mnist"]}) == (["a", "b/mnist"], None)
 
 
 def test_studies_come_behind_those_they_choose_from(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def tuned(folder: Path) -> Path:
 
 
 def test_the_best_by_validation_of_the_most_seeds(tmp_path: Path) -> None:
-    settings = read_settings(tuned(tmp_path))
+    settings = read_settings([tuned(tmp_path)])
     assert [s.overrides for s in settings["lstm"]] == [
         ("optimizer.lr=0.003",), ("optimizer.lr=0.001",), ("optimizer.lr=0.01",)
     ]  # fmt: skip
@@ -42,18 +42,31 @@ def test_the_best_by_validation_of_the_most_seeds(tmp_path: Path) -> None:
 
 def test_an_archive_gives_the_same_table(tmp_path: Path) -> None:
     folder = tuned(tmp_path / "tuning")
-    before = settings_table(read_settings(folder))
+    before = settings_table(read_settings([folder]))
     report.main(["--pack", str(folder)])
     for run in folder.iterdir():
         if run.is_dir():
             shutil.rmtree(run)
-    assert settings_table(read_settings(folder)) == before
-    assert best_overrides(folder, "gru") == ("model.update_bias=chrono",)
+    assert settings_table(read_settings([folder])) == before
+    assert best_overrides([folder], "gru") == ("model.update_bias=chrono",)
 
 
 def test_what_cannot_be_chosen_from(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no finished run of ln_lstm"):
-        best_overrides(tuned(tmp_path), "ln_lstm")
+        best_overrides([tuned(tmp_path)], "ln_lstm")
     write_run(tmp_path / "mnist", data="mnist")
     with pytest.raises(UserError, match="on one task, not 2"):
-        read_settings(tmp_path)
+        read_settings([tmp_path])
+
+
+def test_the_best_of_two_folders(tmp_path: Path) -> None:
+    """A second study varies the weight decay at the rate that the first one chose."""
+    for lr in (0.001, 0.003):
+        write_run(tmp_path / f"rates/{lr}", optimizer__lr=lr, offset=lr, epochs=3)
+    for decay, offset in ((0.1, 0.05), (0.3, -0.05)):
+        write_run(tmp_path / f"decay/{decay}", optimizer__lr=0.003, epochs=3,
+                  optimizer__weight_decay=decay, offset=offset)  # fmt: skip
+    folders = [tmp_path / "rates", tmp_path / "decay"]
+    chosen = ("optimizer.lr=0.003", "optimizer.weight_decay=0.1")
+    assert best_overrides(folders, "lstm") == chosen
+    assert best_overrides(folders[:1], "lstm") == ("optimizer.lr=0.003",)

@@ -23,7 +23,13 @@ from elstm.records.archive import Archive
 from elstm.reporting.runs import load_runs
 
 ROOT = Path(__file__).parents[2]
-STUDIES = sorted((ROOT / "conf" / "study").glob("*.yaml"))
+# A plan is committed before its runs, so a file here may have no archive yet.
+STUDIES = [
+    path
+    for path in sorted((ROOT / "conf" / "study").glob("*.yaml"))
+    if (ROOT / "outputs" / "paper" / path.stem / "archive.yaml").exists()
+]
+PLANNED = sorted(set((ROOT / "conf" / "study").glob("*.yaml")) - set(STUDIES))
 PAPER = ROOT / "outputs" / "paper"
 
 spec = importlib.util.spec_from_file_location("study_script", ROOT / "scripts" / "study.py")
@@ -166,6 +172,16 @@ def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None
             config = told_apart(flatten(asdict(compose(run)), ""))
             assert any(each.items() <= config.items() for each in kept), run
     assert planned == len(kept)
+
+
+@pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
+def test_a_planned_study_composes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "best_overrides", lambda folders, model: ("optimizer.lr=0.01",))
+    compose = Composer().many()
+    for words in study.Runner(PAPER, quick=False, jobs=1).sweeps(read_study(path)):
+        values = [(key, text.split(",")) for key, _, text in (w.partition("=") for w in words)]
+        for end in (0, -1):
+            compose([f"{key}={each[end]}" for key, each in values if not key.startswith("hydra.")])
 
 
 def test_the_runs_of_a_kept_study_are_finished(

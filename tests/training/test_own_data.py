@@ -161,7 +161,7 @@ def test_data_name(capsys: pytest.CaptureFixture[str]) -> None:
          "data.root"),
         (["data=arrays", "data.path=X", "data.root=X"], "it goes with data=mnist, fashion_mnist"),
         (["data=arrays", "data.path=X", "data.channels=3"], "it goes with data=images"),
-        (["model=lstm", "model.cell_norm=carry"], "it goes with model=bn_lstm_input, elstm_bn"),
+        (["model=lstm", "model.cell_norm=carry"], "it goes with model=bn_lstm_input"),
         (["data=arrays", "data.path=X"], "data.path=X: there is no such file or folder"),
         (["data=arrays"], "data.path has to be given"),
     ],
