@@ -15,7 +15,7 @@ from elstm.records.drawing import FigureCanvasAgg, own_settings
 from elstm.reporting import wording
 from elstm.reporting.document import CurveLine
 from elstm.reporting.groups import Group
-from elstm.reporting.measures import Analysis, Reach
+from elstm.reporting.measures import Analysis, Reach, folds_of
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import MIN_SEEDS, Band, Summary, band
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit
@@ -102,8 +102,11 @@ def _bands(groups: Sequence[Group], curve_of: Callable[[Run], Curve]) -> list[tu
     for group in groups:
         curves = [curve_of(run) for run in group.runs]
         measured = [(c.epoch, c.seconds, c.value) for c in curves if len(c)]
-        lines = [[one] for one in measured] if len(measured) < MIN_SEEDS else [measured]
-        bands += [(group, band(line)) for line in lines if line]
+        if len(measured) < MIN_SEEDS:
+            bands += [(group, band([one])) for one in measured]
+        else:
+            runs = [run for run, curve in zip(group.runs, curves, strict=True) if len(curve)]
+            bands.append((group, band(measured, folds_of(runs, group.folds))))
     return bands
 
 

@@ -24,6 +24,7 @@ def drawn_groups(analysis: Analysis) -> list[Group]:
 def findings(analysis: Analysis) -> list[Inline]:
     """Returns a sentence for each group in the figures, then the cautions."""
     baseline = analysis.section.baseline
+    unit = "seed" if analysis.section.folds is None else "run"
     drawn = drawn_groups(analysis)
     rows = [result for result in analysis.results if result.group in drawn]
     rows.sort(key=lambda result: drawn.index(result.group))
@@ -35,7 +36,7 @@ def findings(analysis: Analysis) -> list[Inline]:
                 rest = " is the baseline; none of its runs is finished."
             else:
                 rest = f" is the baseline: test accuracy {wording.percent(accuracy)} %"
-                rest += f" ({plural(accuracy.n, 'seed')})."
+                rest += f" ({plural(accuracy.n, unit)})."
             items.append([Bold(baseline.label), rest])
         else:
             rough = _rough(result.group) or _rough(baseline)
@@ -47,20 +48,21 @@ def findings(analysis: Analysis) -> list[Inline]:
     if single:
         more = f" and {len(single) - 8} more" if len(single) > 8 else ""
         names = f" in {', '.join(single[:8])}{more}" if len(single) < len(tested) else " per group"
-        items.append(f"One finished seed{names}: the variance there is unknown.")
+        items.append(f"One finished {unit}{names}: the variance there is unknown.")
     items += _warnings(analysis)
     return items
 
 
 def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
     test = result.comparisons[baseline].test_accuracy
+    unit = "pair" if result.group.folds is None else "fold"
     way = result.to_best
     if test is None:
-        said = "no finished seed shared with the baseline"
+        said = f"no finished {'seed' if unit == 'pair' else 'fold'} shared with the baseline"
     elif test.p_holm is None or test.low is None or test.high is None:
         said = (
             f"test accuracy {wording.signed(100 * test.difference)} points against the baseline "
-            f"({plural(test.n, 'pair')}: {_why_no_test(test)})"
+            f"({plural(test.n, unit)}: {_why_no_test(test)})"
         )
     else:
         verdict = "higher than" if test.difference > 0 else "lower than"
@@ -70,7 +72,7 @@ def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
         said = (
             f"test accuracy {verdict} the baseline's: {wording.signed(100 * test.difference)} "
             f"points (95 % interval {low} to {high}; p {_equals(wording.p_value(test.p_holm))} "
-            f"after Holm; {plural(test.n, 'pair')})"
+            f"after Holm; {plural(test.n, unit)})"
         )
     if way.reach is None or way.epochs_ratio is None:
         return f"{said}."
@@ -98,9 +100,10 @@ def _against(rows: Sequence[GroupResult], baseline: str) -> Inline:
             p = wording.p_value(test.p_holm)
             difference = wording.signed(100 * test.difference)
             verdicts[verdict].append(f"{result.group.label} ({difference}, p {_equals(p)})")
+    unit = "seeds" if rows and rows[0].group.folds is None else "folds"
     said = [f"{verdict}: {', '.join(who)}" for verdict, who in verdicts.items() if who]
     start = ["Test accuracy against ", Bold(baseline), " (points, p by Holm): "]
-    return [*start, ("; ".join(said) or f"no group shares {MIN_SEEDS} finished seeds") + "."]
+    return [*start, ("; ".join(said) or f"no group shares {MIN_SEEDS} finished {unit}") + "."]
 
 
 def _why_no_test(test: PairedTest) -> str:
@@ -152,6 +155,15 @@ def _warnings(analysis: Analysis) -> list[Inline]:
     commits = {run.made_with.get("commit", "unknown") for run in runs}
     if len(commits) > 1:
         items.append(f"The runs were made with {len(commits)} commits of the code (see the end).")
+    section = analysis.section
+    if section.folds is not None:
+        missing = set(range(section.folds)) - {run.fold for run in runs if run.state == "done"}
+        if missing:
+            which = ", ".join(map(str, sorted(missing)[:20]))
+            items.append(
+                f"No finished run has fold {which} of {section.folds}: the sequences that they "
+                "test count in no number."
+            )
     ends = {round(run.epoch, 3) for run in runs if run.state == "done"}
     if len(ends) > 1:
         items.append(

@@ -24,9 +24,10 @@ from elstm.reporting.runs import Run
 
 # Differences that do not make another experiment. Threads change the times: a report mentions where
 # they differ.
-IGNORED = ("seed", "hydra", *settings_without_effect())
+IGNORED = ("seed", "data.fold", "hydra", *settings_without_effect())
 # These settings under data. belong to the model's training; the others make the task.
-TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size")
+TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size", "data.bucket")
+FINGERPRINT = "data.fingerprint"  # makes data of one name different tasks if they differ
 # The order in which models are listed, plainest first; others follow by name.
 MODEL_ORDER = (
     "lstm",
@@ -47,14 +48,15 @@ _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in their seeds."""
+    """Runs that differ only in their seeds, and in cross-validation in their folds."""
 
     label: str
     model: str
     settings: Config  # what differs between the groups of the section
-    runs: list[Run]  # one per seed, by seed, without the failed
+    runs: list[Run]  # one per fold and seed, in this order, without the failed
     failed: list[Run]
     superseded: list[Run]  # left out: another run with the same config and seed got further
+    folds: int | None = None  # K, where the runs of the section are on several of K folds
 
     def count(self, state: str) -> int:
         return sum(run.state == state for run in self.runs)
@@ -80,7 +82,19 @@ class Section:
     data: str
     groups: list[Group]
     common: Config  # what all runs of the section share
+    fingerprint: str = ""  # of the data, if the runs recorded it
+    others: list[str] = field(default_factory=list)  # of other data with the same name
     baseline: Group = field(init=False)
+
+    @property
+    def folds(self) -> int | None:
+        """Returns K, where the runs are on several of K folds."""
+        return self.groups[0].folds
+
+    @property
+    def runs(self) -> list[Run]:
+        """Returns the runs that count."""
+        return [run for group in self.groups for run in group.runs]
 
 
 def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Section]:
@@ -89,6 +103,8 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
     tasks: dict[tuple[str, frozenset[tuple[str, Value]]], list[Run]] = defaultdict(list)
     for run in runs:
         task = {k: v for k, v in run.config.items() if _is_task(k) and not _is_in(k, skipped)}
+        if run.fingerprint:
+            task[FINGERPRINT] = run.fingerprint
         tasks[run.data, frozenset(task.items())].append(run)
     by_name: dict[str, list[Config]] = defaultdict(list)
     for name, items in tasks:
@@ -98,7 +114,12 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
         varying = differing_keys(by_name[name])
         title = make_label(name, dict(items), varying)
         groups, common = _groups(members, skipped)
-        sections.append(Section(title, name, groups, common))
+        several = len({run.fold for run in members if run.fold is not None}) > 1
+        for group in groups:
+            group.folds = int(str(members[0].config["data.folds"])) if several else None
+        here = members[0].fingerprint
+        prints = {str(config.get(FINGERPRINT, "")) for config in by_name[name]}
+        sections.append(Section(title, name, groups, common, here, sorted(prints - {here})))
     sections.sort(key=lambda section: natural_key(section.title))
     make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
     return sections
@@ -174,17 +195,17 @@ def _default(key: str, owner: Value, found: set[Value]) -> Any:
 
 
 def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:
-    best: dict[int, Run] = {}
+    best: dict[tuple[int, int], Run] = {}
     for run in sorted(runs, key=lambda r: (-_RANK[r.state], r.epoch, r.started, r.path)):
-        best[run.seed] = run  # the last one is the furthest
-    kept = sorted(best.values(), key=lambda run: run.seed)
+        best[run.pair] = run  # the last one is the furthest
+    kept = sorted(best.values(), key=lambda run: run.pair)
     return Group(
         label,
         model,
         settings,
         runs=[run for run in kept if run.state != "failed"],
         failed=[run for run in kept if run.state == "failed"],
-        superseded=[run for run in runs if best[run.seed] is not run],
+        superseded=[run for run in runs if best[run.pair] is not run],
     )
 
 

@@ -11,6 +11,7 @@ from elstm.reporting.groups import Group, Section, matches
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import (
     MIN_SEEDS,
+    Folds,
     PairedTest,
     Summary,
     holm,
@@ -45,7 +46,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group against a baseline, over the seeds that both have."""
+    """A group against a baseline, over the seeds (and folds) that both have."""
 
     test_accuracy: PairedTest | None
     area: PairedTest | None
@@ -108,11 +109,11 @@ def analyse(
     results = [
         GroupResult(
             group=group,
-            test_accuracy=summarize([run.test_accuracy for run in group.runs]),
-            best_validation=summarize([run.best_val_accuracy for run in group.furthest]),
-            area=summarize([_area(run, horizon) for run in group.runs]),
+            test_accuracy=_summary(group, group.runs, lambda run: run.test_accuracy),
+            best_validation=_summary(group, group.furthest, lambda run: run.best_val_accuracy),
+            area=_summary(group, group.runs, lambda run: _area(run, horizon)),
             reaches=[
-                reach(group.furthest, [threshold] * len(group.furthest))
+                reach(group.furthest, [threshold] * len(group.furthest), group.folds)
                 for threshold in chosen_thresholds
             ],
             to_best=to_best(group, section.baseline),
@@ -136,8 +137,26 @@ def first_reach(curve: Curve, accuracy: float) -> tuple[float, float] | None:
     return (float(curve.epoch[at[0]]), float(curve.seconds[at[0]])) if len(at) else None
 
 
-def reach(runs: Sequence[Run], accuracies: Sequence[float]) -> Reach | None:
-    """Measures when each run reaches its accuracy; None if no run has been evaluated."""
+def _summary(
+    group: Group, runs: Sequence[Run], value: Callable[[Run], float | None]
+) -> Summary | None:
+    return summarize([value(run) for run in runs], folds_of(runs, group.folds))
+
+
+def folds_of(runs: Sequence[Run], count: int | None) -> Folds | None:
+    """Returns the folds of the runs; None where the section has no several folds."""
+    return None if count is None else Folds([run.pair[0] for run in runs], count)
+
+
+def reach(
+    runs: Sequence[Run], accuracies: Sequence[float], folds: int | None = None
+) -> Reach | None:
+    """Measures when each run reaches its accuracy; None if no run has been evaluated.
+
+    Args:
+        folds: of the group (`Group.folds`).
+    """
+    measured: list[Run] = []
     epochs: list[float] = []
     seconds: list[float] = []
     reached = 0
@@ -147,32 +166,34 @@ def reach(runs: Sequence[Run], accuracies: Sequence[float]) -> Reach | None:
         first = first_reach(run.validation, accuracy)
         reached += first is not None
         at = first or (float(run.validation.epoch[-1]), float(run.validation.seconds[-1]))
+        measured.append(run)
         epochs.append(at[0])
         seconds.append(at[1])
-    over_epochs = summarize(epochs)
+    of = folds_of(measured, folds)
+    over_epochs = summarize(epochs, of)
     if over_epochs is None:
         return None
-    over_seconds = summarize(seconds) if np.isfinite(seconds).all() else None
+    over_seconds = summarize(seconds, of) if np.isfinite(seconds).all() else None
     return Reach(reached, len(epochs), over_epochs, over_seconds)
 
 
 def to_best(group: Group, baseline: Group) -> ToBest:
     """Measures when the group reaches the best validation accuracy of the baseline."""
     targets = {
-        run.seed: (run.best_val_accuracy, run)
+        run.pair: (run.best_val_accuracy, run)
         for run in baseline.furthest
         if run.best_val_accuracy is not None
     }
     if not targets:
         return ToBest(None, False, None, None)
     runs = group.furthest
-    shared = [run for run in runs if run.seed in targets and len(run.validation)]
+    shared = [run for run in runs if run.pair in targets and len(run.validation)]
     if not shared:
         mean = float(np.mean([best for best, _ in targets.values()]))
-        return ToBest(reach(runs, [mean] * len(runs)), False, None, None)
-    bests = [targets[run.seed][0] for run in shared]
-    ours = reach(shared, bests)
-    theirs = reach([targets[run.seed][1] for run in shared], bests)
+        return ToBest(reach(runs, [mean] * len(runs), group.folds), False, None, None)
+    bests = [targets[run.pair][0] for run in shared]
+    ours = reach(shared, bests, group.folds)
+    theirs = reach([targets[run.pair][1] for run in shared], bests, group.folds)
     return ToBest(ours, True, *_ratios(ours, theirs))
 
 
@@ -255,15 +276,16 @@ def _compare_all(
 def _tests(
     groups: Sequence[Group], baseline: Group, value: Callable[[Run], float | None]
 ) -> list[PairedTest | None]:
-    theirs = {run.seed: v for run in baseline.runs if (v := value(run)) is not None}
+    theirs = {run.pair: v for run in baseline.runs if (v := value(run)) is not None}
     tests: list[PairedTest | None] = []
     for group in groups:
         if group is baseline:
             tests.append(None)
             continue
-        ours = {run.seed: v for run in group.runs if (v := value(run)) is not None}
-        seeds = sorted(ours.keys() & theirs.keys())
-        test = paired_test([ours[s] for s in seeds], [theirs[s] for s in seeds])
+        ours = {run.pair: v for run in group.runs if (v := value(run)) is not None}
+        pairs = sorted(ours.keys() & theirs.keys())
+        folds = None if group.folds is None else Folds([fold for fold, _ in pairs], group.folds)
+        test = paired_test([ours[p] for p in pairs], [theirs[p] for p in pairs], folds)
         few = test is not None and test.n < MIN_SEEDS
         tests.append(test.without_verdict() if test is not None and few else test)
     p_values = [test.p for test in tests if test is not None and test.p is not None]

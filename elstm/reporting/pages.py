@@ -101,7 +101,7 @@ def table_of_runs(analyses: Sequence[Analysis], output: Path) -> list[Block]:
             [_folder_link(run, output)],
             analysis.section.title,
             group.label,
-            str(run.seed),
+            _seed(run),
             _state(run),
             wording.epochs(run.epoch),
             wording.NONE if run.test_accuracy is None else f"{100 * run.test_accuracy:.2f}",
@@ -137,13 +137,13 @@ def run_lists(
     failed = [run for run in runs if run.state == "failed"]
     superseded = [r for a in analyses for group in a.section.groups for r in group.superseded]
     if going:
-        rows = [[Code(run.path), str(run.seed), _state(run), _progress(run)] for run in going]
+        rows = [[Code(run.path), _seed(run), _state(run), _progress(run)] for run in going]
         blocks += [
             Heading(3, "Not finished"),
             _list(["Run", "Seed", "State", "Epochs"], rows, left=(0, 2)),
         ]
     if failed:
-        rows = [[Code(r.path), str(r.seed), _progress(r), _error(r)] for r in failed]
+        rows = [[Code(r.path), _seed(r), _progress(r), _error(r)] for r in failed]
         blocks += [
             Heading(3, "Failed"),
             Paragraph("Failed runs count in no mean and no test."),
@@ -153,7 +153,7 @@ def run_lists(
         rows = [[Code(name), reason] for name, reason in damaged]
         blocks += [Heading(3, "Cannot be read"), _list(["Folder", "Reason"], rows, left=(0, 1))]
     if superseded:
-        rows = [[Code(run.path), str(run.seed), _state(run)] for run in superseded]
+        rows = [[Code(run.path), _seed(run), _state(run)] for run in superseded]
         blocks += [
             Heading(3, "Left out"),
             Paragraph(
@@ -164,8 +164,9 @@ def run_lists(
     return [Heading(2, "Runs that are unfinished, failed or left out"), *blocks] if blocks else []
 
 
-def method() -> list[Block]:
+def method(analyses: Sequence[Analysis]) -> list[Block]:
     """Returns how the numbers are made."""
+    several = any(analysis.section.folds is not None for analysis in analyses)
     return [
         Heading(2, "How these numbers are computed"),
         Bullets(
@@ -194,9 +195,21 @@ def method() -> list[Block]:
                 "interval.",
                 "Training loss is the mean over an epoch, drawn at its end. Against wall-clock "
                 "time, each epoch is drawn at the mean over seeds of the time at its end.",
+                *(_OVER_FOLDS if several else ()),
             ]
         ),
     ]
+
+
+_OVER_FOLDS = (
+    "Runs on the folds of a cross-validation form one group. Each fold is one observation: "
+    "runs of a fold that differ in the seed are averaged first. Two folds of K share training "
+    "sequences, so their results depend on each other. The variance of a mean over k folds is "
+    "therefore taken as (1/k + 1/(K − 1)) s² in place of s²/k, with k − 1 degrees of freedom, in "
+    "intervals, bands and tests: the corrected resampled t-test of Nadeau and Bengio, Inference "
+    "for the Generalization Error, Machine Learning 52, 2003. Fewer than "
+    f"{MIN_SEEDS} folds have no interval and no test. ± is the spread of single runs.",
+)
 
 
 def made_with(runs: Sequence[Run]) -> list[Block]:
@@ -232,6 +245,10 @@ def _state(run: Run) -> str:
     return (
         f"{run.state}, last written at {wording.moment(run.updated)}" if run.stalled else run.state
     )
+
+
+def _seed(run: Run) -> str:
+    return str(run.seed) if run.fold is None else f"{run.seed}, fold {run.fold}"
 
 
 def _progress(run: Run) -> str:

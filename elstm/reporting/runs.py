@@ -51,7 +51,10 @@ class Run:
     config: Config
     model: str
     data: str
+    fingerprint: str  # of own data: the checksum of what was read; "" if none was recorded
+    description: str  # of own data: what was read
     seed: int
+    fold: int | None  # the part that tests, in cross-validation
     state: str
     stalled: bool  # its state is running, but it has not written for STALLED_SECONDS
     error: str
@@ -71,6 +74,11 @@ class Run:
     made_with: dict[str, str]  # device, backend, threads, precision, versions, commit
     started: str
     updated: str
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """Returns fold and seed, by which runs of different groups are paired."""
+        return (-1 if self.fold is None else self.fold), self.seed
 
 
 def load_run(stored: StoredRun, now: float | None = None) -> Run:
@@ -108,7 +116,10 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         config=config,
         model=one_line(model, 40),
         data=one_line(data, 40),
+        fingerprint=text(status, "data_fingerprint", 40),
+        description=text(status, "data_description", 400),
         seed=seed,
+        fold=_fold(config),
         state=state,
         stalled=state == "running" and _age(status.get("updated"), now) > STALLED_SECONDS,
         error=text(status, "error"),
@@ -143,6 +154,13 @@ def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
         except Damaged as error:
             damaged.append((stored.name, one_line(error)))
     return runs, damaged
+
+
+def _fold(config: Config) -> int | None:
+    """Returns which part of a cross-validation tests; None where there is none."""
+    fold, folds = config.get("data.fold"), config.get("data.folds")
+    known = type(fold) is int and type(folds) is int and 0 <= fold < folds
+    return int(str(fold)) if known else None
 
 
 def _validation(metrics: dict[str, np.ndarray]) -> tuple[Curve, np.ndarray]:

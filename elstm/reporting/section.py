@@ -19,7 +19,7 @@ from elstm.reporting.document import (
     Table,
 )
 from elstm.reporting.findings import drawn_groups, findings
-from elstm.reporting.groups import leading_groups
+from elstm.reporting.groups import Section, leading_groups
 from elstm.reporting.labels import short_names, show_value
 from elstm.reporting.measures import Analysis, GroupResult
 from elstm.reporting.stats import MIN_SEEDS, PairedTest
@@ -61,6 +61,7 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
         names = short_names(shared)
         settings = [f"{names[key]}={show_value(section.common[key])}" for key in shared]
         blocks.append(Paragraph(f"All runs: {', '.join(settings)}."))
+    blocks += _data_blocks(section)
     blocks.append(Bullets(findings(analysis)))
     drawn = len(drawn_groups(analysis))
     if len(section.groups) > drawn:
@@ -88,6 +89,37 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
     return blocks
 
 
+def _data_blocks(section: Section) -> list[Block]:
+    """Says on which own data the runs are, and what runs on several folds mean."""
+    blocks: list[Block] = []
+    if section.fingerprint:
+        runs = [run for group in section.groups for run in (*group.runs, *group.failed)]
+        run = next((run for run in runs if run.description), runs[0])
+        where = "" if run.fold is None else f" of fold {run.fold}"
+        read = f"{run.description}; " if run.description else ""
+        blocks.append(Paragraph(f"Data{where}: {read}checksum {section.fingerprint}."))
+    if section.others:
+        others = ", ".join(each or "not recorded" for each in section.others[:8])
+        blocks.append(
+            Paragraph(
+                f"Other runs read other data under the name {section.data} (checksum {others}). "
+                "They have sections of their own, and no number here counts them."
+            )
+        )
+    if section.folds is not None:
+        found = sorted({run.fold for run in section.runs if run.fold is not None})
+        blocks.append(
+            Paragraph(
+                f"Cross-validation: the runs are on the folds {', '.join(map(str, found))} of "
+                f"{section.folds}, which count as seeds do: a run is compared with the run of the "
+                "same fold and seed. The folds share training sequences, so that a plain t-test "
+                "would be too optimistic. Intervals and tests are therefore those of the corrected "
+                "resampled t-test (see the end)."
+            )
+        )
+    return blocks
+
+
 def shown_results(analysis: Analysis) -> list[GroupResult]:
     """Returns the results that are rows of the tables, the baseline first."""
     by_label = {result.group.label: result for result in analysis.results}
@@ -95,8 +127,9 @@ def shown_results(analysis: Analysis) -> list[GroupResult]:
 
 
 def _main_table(rows: Sequence[GroupResult]) -> Block:
+    unit = "seeds" if all(r.group.folds is None for r in rows) else "runs"
     header = [
-        "Group", "Runs", "Test accuracy, % (seeds)", "95 % interval", "Best validation, %",
+        "Group", "Runs", f"Test accuracy, % ({unit})", "95 % interval", "Best validation, %",
         "Area under curve, %", "Parameters", "Training, s/epoch", "In all, s/epoch",
     ]  # fmt: skip
     body = [
@@ -142,6 +175,9 @@ def _reach_blocks(analysis: Analysis, rows: Sequence[GroupResult]) -> list[Block
         blocks.append(
             Paragraph(
                 "† No seed is shared with the baseline: its mean best accuracy counts instead."
+                if analysis.section.folds is None
+                else "† No fold and seed is shared with the baseline: its mean best accuracy "
+                "counts instead."
             )
         )
     return blocks
@@ -152,20 +188,24 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
     if not tested:
         return []
     blocks: list[Block] = [Heading(3, f"Paired tests against {baseline}")]
+    several = tested[0].group.folds is not None
     pairs = [t.n for r in tested for t in _tests_of(r, baseline)]
     if not pairs:
         blocks.append(
-            Paragraph("No group shares a finished seed with the baseline: nothing can be compared.")
+            Paragraph(
+                f"No group shares a finished {'fold and seed' if several else 'seed'} with the "
+                "baseline: nothing can be compared."
+            )
         )
         return blocks
     if min(pairs) < MIN_SEEDS:
         blocks.append(
             Paragraph(
-                f"With fewer than {MIN_SEEDS} pairs, the difference is given without an interval "
-                "and without a test."
+                f"With fewer than {MIN_SEEDS} {'folds' if several else 'pairs'}, the difference is "
+                "given without an interval and without a test."
             )
         )
-    header = ["Group", "Pairs", "Difference, points"]
+    header = ["Group", "Folds" if several else "Pairs", "Difference, points"]
     if max(pairs) >= MIN_SEEDS:
         header = [*header[:2], f"{header[2]} (95 % interval)", "t", "p", "p (Holm)", "d_z"]
     for name, field in (("Test accuracy", "test_accuracy"), ("Area under the curve", "area")):

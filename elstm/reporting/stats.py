@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special  # scipy.stats takes longer to import than a report to make
@@ -25,15 +26,54 @@ class Summary:
     half_width: float | None
 
 
-def summarize(values: Sequence[float | None]) -> Summary | None:
+@dataclass(frozen=True)
+class Folds:
+    """Says from which fold of a cross-validation each value is.
+
+    The training sets of two folds share most of their sequences, so that results of folds depend on
+    each other, and a plain t-test would be too optimistic. Intervals and tests over folds therefore
+    take (1/k + 1/(K - 1)) s² as the variance of a mean over k of K folds, where independent values
+    have s²/k: the corrected resampled t-test of Nadeau and Bengio, "Inference for the
+    Generalization Error", Machine Learning 52, 2003, whose term n_test / n_train is 1/(K - 1) here.
+    Values of one fold, which differ in the seed, are averaged first.
+    """
+
+    of: Sequence[int]
+    count: int  # K
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Averages values (n, ...) within each fold; NaN does not count."""
+        of = np.asarray(self.of)
+        return np.array([_mean(values[of == fold]) for fold in np.unique(of)])
+
+    def variance_factor(self, folds: Any) -> Any:
+        """Returns what s² is multiplied by in the variance of a mean over so many folds."""
+        return 1 / folds + 1 / (self.count - 1)
+
+
+def summarize(values: Sequence[float | None], folds: Folds | None = None) -> Summary | None:
     """Summarises the values that are not None; returns None if there are none."""
+    known = [value is not None for value in values]
     x = np.array([value for value in values if value is not None], dtype=float)
     if not len(x):
         return None
+    if folds is not None:
+        of = [fold for fold, kept in zip(folds.of, known, strict=True) if kept]
+        return _over_folds(x, Folds(of, folds.count))
     if len(x) == 1:
         return Summary(1, float(x[0]), None, None)
     sd = float(x.std(ddof=1))
     return Summary(len(x), float(x.mean()), sd, t_quantile(len(x) - 1) * sd / math.sqrt(len(x)))
+
+
+def _over_folds(x: np.ndarray, folds: Folds) -> Summary:
+    means = folds.means(x)
+    k, half = len(means), None
+    if k >= MIN_SEEDS:
+        deviation = float(means.std(ddof=1)) * math.sqrt(folds.variance_factor(k))
+        half = t_quantile(k - 1) * deviation
+    sd = float(x.std(ddof=1)) if len(x) > 1 else None
+    return Summary(len(x), float(means.mean()), sd, half)
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:
@@ -43,7 +83,7 @@ def t_quantile(df: float, level: float = LEVEL) -> float:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The result of a two-sided paired t-test of a - b over shared seeds.
+    """The result of a two-sided paired t-test of a - b over shared seeds, or over folds.
 
     `t`, `p` and `effect` (Cohen's d_z: mean difference by its standard deviation) are None where
     there is one pair, or where all differences are equal.
@@ -63,9 +103,16 @@ class PairedTest:
         return PairedTest(self.n, self.difference, None, None, None, None, None)
 
 
-def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest | None:
-    """Tests the pairs (a[k], b[k]); returns None if there are none."""
+def paired_test(
+    a: Sequence[float], b: Sequence[float], folds: Folds | None = None
+) -> PairedTest | None:
+    """Tests the pairs (a[k], b[k]); returns None if there are none.
+
+    With `folds`, the difference of a fold is one observation, and the test is the corrected one.
+    """
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if folds is not None and len(difference):
+        difference = folds.means(difference)
     n = len(difference)
     if n == 0:
         return None
@@ -77,8 +124,9 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> PairedTest | None:
     if sd <= 1e-12 * max(1.0, float(np.abs(difference).max())):
         return PairedTest(n, mean, None, None, None, None, None)
     effect = mean / sd
-    t = effect * math.sqrt(n)
-    half = t_quantile(n - 1) * sd / math.sqrt(n)
+    scale = math.sqrt(1 / n if folds is None else folds.variance_factor(n))
+    t = effect / scale
+    half = t_quantile(n - 1) * sd * scale
     p = 2 * float(special.stdtr(n - 1, -abs(t)))
     return PairedTest(n, mean, mean - half, mean + half, t, p, effect)
 
@@ -100,12 +148,14 @@ class Band:
 
     x: np.ndarray
     mean: np.ndarray
-    half_width: np.ndarray  # of the 95 % t interval; NaN where fewer than two seeds are there
+    half_width: np.ndarray  # of the 95 % t interval; NaN where there are too few seeds or folds
     n: np.ndarray
     seconds: np.ndarray  # mean over the seeds of the clock at x; NaN where not logged
 
 
-def band(curves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Band:
+def band(
+    curves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], folds: Folds | None = None
+) -> Band:
     """Averages curves given as (x, seconds, value) at every x that occurs."""
     x = np.unique(np.concatenate([curve[0] for curve in curves])) if curves else np.empty(0)
     values = np.full((len(curves), len(x)), np.nan)
@@ -114,14 +164,17 @@ def band(curves: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Band:
         column = np.searchsorted(x, at)
         values[row, column] = value
         seconds[row, column] = clock
+    if folds is not None and len(curves):
+        values, seconds = folds.means(values), folds.means(seconds)
     n = np.isfinite(values).sum(axis=0)
     mean = _mean(values)
     squares = np.nansum((values - mean) ** 2, axis=0)
     half = np.full(len(x), np.nan)
-    several = n >= 2
+    several = n >= (2 if folds is None else MIN_SEEDS)
     df = n[several] - 1
     sd = np.sqrt(squares[several] / df)
-    half[several] = special.stdtrit(df, (1 + LEVEL) / 2) * sd / np.sqrt(n[several])
+    factor = 1 / n[several] if folds is None else folds.variance_factor(n[several])
+    half[several] = special.stdtrit(df, (1 + LEVEL) / 2) * sd * np.sqrt(factor)
     return Band(x, mean, half, n, _mean(seconds))
 
 

@@ -47,6 +47,8 @@ def _run_row(analysis: Analysis, group: Group, run: Run) -> Row:
         "task": analysis.section.title,
         "group": group.label,
         "model": run.model,
+        **({"data_fingerprint": run.fingerprint} if run.fingerprint else {}),
+        **({} if run.fold is None else {"fold": run.fold}),
         "seed": run.seed,
         "state": run.state,
         "left_out": run.state == "failed" or any(run is other for other in group.superseded),

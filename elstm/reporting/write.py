@@ -71,7 +71,7 @@ def write_report(
         pictures = _pictures(analysis, groups, group_styles, name, files, figures)
         blocks += section_blocks(analysis, pictures)
     blocks += [*pages.table_of_runs(analyses, output), *pages.run_lists(analyses, runs, damaged)]
-    blocks += [*pages.method(), *pages.made_with(runs)]
+    blocks += [*pages.method(analyses), *pages.made_with(runs)]
     opening = pages.opening(title, analyses, chapters, runs, damaged)
     first = len(opening)
     blocks = anchored([*opening, *blocks])
@@ -98,9 +98,12 @@ def _pictures(
     # Times that the report itself calls rough or not comparable are not drawn.
     times = times_are_comparable(analysis.section.groups)
     against = "against epochs and wall-clock time" if times else "against epochs"
-    seeds = (
-        "Mean over seeds with a 95 % t band. A thin line is a single seed where there are fewer "
-        f"than {MIN_SEEDS}, or the mean of only some seeds."
+    seeds, one = "seeds", "seed"
+    if analysis.section.folds is not None:
+        seeds, one = "folds and seeds", "run"
+    means = (
+        f"Mean over {seeds} with a 95 % t band. A thin line is a single {one} where there are "
+        f"fewer than {MIN_SEEDS}, or the mean of only some {one}s."
     )
 
     def picture(
@@ -128,7 +131,7 @@ def _pictures(
                 percent=True,
                 times=times,
             ),
-            f"validation accuracy {against}. {seeds}",
+            f"validation accuracy {against}. {means}",
             lambda: figures.curve_lines(
                 groups, group_styles, lambda run: run.validation, percent=True
             ),
@@ -144,21 +147,21 @@ def _pictures(
                 percent=False,
                 times=times,
             ),
-            f"training loss (mean over each epoch) {against}. {seeds}",
+            f"training loss (mean over each epoch) {against}. {means}",
             lambda: figures.curve_lines(groups, group_styles, lambda run: run.loss, percent=False),
         ),
         accuracy=picture(
             "test-accuracy",
             lambda: figures.accuracy_figure(analysis, groups, group_styles),
             "final test accuracy: mean with its 95 % interval (from "
-            f"{MIN_SEEDS} seeds on), and below it each seed.",
+            f"{MIN_SEEDS} {one}s on), and below it each {one}.",
         ),
         reach=picture(
             "time-to-baseline",
             lambda: figures.reach_figure(analysis, groups, group_styles),
-            f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over seeds "
-            f"with its 95 % interval (from {MIN_SEEDS} seeds on). Hatched bars are lower bounds: "
-            "not all runs have reached it.",
+            f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over "
+            f"{seeds} with its 95 % interval (from {MIN_SEEDS} {one}s on). Hatched bars are lower "
+            "bounds: not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",

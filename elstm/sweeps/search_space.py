@@ -84,7 +84,8 @@ class Space:
 
     def __repr__(self) -> str:
         """Returns the same text for equal searches: fixed settings and distributions."""
-        known = identity(self.first, Fingerprints().of(self.first))
+        prints = Fingerprints()
+        known = identity(self.first, prints.of(self.first), prints.of_source(self.first))
         return repr((known, sorted(map(repr, self.distributions.items()))))
 
 

@@ -9,8 +9,11 @@ from elstm.errors import UserError
 from elstm.files.bounded import Damaged, parse_metrics, read_config
 from elstm.records.find import find_runs
 from elstm.records.stored import RunFolder
+from elstm.reporting.document import to_markdown
 from elstm.reporting.groups import choose_baselines, make_sections
+from elstm.reporting.measures import analyse
 from elstm.reporting.runs import COLUMNS, load_run, load_runs
+from elstm.reporting.section import Pictures, section_blocks
 
 
 @pytest.fixture
@@ -321,6 +324,55 @@ def test_one_run_per_seed_counts_the_furthest(make):
     assert [(run.seed, run.state) for run in group.runs] == [(0, "done"), (2, "running")]
     assert [run.seed for run in group.failed] == [1]
     assert sorted(run.seed for run in group.superseded) == [0, 2]
+
+
+def test_folds_count_as_seeds_do(make):
+    def on(fold, name="waves", digest="aa", **settings):
+        status = {"data_fingerprint": digest, "data_description": "48 training sequences"}
+        return {"data": name, "data__folds": 3, "data__fold": fold, "status": status, **settings}
+
+    runs = [(model, seed, on(fold)) for model in ("lstm", "gru") for seed in (0, 1)
+            for fold in (2, 0, 1)]  # fmt: skip
+    [section] = make(*runs, ("lstm", 0, on(0, state="failed")))
+    lstm, _ = section.groups
+    assert labels(section) == ["lstm", "gru"]
+    assert (section.folds, lstm.folds) == (3, 3)
+    assert [run.pair for run in lstm.runs] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert len(lstm.superseded) == 1
+    choose_baselines([section], [])
+    (result,) = analyse(section).results[1:]
+    test = result.comparisons["lstm"].test_accuracy
+    assert test.n == 3  # a fold is one observation
+    assert test.p is not None
+    assert result.to_best.reach.runs == 6  # by fold and seed, not by seed alone
+
+
+def test_other_data_of_the_same_name_are_another_task(make):
+    def on(digest, path):
+        status = {"data_fingerprint": digest, "data_description": f"3 sequences from {path}"}
+        settings = {"data": "waves", "data__source": "arrays", "data__path": path}
+        return {**settings, "status": status}
+
+    sections = make(
+        ("lstm", 0, on("aaaa", "a/waves.npz")),
+        ("lstm", 1, on("aaaa", "b/waves.npz")),  # moved
+        ("lstm", 2, on("bbbb", "a/waves.npz")),  # changed
+        ("lstm", 3, on(None, "a/waves.npz")),  # of a version that recorded none
+    )
+    found = {(s.title, tuple(run.seed for run in s.runs), *s.others) for s in sections}
+    assert found == {
+        ("waves fingerprint=aaaa", (0, 1), "", "bbbb"),
+        ("waves fingerprint=bbbb", (2,), "", "aaaa"),
+        ("waves", (3,), "aaaa", "bbbb"),
+    }
+    choose_baselines(sections, [])
+    nothing = Pictures(*[None] * 6)
+    text = "".join(to_markdown(section_blocks(analyse(s), nothing)) for s in sections)
+    assert "Data: 3 sequences from a/waves.npz; checksum aaaa." in text
+    assert (
+        "Other runs read other data under the name waves (checksum not recorded, bbbb). They have "
+        "sections of their own, and no number here counts them." in text
+    )
 
 
 def test_keys_can_be_ignored(make):

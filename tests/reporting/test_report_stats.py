@@ -15,7 +15,7 @@ from elstm.reporting.measures import (
     to_best,
 )
 from elstm.reporting.runs import Curve, Run
-from elstm.reporting.stats import band, holm, paired_test, summarize
+from elstm.reporting.stats import Folds, band, holm, paired_test, summarize
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 40])
@@ -96,6 +96,7 @@ def run(seed, *values, state="done", seconds=10.0):
     c = curve(*values, seconds=seconds)
     return Run(
         path="", stored=RunFolder("", Path()), config={}, model="m", data="d", seed=seed,
+            fingerprint="", description="", fold=None,
         state=state, stalled=False, error="",
         epoch=float(len(values)), max_epochs=None, validation=c, loss=curve(),
         val_accuracy=None, val_accuracy_batch_stats=None,
@@ -154,3 +155,37 @@ def test_default_thresholds_tell_the_groups_apart():
     assert default_thresholds(groups) == [0.70, 0.88, 0.91]
     assert default_thresholds([group(run(0, 0.991))]) == [0.98, 0.985, 0.99]
     assert default_thresholds([group()]) == []
+
+
+def test_folds_share_training_data() -> None:
+    """The corrected resampled t-test, on numbers that are worked out by hand."""
+    a, b = [0.80, 0.90, 0.85, 0.95, 0.90], [0.78, 0.85, 0.85, 0.90, 0.83]
+    differences = np.subtract(a, b)
+    folds = Folds([0, 1, 2, 3, 4], 5)
+    test, plain = paired_test(a, b, folds), paired_test(a, b)
+    assert test is not None
+    assert plain is not None
+    scale = differences.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
+    assert test.t == pytest.approx(differences.mean() / scale)
+    assert test.t == pytest.approx(plain.t / 1.5)  # (1/5 + 1/4) / (1/5) = 1.5²
+    half = 2.7764451 * scale  # t of 4 degrees of freedom
+    assert test.high == pytest.approx(differences.mean() + half)
+    assert test.p is not None
+    assert plain.p is not None
+    assert test.p > plain.p
+
+    # Seeds of a fold are no further observations: the same results twice prove no more.
+    twice = paired_test(a + a, b + b, Folds([0, 1, 2, 3, 4] * 2, 5))
+    assert twice == test
+    summary = summarize([*a, *a, None], Folds([0, 1, 2, 3, 4] * 2 + [0], 5))
+    assert summary is not None
+    assert summary.n == 10
+    assert summary.half_width == pytest.approx(
+        2.7764451 * np.std(a, ddof=1) * np.sqrt(1 / 5 + 1 / 4)
+    )
+    bands = band(
+        [(np.array([1.0]), np.array([1.0]), np.array([value])) for value in a + a],
+        Folds([0, 1, 2, 3, 4] * 2, 5),
+    )
+    assert bands.half_width == pytest.approx([summary.half_width])
+    assert summarize([0.1, 0.2], Folds([0, 1], 5)).half_width is None
