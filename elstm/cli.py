@@ -172,6 +172,11 @@ class Parser(argparse.ArgumentParser):
             type=lambda text: str(home_path(text)),
             help="best by validation accuracy (the default), last, or a file",
         )  # fmt: skip
+        self.add_argument(
+            "--weights", choices=("ema", "raw"),
+            help="of a run with trainer.ema_decay: the averaged weights (ema, the default), or the "
+            "raw ones",
+        )  # fmt: skip
 
     def add_data_root(self) -> None:
         self.add_argument(

@@ -66,7 +66,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.training.trained import load_trained
 
     require_one_process(PROG)
-    trained = load_trained(args.run_dir, args.checkpoint)
+    trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     config = trained.config
     trainer, source = config.trainer, config.data
     if args.device is not None:
@@ -98,6 +98,8 @@ def _main(args: argparse.Namespace) -> int:
     total, right = int(population.confusion.sum()), int(population.confusion.trace())
     print(f"{config.model.name} on {data.name}, {args.split} split, {total:,} images")
     print(f"checkpoint   {trained.path} ({trained.epoch} epochs, {trained.step} steps)")
+    if trained.weights_text is not None:
+        print(f"weights      {trained.weights_text}")
     print(f"accuracy     {population.accuracy:.2%} ({right:,} right), population statistics")
     print(f"             {in_batch.accuracy:.2%} with the statistics of each batch")
     print(
@@ -111,6 +113,8 @@ def _main(args: argparse.Namespace) -> int:
         name = f"confusion_{name_from_path(args.data)}"
     if args.checkpoint != "best":
         name += f"_{Path(args.checkpoint).stem}"
+    if args.weights is not None:
+        name += f"_{args.weights}"
     title = (
         f"{config.model.name} on {data.name}, {args.split} split: {population.accuracy:.2%} right"
     )

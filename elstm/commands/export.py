@@ -72,7 +72,7 @@ def _main(args: argparse.Namespace) -> int:
     formats = FORMATS if args.format == "all" else (args.format,)
     if "onnx" in formats:
         _need_onnx()
-    trained = load_trained(args.run_dir, args.checkpoint)
+    trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     source = trained.config.data
     if args.data_root is not None:
         source = moved(source, args.data_root)
@@ -115,6 +115,8 @@ def _main(args: argparse.Namespace) -> int:
     for name, content in contents.items():
         write_atomic(folder / f"model.{name}", content)
     print(f"{trained.config.model.name} on {data.name}, {trained.path} -> {folder}")
+    if trained.weights_text is not None:
+        print(f"weights: {trained.weights_text}")
     print("\n".join(lines))
     return 0
 
@@ -145,6 +147,7 @@ def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
         "checkpoint": trained.path.name,
         "epoch": str(trained.epoch),
         "step": str(trained.step),
+        "weights": trained.weights,
         "git_commit": str(status.get("git_commit") or ""),
         "elstm": elstm.__version__,
         "input": f"uint8 (batch, {facts['image_size'][0]}, {facts['image_size'][1]}), 0 black",

@@ -86,7 +86,9 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.training.trained import load_trained  # and with it torch: --help answers at once
 
     require_one_process(PROG)
-    trained = load_trained(args.run_dir, args.checkpoint)
+    trained = load_trained(args.run_dir, args.checkpoint, args.weights)
+    if trained.weights_text is not None:
+        say(f"{PROG}: weights: {trained.weights_text}")
     if isinstance(trained.config.data, SeriesConfig):
         return _predict_series(args, trained)
     paths = list(_files(args.images, args.recursive))

@@ -193,6 +193,12 @@ def _check_together(config: Config) -> None:
                 "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
                 "compiler cannot trace the exchange between the processes"
             )
+    averaged = config.trainer.ema_decay is not None
+    if averaged and not config.trainer.recompute_batches and isinstance(model, BNLSTMConfig):
+        raise UserError(
+            "trainer.ema_decay does not go with trainer.recompute_batches=0: averaged weights have "
+            "no moving averages of statistics, so that theirs have to be recomputed"
+        )
     limited = {GRUConfig: ("auto", "reference"), LayerNormLSTMConfig: ("cpu", "auto", "reference")}
     allowed = limited.get(type(model), (model.backend,))
     if model.backend not in allowed:

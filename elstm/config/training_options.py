@@ -142,6 +142,11 @@ class TrainerConfig:
         help="Weights of the classes in the training loss: balanced makes each class count the "
         "same, whatever its number of sequences. null: each sequence counts the same.",
     )  # fmt: skip
+    ema_decay: float | None = bounded(
+        None, gt=0, lt=1,
+        help="Decay of an exponential moving average of the weights, such as 0.999. Validation, "
+        "test and prediction then use the averaged weights. null: no average.",
+    )  # fmt: skip
     early_stopping_epochs: int | None = bounded(
         None, ge=1,
         help="Number of epochs without a better validation accuracy after which training ends. "

@@ -14,11 +14,13 @@
     train_seconds, wall_seconds                     as in metrics.csv, summed over resumes
     parameters        number of trainable numbers
     device, device_name, processes, threads, precision
+    weights           those that are evaluated: "raw", or with trainer.ema_decay "ema", the averaged
     backend           that the recurrence ran on
     extensions        settings that a resume changed, and from which step on: a list
                       (elstm.training.extension), or null for a run as it was planned
-    init_from         path, step and sha256 of the checkpoint with the initial weights, and whether
-                      its head was taken; null for a run with new weights
+    init_from         path, step and sha256 of the checkpoint with the initial weights, which of its
+                      weights were taken ("raw" or "ema"), and whether its head was; null for a run
+                      with new weights
     environment       variables that torch took from the environment (elstm.training.environment)
     versions          python, elstm, torch and the other libraries
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
@@ -52,7 +54,8 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
         "test_accuracy", "test_accuracy_batch_stats", "test_loss",
         "train_seconds", "wall_seconds", "parameters",
-        "device", "device_name", "processes", "threads", "precision", "backend", "environment",
+        "device", "device_name", "processes", "threads", "precision", "weights", "backend",
+        "environment",
         "extensions", "init_from", "versions", "git_commit", "git_dirty", "pid", "started",
         "updated",
     )

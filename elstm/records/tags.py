@@ -30,6 +30,8 @@ SCALARS = {  # by column of metrics.csv
 }
 # The columns that metrics.csv had before; a run that started with them keeps them.
 FIRST_SCALARS = tuple(SCALARS)[:-4]
+# Of runs with trainer.ema_decay alone: the weights that are trained, beside their average.
+RAW_SCALARS = {"val_loss_raw": "loss/val_raw", "val_accuracy_raw": "accuracy/val_raw"}
 # Written once, at the end. HPARAMS sorts its metrics by tag, so that the best validation accuracy
 # and the test accuracy lead, and a run without an end shows neither.
 RESULTS = {
@@ -47,7 +49,7 @@ PICTURES = {
     "confusion": "pictures/confusion_of_test",
     "mistakes": "pictures/mistakes_of_test",
 }
-TAGS = {**SCALARS, **RESULTS, **HISTOGRAMS, **PICTURES}
+TAGS = {**SCALARS, **RAW_SCALARS, **RESULTS, **HISTOGRAMS, **PICTURES}
 
 EARLIER = {
     "lr": "lr",

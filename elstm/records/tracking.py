@@ -21,6 +21,12 @@ test; a cell is empty where a row does not measure. Accuracies are fractions.
     val_macro_f1, test_macro_f1
                              mean F1 of the classes, likewise
 
+With trainer.ema_decay all val_ and test_ columns are those of the averaged weights, and two more
+columns hold the raw ones:
+
+    val_loss_raw, val_accuracy_raw
+                             of the weights that are trained, with population statistics
+
 norms.csv has a row for each batch normalisation at each evaluation:
 
     epoch, step, norm        when, and which, such as norm_c_l0
@@ -51,7 +57,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -89,10 +95,13 @@ class Tracker:
 
     Args:
         run_dir: the run's folder.
+        columns: of metrics.csv; a file that is there keeps its own.
         active: False on all processes of a run but the first: nothing is written.
     """
 
-    def __init__(self, run_dir: Path, *, active: bool = True) -> None:
+    def __init__(
+        self, run_dir: Path, columns: Sequence[str] = COLUMNS, *, active: bool = True
+    ) -> None:
         self.run_dir, self.active = run_dir, active
         self.norms_path = run_dir / "norms.csv"
         self.over_time_path = run_dir / "over_time.csv"
@@ -104,7 +113,7 @@ class Tracker:
         if active:
             files.refuse_links(run_dir / "metrics.csv", self.norms_path)
             path = run_dir / "metrics.csv"
-            self._csv = TableFile(path, _columns(path), owner=run_dir)
+            self._csv = TableFile(path, _columns(path, columns), owner=run_dir)
 
     def start(
         self,
@@ -311,11 +320,11 @@ def _cell(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"  # exact for float32
 
 
-def _columns(path: Path) -> tuple[str, ...]:
+def _columns(path: Path, wanted: Sequence[str]) -> Sequence[str]:
     """Returns the columns of metrics.csv; a file of an earlier version keeps its own."""
     try:
         with path.open("rb") as file:
             header = file.readline(10_000).decode("ascii", "replace").strip()
     except OSError:
-        return COLUMNS
-    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else COLUMNS
+        return wanted
+    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else wanted

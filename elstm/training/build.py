@@ -17,6 +17,7 @@ from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
 from elstm.models import SequenceClassifier, build_model
 from elstm.training.data_facts import is_stratified
+from elstm.training.ema import EmaModel
 from elstm.training.initial import take_weights
 from elstm.training.optim import Schedule, build_optimizer
 from elstm.training.state import Limits
@@ -31,6 +32,7 @@ class Parts:
         model: the classifier itself, without the wrappers for compiling and for several processes.
         optimizer: as Accelerate prepared it.
         init_from: where the initial weights of a new run come from; see elstm.training.initial.
+        ema: with trainer.ema_decay, the model with the averaged weights.
     """
 
     accelerator: Accelerator
@@ -41,6 +43,12 @@ class Parts:
     limits: Limits
     step: TrainStep
     init_from: dict[str, Any] | None = None
+    ema: EmaModel | None = None
+
+    @property
+    def evaluated(self) -> SequenceClassifier:
+        """Returns the model whose validation decides, the averaged one if there is one."""
+        return self.model if self.ema is None else self.ema.model
 
 
 def build_parts(
@@ -62,8 +70,12 @@ def build_parts(
     if saved is None and config.trainer.init_from is not None:
         source = take_weights(config, model)  # before DDP sends rank 0's weights to all
     plain = build_optimizer(config.optimizer, model.parameters(), accelerator.device)
+    decay = config.trainer.ema_decay
+    ema = None if decay is None else EmaModel(model, decay)  # before Accelerate wraps `forward`
     compiled = torch.compile(model) if config.trainer.compile else model
     prepared_model, optimizer = accelerator.prepare(compiled, plain)
+    if ema is not None:
+        ema.start()  # DDP has sent rank 0's weights to all
     trainer = config.trainer
     weights = balanced_weights(data) if trainer.class_weights == "balanced" else None
     step = TrainStep(
@@ -73,7 +85,7 @@ def build_parts(
     if not accelerator.is_main_process:  # weights are rank 0's; dropout and noise are not
         torch.manual_seed(config.seed + 1_000_003 * accelerator.process_index)
     schedule = build_schedule(config, limits)
-    return Parts(accelerator, data, model, optimizer, schedule, limits, step, source)
+    return Parts(accelerator, data, model, optimizer, schedule, limits, step, source, ema)
 
 
 def build_data(

@@ -140,6 +140,19 @@ def measure(
     return measure_each(model, data, split, config, before_batch)[0]
 
 
+def measure_raw(
+    model: nn.Module,
+    data: SequenceData,
+    split: str,
+    config: Config,
+    before_batch: Callable[[], None] | None = None,
+) -> dict[str, float]:
+    """Returns loss and accuracy of the raw weights beside those of the averaged ones."""
+    size, precision = config.data.eval_batch_size, config.trainer.precision
+    score = score_split(model, data, split, size, precision=precision, before_batch=before_batch)
+    return {f"{split}_loss_raw": score.loss, f"{split}_accuracy_raw": score.accuracy}
+
+
 def measure_each(
     model: nn.Module,
     data: SequenceData,

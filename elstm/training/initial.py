@@ -17,6 +17,7 @@ from elstm.nn.norm import STATISTICS
 from elstm.records.source import checksum, source_checkpoint
 from elstm.training import checkpoint
 from elstm.training.content import MAX_STEPS, check_weights, integer, mapping
+from elstm.training.ema import EMA, RAW, chosen_weights
 from elstm.training.trained import OWN_DATA_LIMIT, check_computing
 
 HEAD = "head."
@@ -30,7 +31,8 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
     Population statistics of other steps than the model's are cut, or their last row is repeated.
 
     Returns:
-        What status.json and the checkpoints hold of it: path, step, sha256, head.
+        What status.json and the checkpoints hold of it: path, step, sha256, head, weights ("ema" or
+        "raw").
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or it is of another model. The model
@@ -46,24 +48,31 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
     try:
         state = mapping("state", content.get("state"))
         step = integer("its step", state.get("step"), 0, MAX_STEPS)
-        weights = _checked(content, config, model, head)
+        chosen, kind, note = chosen_weights(content)
+        weights = _checked(content, chosen, config, model, head)
     except ValueError as error:
         raise UserError(f"trainer.init_from={show(given)}: {error}") from error
-    _log(weights, model, path, step)
+    _log(weights, model, path, step, kind)
+    if note is not None:
+        log.info("the raw weights are taken: %s", note)
     with warnings.catch_warnings():  # `_log` has said it
         warnings.simplefilter("ignore", UserWarning)
         model.load_state_dict(weights, strict=head)
-    return {"path": str(path), "step": step, "sha256": digest, "head": head}
+    return {"path": str(path), "step": step, "sha256": digest, "head": head, "weights": kind}
 
 
 def _checked(
-    content: Mapping[str, Any], config: Config, model: SequenceClassifier, head: bool
+    content: Mapping[str, Any],
+    chosen: Any,
+    config: Config,
+    model: SequenceClassifier,
+    head: bool,
 ) -> dict[str, Tensor]:
     """Returns the weights to load; raises ValueError where they are not of such a model."""
     if content.get("settings") is None:
         raise ValueError("it is of an early version, which did not record the model's settings")
     check_computing(dict(content), config)
-    given = mapping("model", content.get("model"))
+    given = mapping("model", chosen)
     expected = model.state_dict()
     if not head:
         given = {k: v for k, v in given.items() if not str(k).startswith(HEAD)}
@@ -91,10 +100,15 @@ def _check_head(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> Non
         )
 
 
-def _log(weights: Mapping[str, Tensor], model: SequenceClassifier, path: Any, step: int) -> None:
+def _log(
+    weights: Mapping[str, Tensor], model: SequenceClassifier, path: Any, step: int, kind: str
+) -> None:
     """Logs what is taken over."""
     head = f"{HEAD}bias" in weights
-    log.info("initial weights: %s, step %d%s", path, step, "" if head else "; the head is new")
+    log.info(
+        "initial weights: %s, step %d%s%s",
+        path, step, ", averaged" if kind == EMA else "", "" if head else "; the head is new",
+    )  # fmt: skip
     own = model.state_dict()
     for rows, steps in {
         (len(values), len(own[name]))
@@ -114,9 +128,11 @@ def checked_record(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     record = saved.get("init_from")
     if record is None:
         return None
-    mapping("record of its initial weights", record, {"path", "step", "sha256", "head"})
+    kinds = {"path": str, "sha256": str, "head": bool, "weights": str}
+    mapping("record of its initial weights", record)
+    record = {"weights": RAW, **record}  # earlier versions had no others
+    mapping("record of its initial weights", record, {*kinds, "step"})
     integer("the step of its initial weights", record["step"], 0, MAX_STEPS)
-    kinds = {"path": str, "sha256": str, "head": bool}
     if any(type(record[name]) is not kind for name, kind in kinds.items()):
         raise ValueError("its record of initial weights is damaged")
     return dict(record)

@@ -59,6 +59,8 @@ class TrainingLoop:
                     set_lr(parts.optimizer, parts.schedule.lr(state.step))
                     self.train(rows)
                     state.count_step()
+                    if parts.ema is not None:
+                        parts.ema.update(state.step)
                     profiler.step()
                     self.after_step()
             values = self.evaluate()
@@ -107,15 +109,21 @@ class TrainingLoop:
     def evaluate(self) -> dict[str, float]:
         """Recomputes the population statistics and measures on validation images.
 
+        With trainer.ema_decay the averaged weights are measured, and the raw ones beside them.
         It decides nothing. A signal abandons it before anything is recorded, and a resume starts
         with it again.
         """
         parts, accelerator = self.parts, self.parts.accelerator
         before_batch = self.signals.raise_if_requested if accelerator.num_processes == 1 else None
-        evaluation.recompute_statistics(
-            parts.model, parts.data, self.config, self.state.epoch, before_batch,
-            rank=accelerator.process_index, processes=accelerator.num_processes,
-        )  # fmt: skip
-        values = evaluation.measure(parts.model, parts.data, "val", self.config, before_batch)
+        for model in dict.fromkeys((parts.model, parts.evaluated)):
+            evaluation.recompute_statistics(
+                model, parts.data, self.config, self.state.epoch, before_batch,
+                rank=accelerator.process_index, processes=accelerator.num_processes,
+            )  # fmt: skip
+        values = evaluation.measure(parts.evaluated, parts.data, "val", self.config, before_batch)
+        if parts.ema is not None:
+            values |= evaluation.measure_raw(
+                parts.model, parts.data, "val", self.config, before_batch
+            )
         # What is decided on these values has to be the same in all processes.
         return broadcast_object_list([values])[0]

@@ -40,6 +40,7 @@ def least_memory(config: Config) -> int:
     others = gates * hidden * (directions + 1) * hidden
     weights = directions * (first + (model.num_layers - 1) * others)
     copies = 4 if isinstance(config.optimizer, AdamConfig) else 3
+    copies += config.trainer.ema_decay is not None
     kept = 1 if getattr(model, "recompute", False) else gates
     states = steps * data.batch_size * hidden * directions * model.num_layers * kept
     return 4 * (weights * copies + states)

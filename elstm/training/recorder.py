@@ -28,6 +28,7 @@ from elstm.records.tracking import Tracker, hparams
 from elstm.training import device as runtime
 from elstm.training import evaluation
 from elstm.training.build import Parts
+from elstm.training.ema import EMA, RAW
 from elstm.training.environment import taken_variables
 from elstm.training.state import TrainState
 
@@ -49,6 +50,7 @@ def run_facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": config.trainer.precision,
+        "weights": RAW if config.trainer.ema_decay is None else EMA,
         "environment": taken_variables(config.trainer),
     }
 
@@ -135,6 +137,12 @@ class Recorder:
             data.batch_size, f" x {processes}" if processes > 1 else "", f"{parameters:,}",
             runtime.device_name(self.parts.accelerator.device), self.config.trainer.precision,
         )  # fmt: skip
+        if self.parts.ema is not None:
+            self.info(
+                "validation, best.pt and the test are of the averaged weights "
+                "(trainer.ema_decay=%g); checkpoints hold the raw ones as well",
+                self.parts.ema.decay,
+            )
         if self.parts.model.rnn.sync_batch_stats and processes > 1:
             self.info(
                 "batch statistics are those of all %d processes, which only the reference "
@@ -195,9 +203,10 @@ class Recorder:
         self.progress.val_accuracy = values["val_accuracy"]
         self._write_status("running", state, values)
         self.info(
-            "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s",
+            "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s%s",
             state.epochs, state.train_loss, values["val_loss"], 100 * values["val_accuracy"],
-            self._in_batch(values["val_accuracy_batch_stats"]), " (best)" if best else "",
+            self._in_batch(values["val_accuracy_batch_stats"]), _raw(values),
+            " (best)" if best else "",
         )  # fmt: skip
 
     def _pictures_due(self, state: TrainState) -> bool:
@@ -246,10 +255,11 @@ class Recorder:
         self._log_test_pictures(state, score)
         self._write_status("done", state, values)
         self.info(
-            "done: test accuracy %.2f%%%s of epoch %.4g, the best by validation (%.2f%%); %s in %s",
+            "done: test accuracy %.2f%%%s%s of epoch %.4g, the best by validation (%.2f%%); %s in "
+            "%s",
             100 * values["test_accuracy"], self._in_batch(values["test_accuracy_batch_stats"]),
-            state.best_epoch, 100 * state.best_val_accuracy, duration(state.wall_seconds),
-            self.run_dir,
+            "" if self.parts.ema is None else " of the averaged weights", state.best_epoch,
+            100 * state.best_val_accuracy, duration(state.wall_seconds), self.run_dir,
         )  # fmt: skip
 
     def _log_test_pictures(self, state: TrainState, score: evaluation.SplitScore) -> None:
@@ -279,6 +289,11 @@ class Recorder:
             best_epoch=state.best_epoch if state.evaluated else None,
             backend=self.parts.model.rnn.last_backend,
         )
+
+
+def _raw(values: Mapping[str, float]) -> str:
+    raw = values.get("val_accuracy_raw")
+    return "" if raw is None else f", raw weights {raw:.2%}"
 
 
 def position(state: TrainState) -> dict[str, float]:

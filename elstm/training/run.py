@@ -21,12 +21,14 @@ from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
 from elstm.records.status import Status, read_status
-from elstm.records.tracking import Tracker
+from elstm.records.tags import RAW_SCALARS
+from elstm.records.tracking import COLUMNS, Tracker
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
 from elstm.training.build import build_limits, build_parts
 from elstm.training.content import describe, same
 from elstm.training.distributed import first_failure
+from elstm.training.ema import chosen_weights
 from elstm.training.extension import (
     Extension,
     check_not_behind,
@@ -99,7 +101,7 @@ def run(
         StopSignals() as signals,
         runtime.process_settings(config.trainer),
         runtime.accelerator_for(config.trainer) as accelerator,
-        closing(Tracker(run_dir, active=accelerator.is_main_process)) as tracker,
+        closing(Tracker(run_dir, _columns(config), active=accelerator.is_main_process)) as tracker,
     ):
         status = Status(run_dir, active=accelerator.is_main_process)
         loop: TrainingLoop | None = None
@@ -124,6 +126,11 @@ def run(
             status.fail(error, trained=_trained(loop, resume))
             raise
         return _result(status.fields, signals.requested)
+
+
+def _columns(config: Config) -> tuple[str, ...]:
+    """Returns the columns of metrics.csv."""
+    return COLUMNS if config.trainer.ema_decay is None else (*COLUMNS, *RAW_SCALARS)
 
 
 def _trained(loop: TrainingLoop | None, resume: bool) -> bool:
@@ -260,9 +267,10 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
             f"restore a copy of it and resume, or run: elstm-eval {run_dir} --checkpoint last"
         ) from error
     _check_best(best, loop, run_dir)
-    parts.model.load_state_dict(best["model"])
+    weights, _, _ = chosen_weights(best)
+    parts.evaluated.load_state_dict(weights)
     values, score = evaluation.measure_each(
-        parts.model, parts.data, "test", loop.config, loop.signals.raise_if_requested
+        parts.evaluated, parts.data, "test", loop.config, loop.signals.raise_if_requested
     )
     loop.clock.update()
     loop.recorder.tested(state, values, score)

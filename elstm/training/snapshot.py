@@ -29,6 +29,7 @@ from elstm.training.content import (
     integer,
 )
 from elstm.training.data_facts import check_same_data
+from elstm.training.ema import EMA
 from elstm.training.extension import Extension
 from elstm.training.optim import Schedule, stored_state
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
@@ -83,12 +84,16 @@ class Snapshot:
             sums["sums"] = self.total_sums
         extended = {"extensions": self.extensions} if self.extensions else {}
         source = {"init_from": self.init_from} if self.init_from else {}
+        ema: dict[str, Any] = {}
+        if parts.ema is not None:
+            ema = {EMA: {"decay": parts.ema.decay, "model": full_state(parts.ema.model)}}
         return {
             **extended,
             **source,
             "state": self.state.state_dict(),
             "window": sums,
             "model": full_state(parts.model),
+            **ema,
             "optimizer": stored_state(parts.optimizer),
             "schedule": parts.schedule.state_dict(),
             "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
@@ -119,6 +124,8 @@ class Snapshot:
         self.state.load_state_dict(content["state"])
         self.sums.load_state_dict(content["window"], len(list(parts.model.parameters())))
         parts.model.load_state_dict(content["model"])
+        if parts.ema is not None:
+            parts.ema.model.load_state_dict(content[EMA]["model"])
         parts.optimizer.load_state_dict(optimizer)
         if own.scheduler.name == self.config.scheduler.name:
             parts.schedule.load_state_dict(content["schedule"])

@@ -16,6 +16,7 @@ from elstm.models import SequenceClassifier, build_model
 from elstm.training import checkpoint
 from elstm.training.content import check_weights, describe, integer, mapping, same
 from elstm.training.data_facts import check_facts, expected_facts, model_sizes
+from elstm.training.ema import EMA, RAW, check_ema, chosen_weights
 
 OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
 
@@ -28,6 +29,8 @@ class Trained:
         facts: see elstm.data.sequences.SequenceData.facts.
         step: number of optimizer steps that trained it.
         epoch: number of epochs that trained it.
+        weights: "ema" where they are an average over the steps (elstm.training.ema), else "raw".
+        note: why the raw weights were taken where the averaged ones could not be.
     """
 
     config: Config
@@ -36,14 +39,27 @@ class Trained:
     facts: dict[str, Any]
     step: int
     epoch: int
+    weights: str = RAW
+    note: str | None = None
+
+    @property
+    def weights_text(self) -> str | None:
+        """Describes the weights; None for those of a run without averaged ones."""
+        decay = self.config.trainer.ema_decay
+        if decay is None:
+            return None
+        if self.weights == EMA:
+            return f"averaged (trainer.ema_decay={decay:g})"
+        return "raw" if self.note is None else f"raw: {self.note}"
 
 
-def load_trained(run_dir: Path, which: str = "best") -> Trained:
+def load_trained(run_dir: Path, which: str = "best", weights: str | None = None) -> Trained:
     """Loads the model of a checkpoint.
 
     Args:
         run_dir: the run's folder; its config is read from there.
         which: best, last, or the path of a checkpoint of this run.
+        weights: "ema" or "raw"; None takes the averaged weights where the run has them.
 
     Raises:
         UserError: no run folder, no checkpoint, a damaged one, or one of another model.
@@ -68,10 +84,14 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
         check_fits(content, config)
     except ValueError as error:
         raise UserError(f"{path} does not fit the config of {run_dir}: {error}") from error
+    try:
+        chosen, kind, note = chosen_weights(content, weights)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     model = _build(config, content["data"])
-    model.load_state_dict(content["model"])
-    state = content["state"]
-    return Trained(config, path, model.eval(), content["data"], state["step"], state["epoch"])
+    model.load_state_dict(chosen)
+    facts, state = content["data"], content["state"]
+    return Trained(config, path, model.eval(), facts, state["step"], state["epoch"], kind, note)
 
 
 def _instead(run_dir: Path, which: str) -> str:
@@ -110,6 +130,7 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     with torch.device("meta"):  # takes no memory, whatever the config says
         model = _build(config, facts).state_dict()
     check_weights(content["model"], model)
+    check_ema(content, config, model)
 
 
 # Settings that do not change what a run trains.

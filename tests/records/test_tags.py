@@ -28,7 +28,10 @@ def test_accuracy_and_loss_sort_first_and_diagnostics_last() -> None:
     for quantity in ("accuracy", "loss"):
         of_group = sorted(tag for tag in tags.TAGS.values() if tag.startswith(f"{quantity}/"))
         best = ["accuracy/best_val"] if quantity == "accuracy" else []
-        assert of_group == [*best, *(f"{quantity}/{part}" for part in ("test", "train", "val"))]
+        assert of_group == [
+            *best,
+            *(f"{quantity}/{part}" for part in ("test", "train", "val", "val_raw")),
+        ]
 
 
 def test_hparams_lead_with_the_results_and_a_run_without_an_end_shows_none(tmp_path: Path) -> None:

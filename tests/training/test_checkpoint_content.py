@@ -132,6 +132,8 @@ def is_of_its_own_kind(place: str) -> bool:
     group, _, rest = place[1:].partition(".")
     if group == "model":
         return rest.endswith("_l0") or "norm_c" in rest or not rest
+    if group == "ema":
+        return rest in ("", "decay", "model", "model.head.bias", "model.rnn.norm_c_l0.running_var")
     number = rest.rpartition("state.")[2].partition(".")[0] if group == "optimizer" else "0"
     if rest.startswith("param_groups.0.params."):
         return rest.endswith("params.0")
@@ -170,6 +172,7 @@ def test_every_mutated_value_is_refused_or_has_no_part_in_the_run(
             max_epochs=3,
             log_every=2,
             scheduler=PlateauConfig() if name == "adam" else None,
+            ema_decay=0.9 if name == "adam" else None,
         ),
         optimizer=OPTIMIZERS[name],
     )

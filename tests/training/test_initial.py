@@ -85,7 +85,13 @@ def test_a_run_begins_with_the_weights_of_another(
     best = run / "checkpoints" / "best.pt"
     source = torch.load(best, weights_only=True)
     assert differences(weights[0], source["model"]) == []
-    expected = {"path": str(best), "step": 5, "sha256": checksum(best), "head": True}
+    expected = {
+        "path": str(best),
+        "step": 5,
+        "sha256": checksum(best),
+        "head": True,
+        "weights": "raw",
+    }
     assert status("new")["init_from"] == last(Path("new"))["init_from"] == expected
     assert status(run)["init_from"] is None
     assert "init_from" not in last(run)
