@@ -1,9 +1,12 @@
 """Small sets in torchvision's layout: IDX files of random images, for machines without the data."""
 
 import gzip
+import io
 import os
 import re
 import struct
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,61 @@ def peak() -> int:
     """
     (kibibytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(kibibytes) // 1024
+
+
+def emnist_files(split: str = "balanced", count: int = 47, first: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a small EMNIST by file name, as it is published: images lie transposed."""
+    draw = np.random.default_rng(1)
+    arrays = {}
+    for part, number in (("train", 3 * count), ("test", count)):
+        name = f"emnist-{split}-{part}"
+        images = draw.integers(0, 256, (number, 28, 28))
+        arrays[f"{name}-images-idx3-ubyte"] = images.transpose(0, 2, 1)
+        arrays[f"{name}-labels-idx1-ubyte"] = np.arange(number) % count + first
+    return arrays
+
+
+def emnist_archive(path: Path) -> Path:
+    """Writes gzip.zip with the balanced split and the letters, and with what else it holds."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("gzip/emnist-balanced-mapping.txt", "0 48\n")
+        for arrays in (emnist_files(), emnist_files("letters", 26, 1)):
+            for name, array in arrays.items():
+                packed = gzip.compress(idx_bytes(array), 1, mtime=0)
+                archive.writestr(f"gzip/{name}.gz", packed)
+        archive.writestr("../escaped.gz", b"")
+    return path
+
+
+CIFAR_CLASSES = [
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+]  # fmt: skip
+
+
+def cifar_batches(count: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Labels (N,) and images (N, 32, 32, 3) of small batches of CIFAR-10, by file name."""
+    draw = np.random.default_rng(2)
+    names = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+    return {
+        name: (np.arange(count) % 10, draw.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8))
+        for name in names
+    }
+
+
+def cifar_files(count: int = 20) -> dict[str, bytes]:
+    """The files of the binary version: a label, then all red, all green and all blue values."""
+    files = {}
+    for name, (labels, images) in cifar_batches(count).items():
+        planes = images.transpose(0, 3, 1, 2).reshape(count, -1)
+        files[name] = np.column_stack([labels, planes]).astype(np.uint8).tobytes()
+    return {**files, "batches.meta.txt": ("\n".join(CIFAR_CLASSES) + "\n\n").encode()}
+
+
+def cifar_archive(path: Path) -> Path:
+    """Writes cifar-10-binary.tar.gz."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in {**cifar_files(), "readme.html": b"<p>"}.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path

@@ -180,12 +180,14 @@ class _Predictor:
         self.model, self.facts = trained.model, trained.facts
         if "image_size" not in self.facts:
             raise UserError(f"{PROG} classifies pictures, and the run was trained on series")
-        self.own = self.facts["name"] not in DATA_SETS
-        if fit and self.own:
-            known = ", ".join(DATA_SETS)
+        source = DATA_SETS.get(self.facts["name"])
+        self.box = None if source is None else source.box
+        self.full = self.box is None  # photographs and the like, which have no ground
+        if fit and self.full:
+            known = ", ".join(name for name, each in DATA_SETS.items() if each.box is not None)
             raise UserError(f"--fit places contents as in {known}; the run is on other pictures")
         # A light frame tells nothing about pictures of other kinds.
-        self.invert, self.fit = (invert or False) if self.own else invert, fit
+        self.invert, self.fit = (invert or False) if self.full else invert, fit
         self.bad = 0
         self.notes: dict[str, tuple[Path, int]] = {}  # the first file and the number of files
 
@@ -209,7 +211,7 @@ class _Predictor:
                 batch.clear()
 
     def read(self, path: Path) -> np.ndarray:
-        from elstm.data.placement import BOX, FULL, read_image
+        from elstm.data.placement import read_image
 
         def note(text: str) -> None:
             first, count = self.notes.get(text, (path, 0))
@@ -217,9 +219,9 @@ class _Predictor:
 
         rows, columns = self.facts["image_size"]
         return read_image(
-            path, rows, columns, channels=self.facts.get("channels", 1), exact=self.own,
-            invert=self.invert, fit=self.fit, box=1.0 if self.facts["name"] in FULL else BOX,
-            dark_ground=self.own or self.facts["mean"] < 0.5, note=note,
+            path, rows, columns, channels=self.facts.get("channels", 1), exact=self.full,
+            invert=self.invert, fit=self.fit, box=self.box or 1.0,
+            dark_ground=self.full or self.facts["mean"] < 0.5, note=note,
         )  # fmt: skip
 
     def probabilities(self, batch: list[tuple[Path, np.ndarray]]) -> list[list[float]]:

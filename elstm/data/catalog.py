@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Protocol
 
 from elstm.errors import UserError
@@ -14,6 +15,32 @@ DIGITS = tuple("0123456789")
 # The four files of MNIST and its relatives, in torchvision's layout.
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte",
              "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")  # fmt: skip
+
+
+CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+
+
+@dataclass(frozen=True)
+class PublishedArchive:
+    """Describes a packed file from which the files of a set are taken.
+
+    Attributes:
+        url: where it is published.
+        md5: its checksum.
+        size: its bytes, which are logged before a download; a download of more is given up.
+        folder: the folder in the archive that holds the files.
+        extras: files that are taken out too, if they are there.
+    """
+
+    url: str
+    md5: str
+    size: int
+    folder: str
+    extras: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -26,7 +53,18 @@ class DataSet:
         train_images: how many images train, after validation was split off.
         folder: its IDX files lie in ROOT/folder/raw, and torchvision's class of that name
             downloads them; None: the set comes with scikit-learn.
-        md5: the checksums of the .gz of each of IDX_FILES, as in torchvision.
+        md5: the checksums of the .gz of each of `files`, as in torchvision; none: not checked.
+        files: the names of its files, unpacked: for IDX images and labels of training, then of
+            the test.
+        val_part: one in so many images of the training files validates, the last ones.
+        test_images: how many images test.
+        layout: the format of the files, "idx" or "cifar"; the files of "cifar" lie in ROOT/folder.
+        archive: what the files are published in; None: each is published alone.
+        channels: 1 for grey, 3 for red, green and blue.
+        first_label: the number of the first class in the files.
+        transposed: rows and columns are exchanged in the files.
+        box: the part of an image's side that its content fills, for elstm-predict --fit; None:
+            the images are full pictures, without a ground.
     """
 
     class_names: tuple[str, ...]
@@ -34,18 +72,57 @@ class DataSet:
     train_images: int
     folder: str | None = None
     md5: tuple[str, ...] = ()
+    files: tuple[str, ...] = IDX_FILES
+    val_part: int = 6
+    test_images: int = 10_000
+    layout: str = "idx"
+    archive: PublishedArchive | None = None
+    channels: int = 1
+    first_label: int = 0
+    transposed: bool = False
+    box: float | None = 1.0
 
     @property
     def pixels(self) -> int:
         return math.prod(self.image_size)
 
+    @property
+    def file_images(self) -> tuple[int, int]:
+        """Returns how many images the published training and test files hold."""
+        return self.train_images * self.val_part // (self.val_part - 1), self.test_images
+
+    @property
+    def place(self) -> str:
+        """Returns the folder of the files, below data.root."""
+        return f"{self.folder}/raw" if self.layout == "idx" else str(self.folder)
+
+    @property
+    def published_files(self) -> tuple[str, ...]:
+        """Returns the names under which the files are published."""
+        return tuple(f"{file}.gz" for file in self.files) if self.layout == "idx" else self.files
+
+
+def _emnist_files(split: str) -> tuple[str, ...]:
+    return tuple(f"emnist-{split}-{file.replace('t10k', 'test')}" for file in IDX_FILES)
+
+
+CIFAR10_ARCHIVE = PublishedArchive(
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171, "cifar-10-batches-bin",
+    ("batches.meta.txt",),
+)  # fmt: skip
+EMNIST_ARCHIVE = PublishedArchive(
+    "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+    "58c8d27c78d21e728a6bc7b3cc06412e", 561_753_746, "gzip",
+)  # fmt: skip
 
 DATA_SETS = {
-    "digits": DataSet(DIGITS, (8, 8), 1297),
+    "digits": DataSet(DIGITS, (8, 8), 1297, test_images=300),
     "mnist": DataSet(
         DIGITS, (28, 28), 50_000, "MNIST",
         ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
          "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+        box=20 / 28,
     ),
     "fashion_mnist": DataSet(
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -59,6 +136,23 @@ DATA_SETS = {
         (28, 28), 50_000, "KMNIST",
         ("bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
          "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134"),
+    ),
+    "emnist": DataSet(  # the balanced split; lower-case letters like their capitals have no class
+        (*DIGITS, *ascii_uppercase, *"abdefghnqrt"), (28, 28), 94_000, "EMNIST",
+        files=_emnist_files("balanced"), test_images=18_800, archive=EMNIST_ARCHIVE,
+        transposed=True, box=24 / 28,
+    ),
+    "emnist_letters": DataSet(
+        tuple(ascii_lowercase), (28, 28), 104_000, "EMNIST",
+        files=_emnist_files("letters"), test_images=20_800, archive=EMNIST_ARCHIVE,
+        first_label=1, transposed=True, box=24 / 28,
+    ),
+    "cifar10": DataSet(
+        ("airplane", "automobile", "bird", "cat", "deer",
+         "dog", "frog", "horse", "ship", "truck"),
+        (32, 32), 45_000, "cifar-10-batches-bin",
+        files=CIFAR_FILES, val_part=10, layout="cifar", archive=CIFAR10_ARCHIVE,
+        channels=3, box=None,
     ),
 }  # fmt: skip
 

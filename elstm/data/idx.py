@@ -32,7 +32,7 @@ def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     Returns: a read-only uint8 array.
     Raises: UserError that names the file, what is wrong with it and how to repair it.
     """
-    content = _file(path)
+    content = read_plain(path)
     start, total = 4 + 4 * len(shape), 0
     # A few bytes may unpack to any number, so no more is unpacked than the header says.
     packed = path.suffix == ".gz"
@@ -52,8 +52,12 @@ def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     )
 
 
-def _file(path: Path) -> bytes:
-    """Reads a plain file of at most MAX_BYTES."""
+def read_plain(path: Path) -> bytes:
+    """Reads a plain file of at most MAX_BYTES.
+
+    Raises:
+        UserError: it is none, or cannot be read.
+    """
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elstm.data.catalog import DATA_SETS, DIGITS, IDX_FILES, DataSet
-from elstm.data.download import download
-from elstm.data.idx import damaged, read_idx
+from elstm.data.catalog import DATA_SETS, DIGITS, DataSet
+from elstm.data.cifar import read_cifar_part
+from elstm.data.download import download, unpack_archive
+from elstm.data.idx_sets import find, read_idx_part
 from elstm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    images: Tensor  # uint8 (N, pixels), row by row, 0 black, 255 white
+    images: Tensor  # uint8 (N, pixels x channels), row by row, 0 black, 255 white
     labels: Tensor  # int64 (N,)
 
     def __len__(self) -> int:
@@ -40,6 +39,12 @@ class ImageSet:
     train: Split
     val: Split
     test: Split
+    channels: int = 1
+    origin: str = ""  # the files that were read
+
+
+# By layout: a function of the set, its folder and "train" or "test".
+READ = {"idx": read_idx_part, "cifar": read_cifar_part}
 
 
 def random_order(n: int, *key: str | int) -> Tensor:
@@ -66,16 +71,27 @@ def load_image_set(name: str, root: str) -> ImageSet:
     if source.folder is None:
         return _load_digits()
     try:
-        folder = Path(root).expanduser().absolute() / source.folder / "raw"
-        missing = [f"{file}.gz" for file in IDX_FILES if _find(folder, file) is None]
+        folder = Path(root).expanduser().absolute() / source.place
+        missing = _missing(source, folder)
     except (OSError, RuntimeError) as error:  # no permission; ~somebody without a home
         raise UserError(
             f"data.root={root} cannot be read ({error}): set data.root= to a folder that holds "
-            f"{source.folder}/raw, or take data=digits, which needs no files"
+            f"{source.place}, or take data=digits, which needs no files"
         ) from error
-    if missing:
+    if missing and source.archive is None:
         download(source.folder, missing, folder)
-    return _load_idx_set(source, folder)
+    elif missing and source.archive is not None:
+        others = (each for each in DATA_SETS.values() if each.archive == source.archive)
+        wanted = [file for each in others for file in _missing(each, folder)]
+        unpack_archive(source.archive, missing, wanted, folder, source.place)
+    return _split(source, folder)
+
+
+def _missing(source: DataSet, folder: Path) -> list[str]:
+    """Returns the files that are not there, by the names under which they are published."""
+    found = found_files(source, folder)
+    names = zip(source.files, source.published_files, strict=True)
+    return [published for file, published in names if file not in found]
 
 
 def _load_digits() -> ImageSet:
@@ -99,66 +115,39 @@ def _load_digits() -> ImageSet:
         chosen = chosen[random_order(len(chosen), "digits", start)]  # the classes mixed again
         return Split(images[chosen], targets[chosen])
 
-    return ImageSet(DIGITS, (8, 8), split(50, None), split(30, 50), split(0, 30))
+    return ImageSet(
+        DIGITS, (8, 8), split(50, None), split(30, 50), split(0, 30), origin="scikit-learn"
+    )
 
 
-def _load_idx_set(source: DataSet, folder: Path) -> ImageSet:
-    """Reads the four files in `folder`, .gz or unpacked; the last sixth of training validates.
-
-    That is the last 10,000 of 60,000. Files that are not the published ones are read as they are,
-    so that a user's own set in this format works; the log names them.
-    """
-    arrays, paths = [], []
-    for file, md5 in zip(IDX_FILES, source.md5, strict=True):
-        path = _find(folder, file) or folder / file
-        shape = (None, *source.image_size) if "images" in file else (None,)
-        array = read_idx(path, shape)
-        if path.suffix == ".gz":
-            _check_published(path, md5)
-        if "labels" in file and array.max() >= len(source.class_names):
-            last = len(source.class_names) - 1
-            raise damaged(path, f"a label is {array.max()}, the classes are 0 to {last}")
-        arrays.append(torch.from_numpy(array.reshape(len(array), -1).copy()))
-        paths.append(path)
-    log.info("read %s from %s", ", ".join(str(p.relative_to(folder)) for p in paths), folder)
-    images, labels, test_images, test_labels = arrays
-    for kind, a, b in (("train", images, labels), ("t10k", test_images, test_labels)):
-        if len(a) != len(b):
-            raise UserError(
-                f"{folder}: {len(a)} images but {len(b)} labels in {kind}-*: the files do not "
-                "belong together; put files of one set there"
-            )
-    if len(images) < 12:
-        raise UserError(f"{folder}: {len(images)} training images are too few, at least 12")
-    if (len(images), len(test_images)) != (60_000, 10_000):
-        log.warning(
-            "%s holds %d training and %d test images instead of 60,000 and 10,000",
-            folder, len(images), len(test_images),
-        )  # fmt: skip
-    cut = len(images) - len(images) // 6
-    targets, test_targets = labels.flatten().long(), test_labels.flatten().long()
-    found = ImageSet(
+def _split(source: DataSet, folder: Path) -> ImageSet:
+    """Reads the files in `folder`; the last images of the training files validate."""
+    read = READ[source.layout]
+    (images, labels), (test_images, test_labels) = (
+        tuple(map(torch.from_numpy, read(source, folder, part))) for part in ("train", "test")
+    )
+    least = max(12, source.val_part)
+    if len(images) < least:
+        raise UserError(f"{folder}: {len(images)} training images are too few, at least {least}")
+    cut = len(images) - len(images) // source.val_part
+    return ImageSet(
         class_names=source.class_names,
         image_size=source.image_size,
-        train=Split(images[:cut], targets[:cut]),
-        val=Split(images[cut:], targets[cut:]),
-        test=Split(test_images, test_targets),
+        train=Split(images[:cut], labels[:cut].long()),
+        val=Split(images[cut:], labels[cut:].long()),
+        test=Split(test_images, test_labels.long()),
+        channels=source.channels,
+        origin=f"{', '.join(found_files(source, folder).values())} in {folder}",
     )
-    warn_of_missing_classes(found)
-    return found
 
 
-def warn_of_missing_classes(data: ImageSet) -> None:
-    """Names in the log the classes of which a split holds no image: the file may be sorted."""
-    splits = {"training": data.train, "validation": data.val, "test": data.test}
-    for split, part in splits.items():
-        counts = torch.bincount(part.labels, minlength=len(data.class_names)).tolist()
-        missing = [name for name, n in zip(data.class_names, counts, strict=True) if not n]
-        if missing:
-            log.warning(
-                "the %s split holds no image of %s %s", split,
-                "class" if len(missing) == 1 else "classes", ", ".join(missing),
-            )  # fmt: skip
+def found_files(source: DataSet, folder: Path) -> dict[str, str]:
+    """Returns those files of a set that are there: the name of each in the folder."""
+    if source.layout == "idx":
+        paths = {file: find(folder, file) for file in source.files}
+    else:
+        paths = {file: folder / file for file in source.files if (folder / file).is_file()}
+    return {file: str(path.relative_to(folder)) for file, path in paths.items() if path}
 
 
 def stratified(labels: Tensor, size: int) -> Tensor:
@@ -173,42 +162,3 @@ def stratified(labels: Tensor, size: int) -> Tensor:
     quota[rest[: size - int(quota.sum())]] += 1
     chosen = [(labels == label).nonzero()[:n, 0] for label, n in enumerate(quota.tolist())]
     return torch.cat(chosen).sort().values
-
-
-def _check_published(path: Path, md5: str) -> None:
-    """Says in the log what lies there beside, or in the place of, a published file."""
-    packed = path.read_bytes()
-    # MD5 tells files apart here, and guards against no attacker; FIPS systems need to know.
-    if hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
-        log.warning("%s is not the published file: it is read as a set of your own", path)
-    beside = path.with_suffix("")
-    if beside.is_file() and _differs(beside, packed):
-        log.warning(
-            "%s was read, and not %s, which holds something else; to read that one, move the "
-            ".gz file elsewhere", path, beside.name,
-        )  # fmt: skip
-
-
-def _differs(unpacked: Path, packed: bytes) -> bool:
-    """Returns whether a file differs from what `packed` unpacks to; both are read in pieces."""
-    try:
-        with unpacked.open("rb") as file, gzip.open(io.BytesIO(packed)) as other:
-            while True:
-                piece = other.read(1 << 20)
-                if file.read(max(len(piece), 1)) != piece:
-                    return True
-                if not piece:
-                    return False
-    except OSError:
-        return True
-
-
-def _find(folder: Path, file: str) -> Path | None:
-    """Returns the file under any of the names that it is published under.
-
-    Kaggle's copies have a point in the name (train-images.idx3-ubyte), some of them in a folder
-    of the same name.
-    """
-    dotted = file.replace("-idx", ".idx")
-    names = (f"{file}.gz", file, f"{dotted}.gz", dotted, f"{file}/{file}", f"{dotted}/{dotted}")
-    return next((path for path in map(folder.joinpath, names) if path.is_file()), None)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elstm.data import preparing
-from elstm.data.catalog import READERS, DataOptions, check_own_sizes, check_sizes
+from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_own_sizes, check_sizes
 from elstm.data.image_sets import Split, load_image_set, random_order, stratified
 from elstm.data.labelled import LabelledSet, Source, with_features
 from elstm.data.sequences import ImageSequences, SequenceData
@@ -236,13 +236,25 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
     mean, std = mean_and_std(train.images)
     order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
     names = images.class_names
-    preparing.warn_of_missing_classes(
-        names,
-        {
-            what: {names[label] for label in split.labels.unique().tolist()}
-            for what, split in (("training", train), ("validation", images.val))
-        },
+    description = (
+        f"{preparing.counts(len(train), len(images.val), len(images.test))} "
+        f"{preparing.images_of(images.image_size, images.channels)}, {len(names):,} classes, from "
+        f"{images.origin}"
     )
+    log.info("%s: %s", options.name, description)
+    there = len(images.train) + len(images.val), len(images.test)
+    published = DATA_SETS[options.name].file_images
+    if there != published:
+        log.warning(
+            "the files hold %s training and %s test images instead of %s and %s: they are a set "
+            "of your own", *(f"{count:,}" for count in (*there, *published)),
+        )  # fmt: skip
+    splits = {"training": train, "validation": images.val, "test": images.test}
+    present = {
+        what: {names[label] for label in split.labels.unique().tolist()}
+        for what, split in splits.items()
+    }
+    preparing.warn_of_missing_classes(names, present, "image")
     return ImageSequences(
         name=options.name,
         class_names=images.class_names,
@@ -256,6 +268,8 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
         train=train,
         val=images.val,
         test=images.test,
+        channels=images.channels,
+        description=description,
     )
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 from elstm.data.image_files import Note, read_colours, read_full
 
 BOX = 20 / 28  # MNIST's box in its image
-FULL = ("digits", "fashion_mnist", "kmnist")  # data sets whose contents reach the edges
 WORKING = 512  # pixels a side, at which contents are looked for
 NO_CONTRAST = 16  # grey levels
 UNEVEN = 0.4  # of the frame's pixels far from one colour: light falls unevenly

@@ -178,17 +178,20 @@ def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
     return names
 
 
-def warn_of_missing_classes(names: Sequence[str], present: Mapping[str, Collection[str]]) -> None:
-    """Logs a warning for each split that lacks a class.
+def warn_of_missing_classes(
+    names: Sequence[str], present: Mapping[str, Collection[str]], what_it_holds: str = "sequence"
+) -> None:
+    """Logs a warning for each split that lacks a class: the file may be sorted.
 
     Args:
         present: the classes of a split, by what the split is called.
+        what_it_holds: the noun for a member of a split.
     """
     for what, found in present.items():
         missing = [name for name in names if name not in found]
         if missing:
             log.warning(
-                "the %s split holds no sequence of %s %s", what,
+                "the %s split holds no %s of %s %s", what, what_it_holds,
                 "class" if len(missing) == 1 else "classes", ", ".join(missing),
             )  # fmt: skip
 
@@ -261,12 +264,22 @@ def describe(parts: dict[str, LabelledSet], names: Sequence[str]) -> str:
     files = dict.fromkeys(str(file) for part in parts.values() for file in part.files)
     what = f"sequences of {steps} steps x {features:,} feature{'' if features == 1 else 's'}"
     if train.image_size is not None:
-        rows, columns = train.image_size
-        what = f"images of {rows} x {columns} pixels, {'grey' if features == 1 else 'in colour'}"
+        what = images_of(train.image_size, features)
     return (
-        f"{len(train):,} training, {len(val):,} validation, {len(test):,} test {what}, "
-        f"{len(names):,} classes, from {', '.join(files)}"
+        f"{counts(len(train), len(val), len(test))} {what}, {len(names):,} classes, from "
+        f"{', '.join(files)}"
     )
+
+
+def counts(train: int, val: int, test: int) -> str:
+    """Says how many sequences each split has."""
+    return f"{train:,} training, {val:,} validation, {test:,} test"
+
+
+def images_of(size: tuple[int, int], channels: int) -> str:
+    """Says what kind of images a set holds."""
+    colour = "grey" if channels == 1 else "in colour"
+    return f"images of {size[0]} x {size[1]} pixels, {colour}"
 
 
 def rare_steps(lengths: np.ndarray) -> int:

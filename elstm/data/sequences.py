@@ -35,7 +35,7 @@ class SequenceData(ABC):
         num_steps: steps that have population statistics of their own.
         input_size: features of a step.
         fingerprint: a checksum of own data as they were read; None for a published set.
-        description: what was read, in one line; empty for a published set.
+        description: what was read, in one line.
     """
 
     name: str
@@ -240,8 +240,7 @@ class ImageSequences(SequenceData):
             "permutation": None if self.permutation is None else self.permutation.cpu(),
             "train_images": len(self.train),
             "stratified": self.stratified,
-            **({} if self.fingerprint is None else self._own_facts()),
+            # Checkpoints of grey published sets have neither.
+            **({"channels": self.channels} if self.channels > 1 or self.fingerprint else {}),
+            **({"fingerprint": self.fingerprint} if self.fingerprint else {}),
         }
-
-    def _own_facts(self) -> dict[str, Any]:
-        return {"channels": self.channels, "fingerprint": self.fingerprint}

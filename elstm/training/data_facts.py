@@ -41,6 +41,7 @@ def expected_facts(data: DataConfig) -> dict[str, Any] | None:
         "image_size": list(source.image_size),
         "pixels": source.pixels,
         "pixels_per_step": data.pixels_per_step,
+        **({"channels": source.channels} if source.channels > 1 else {}),
     }
 
 

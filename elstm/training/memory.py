@@ -32,8 +32,9 @@ def least_memory(config: Config) -> int:
     model, data = config.model, config.data
     hidden, features, steps = model.hidden_size, 1, 1  # of own data only their files say more
     if isinstance(data, DigitsConfig):
-        features = data.pixels_per_step
-        steps = DATA_SETS[data.name].pixels // features
+        source = DATA_SETS[data.name]
+        steps = source.pixels // data.pixels_per_step
+        features = data.pixels_per_step * source.channels
     directions = 2 if model.bidirectional else 1
     gates = 3 if isinstance(model, GRUConfig) else 4
     first = gates * hidden * (features + hidden)

@@ -8,13 +8,15 @@ import torch
 from small_sets import idx_bytes, write_idx_set
 from torchvision import datasets
 
+from elstm.config.schema import ImageSetConfig
 from elstm.data import image_sets
 from elstm.data.catalog import DATA_SETS, DIGITS, DataSet
 from elstm.data.catalog import IDX_FILES as FILES
 from elstm.data.image_sets import load_image_set, random_order, stratified
+from elstm.data.load import load_data
 from elstm.errors import UserError
 
-IDX_SETS = {name: source for name, source in DATA_SETS.items() if source.folder}
+IDX_SETS = {name: source for name, source in DATA_SETS.items() if source.md5}
 
 
 @pytest.fixture
@@ -70,11 +72,10 @@ def test_random_order_is_a_permutation_that_follows_from_its_key_alone():
 
 
 @pytest.mark.parametrize("name", IDX_SETS)
-def test_the_last_sixth_of_training_validates(tmp_path, offline, name, caplog):
+def test_the_last_sixth_of_training_validates(tmp_path, offline, name):
     arrays = write_idx_set(tmp_path, IDX_SETS[name].folder)
     images, labels, test_images, test_labels = (arrays[file] for file in FILES)
     data = load_image_set(name, str(tmp_path))
-    assert "120 training and 40 test images instead of 60,000 and 10,000" in caplog.text
     for part, a, b in (
         (data.train, images[:100], labels[:100]),
         (data.val, images[100:], labels[100:]),
@@ -104,11 +105,10 @@ def test_packed_files_are_read_in_memory(tmp_path, offline, monkeypatch, caplog)
     md5 = tuple(hashlib.md5((raw / f"{file}.gz").read_bytes()).hexdigest() for file in FILES)
     published = DataSet(DIGITS, (28, 28), 100, "MNIST", md5)
     monkeypatch.setitem(DATA_SETS, "mnist", published)
-    with caplog.at_level("INFO"):
-        data = load_image_set("mnist", str(tmp_path))
+    data = load_image_set("mnist", str(tmp_path))
     np.testing.assert_array_equal(data.test.images, arrays[FILES[2]].reshape(40, -1))
     assert len(list(raw.iterdir())) == 4
-    assert f"read {', '.join(f'{file}.gz' for file in FILES)} from {raw}" in caplog.text
+    assert data.origin == f"{', '.join(f'{file}.gz' for file in FILES)} in {raw}"
     assert "of your own" not in caplog.text
 
 
@@ -155,10 +155,14 @@ def test_a_set_sorted_by_class_is_named(tmp_path, offline, caplog):
     arrays = write_idx_set(tmp_path)
     raw = tmp_path / "MNIST" / "raw"
     (raw / FILES[1]).write_bytes(idx_bytes(np.sort(arrays[FILES[1]])))  # 12 of each class
-    load_image_set("mnist", str(tmp_path))
-    assert "the training split holds no image of class 9\n" in caplog.text
-    assert "the validation split holds no image of classes 0, 1, 2, 3, 4, 5, 6, 7\n" in caplog.text
-    assert "the test split" not in caplog.text
+    load_data(ImageSetConfig(name="mnist", root=str(tmp_path), batch_size=16))
+    messages = [record.message for record in caplog.records]
+    assert messages == [
+        "the files hold 120 training and 40 test images instead of 60,000 and 10,000: they are a "
+        "set of your own",
+        "the training split holds no image of class 9",
+        "the validation split holds no image of classes 0, 1, 2, 3, 4, 5, 6, 7",
+    ]
 
 
 def test_a_subset_keeps_the_shares_of_the_classes():

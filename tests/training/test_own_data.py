@@ -154,8 +154,8 @@ def test_data_name(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "reason"),
     [
         (["data=digits", "data.root=X"], "data.root: there is no such key with this option of "
-         "data: it goes with data=mnist, fashion_mnist, kmnist; files of your own are read with "
-         "data.path by data=images"),
+         "data: it goes with data=mnist, fashion_mnist, kmnist, emnist, emnist_letters, cifar10; "
+         "files of your own are read with data.path by data=images"),
         (["data=mnist", "data.path=X"], "data.path: there is no such key with this option of "
          "data: it goes with data=arrays, table, ts, images; published sets are looked for in "
          "data.root"),
