@@ -86,6 +86,10 @@ def _main(args: argparse.Namespace) -> int:
         with data_root_as("--data-root"):
             data = load_data(source, stratify=is_stratified(trained.facts))
             check_same_data(trained.facts, data)
+    if not len(data.split(args.split)):
+        raise UserError(
+            f"the run has no {args.split} split (data.val_fraction=0): give --split train or test"
+        )
     with runtime.process_settings(trainer):
         population, in_batch = score_with_both_statistics(
             trained.model.to(device),

@@ -60,8 +60,9 @@ class OwnDataConfig(DataConfig):
     path: str = setting(MISSING, affects_result=False, help="File or folder that holds the data.")
     batch_size: int = bounded(32, ge=2)
     val_fraction: float = bounded(
-        0.15, gt=0, lt=1,
-        help="Part of the sequences that validates, where the files have no validation split.",
+        0.15, ge=0, lt=1,
+        help="Part of the sequences that validates, where the files have no validation split. With "
+        "0 all of them train, and the last epoch is tested.",
     )  # fmt: skip
     test_fraction: float = bounded(
         0.15, gt=0, lt=1,

@@ -152,13 +152,18 @@ class TrainerConfig:
         help="Number of epochs without a better validation accuracy after which training ends. "
         "null: training never ends early.",
     )  # fmt: skip
+    evaluate_every: int = bounded(
+        1, ge=1,
+        help="Number of epochs between two evaluations, each with a checkpoint. The last epoch is "
+        "always evaluated.",
+    )  # fmt: skip
     log_every: int = bounded(
         50, ge=1, affects_result=False,
         help="Number of training steps between two rows of metrics.csv.",
     )  # fmt: skip
     checkpoint_every: int | None = bounded(
         None, ge=1, affects_result=False,
-        help="Number of training steps between two checkpoints, beside those after each epoch.",
+        help="Number of training steps between two checkpoints, beside those of evaluations.",
     )  # fmt: skip
     threads: int | None = bounded(
         None, ge=1, le=1024, affects_result=False,

@@ -105,9 +105,10 @@ def load_own(options: Any) -> SequenceData:
     log.info("%s: %s", options.name, description)
     for args in notes:
         log.info(*args)
-    preparing.warn_of_missing_classes(
-        names, {"training": set(parts["train"].labels), "validation": set(parts["val"].labels)}
-    )
+    present = {"training": set(parts["train"].labels), "validation": set(parts["val"].labels)}
+    if not len(parts["val"]):
+        del present["validation"]
+    preparing.warn_of_missing_classes(names, present)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 
@@ -115,7 +116,7 @@ def load_own(options: Any) -> SequenceData:
 def labels_of(part: LabelledSet, names: tuple[str, ...]) -> Tensor:
     """Returns the class of each sequence as its place among `names`, int64 (N,)."""
     place = {name: index for index, name in enumerate(names)}
-    return torch.tensor([place[label] for label in part.labels])
+    return torch.tensor([place[label] for label in part.labels], dtype=torch.int64)
 
 
 def _series(
@@ -187,7 +188,7 @@ def _images(
             f"{size[0]} x {size[1]} pictures; {size[1]} is a row a step"
         )
     splits = {
-        name: Split(torch.from_numpy(part.values.reshape(len(part), -1)), labels_of(part, names))
+        name: Split(torch.from_numpy(part.values).flatten(1), labels_of(part, names))
         for name, part in parts.items()
     }
     mean, std = mean_and_std(splits["train"].images)

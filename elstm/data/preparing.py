@@ -134,6 +134,10 @@ def split(
         if name in found:
             continue
         part = found["train"]
+        if name == "val" and not fraction:
+            found[name] = take(part, [])
+            note("no validation split (data.val_fraction=0): the last epoch is tested")
+            continue
         rows = drawn(part.labels, fraction, name, seed)
         rest = np.setdiff1d(np.arange(len(part)), rows)
         found[name], found["train"] = take(part, rows), take(part, rest)

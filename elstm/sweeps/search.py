@@ -133,6 +133,11 @@ class Search:
         self.space = Space(composer, overrides)
         if self.space.first.sweep.rerun:
             raise UserError("sweep.rerun: a study has each trial once; set a new study_name")
+        if getattr(self.space.first.data, "val_fraction", None) == 0:
+            raise UserError(
+                "hydra/sweeper=optuna compares validation accuracies: data.val_fraction has to be "
+                "above 0"
+            )
         self.fingerprint = hashlib.sha256(repr(self.space).encode()).hexdigest()[:12]
         name = self.settings.study_name or f"{self.space.first.data.name}-{self.fingerprint}"
         journal = (root / "studies" / name / JOURNAL).absolute()

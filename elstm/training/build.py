@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from elstm.cli import data_root_as
-from elstm.config.schema import Config
+from elstm.config.schema import Config, PlateauConfig
 from elstm.data.load import load_data
 from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
@@ -63,6 +63,8 @@ def build_parts(
         UserError: the data cannot be loaded, or cannot be shared by so many processes.
     """
     data = build_data(config, accelerator, saved)
+    if not len(data.val):
+        _check_without_validation(config)
     limits = build_limits(config, data, accelerator.num_processes)
     torch.manual_seed(config.seed)
     model = build_classifier(config, data, accelerator.device)
@@ -112,6 +114,20 @@ def build_data(
     return data.with_batch_size(total // processes)
 
 
+def _check_without_validation(config: Config) -> None:
+    """Raises UserError at a setting that needs a validation split."""
+    needs = {
+        "trainer.early_stopping_epochs": config.trainer.early_stopping_epochs is not None,
+        "scheduler=plateau": isinstance(config.scheduler, PlateauConfig),
+    }
+    for setting, used in needs.items():
+        if used:
+            raise UserError(
+                f"{setting} needs a validation split, and data.val_fraction=0 leaves none: raise "
+                "data.val_fraction, or train for a fixed number of epochs"
+            )
+
+
 def balanced_weights(data: SequenceData) -> Tensor:
     """Returns N / (C n_c) for each class c of the training split, as scikit-learn's "balanced".
 
@@ -140,6 +156,7 @@ def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:
         trainer.max_epochs,
         trainer.max_steps,
         trainer.early_stopping_epochs,
+        trainer.evaluate_every,
     )
 
 
@@ -164,5 +181,9 @@ def build_classifier(
 def build_schedule(config: Config, limits: Limits) -> Schedule:
     """Builds the learning-rate schedule over the run's steps."""
     return Schedule(
-        config.scheduler, config.optimizer.lr, limits.total_steps, limits.steps_per_epoch
+        config.scheduler,
+        config.optimizer.lr,
+        limits.total_steps,
+        limits.steps_per_epoch,
+        limits.evaluate_every,
     )

@@ -126,7 +126,7 @@ def new_entry(
         "when": now(),
         "changed": changes(own, config),
         "settings": extended_settings(config),
-        "best_val_accuracy": state.best_val_accuracy if state.evaluated else None,
+        "best_val_accuracy": state.best_validation,
         "best_epoch": state.best_epoch if state.evaluated else None,
         **dict.fromkeys(RESULTS),
         **(numbers if tested else {}),

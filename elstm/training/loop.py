@@ -63,14 +63,19 @@ class TrainingLoop:
                         parts.ema.update(state.step)
                     profiler.step()
                     self.after_step()
+            if state.steps_to_evaluation:
+                state.count_epoch()
+                continue
             values = self.evaluate()
-            improved = state.end_epoch(values["val_accuracy"])
-            parts.schedule.after_epoch(values["val_accuracy"])
+            accuracy = values.get("val_accuracy")
+            improved = state.end_epoch(accuracy)
+            if accuracy is not None:
+                parts.schedule.after_evaluation(accuracy)
             self.clock.update()
             self.recorder.log_evaluation(state, values)
             self.checkpoints.save(best=improved)
             self.recorder.report_evaluation(state, values, best=improved)
-            pruned = on_evaluation(math.ceil(state.epochs), values["val_accuracy"])
+            pruned = accuracy is not None and on_evaluation(math.ceil(state.epochs), accuracy)
             if pruned and not state.finished:
                 self.recorder.pruned(state)
                 return False
@@ -93,8 +98,8 @@ class TrainingLoop:
         """Does what is due between two steps: a log point, a checkpoint, stopping on a signal."""
         state, trainer = self.state, self.config.trainer
         self.recorder.progress.step()
-        # Log every log_every steps and at the epoch's end. A short rest joins the last log point.
-        done, left = state.batch // state.limits.processes, state.steps_left
+        # Log every log_every steps and before an evaluation. A short rest joins the last log point.
+        done, left = state.steps_since_evaluation, state.steps_to_evaluation
         if left == 0 or (done % trainer.log_every == 0 and left >= trainer.log_every / 2):
             self.checkpoints.check_finite()
             self.clock.update()
@@ -107,7 +112,7 @@ class TrainingLoop:
             self.signals.raise_if_requested_by_any(self.parts.accelerator)
 
     def evaluate(self) -> dict[str, float]:
-        """Recomputes the population statistics and measures on validation images.
+        """Recomputes the population statistics and measures on the validation split, if there is one.
 
         With trainer.ema_decay the averaged weights are measured, and the raw ones beside them.
         It decides nothing. A signal abandons it before anything is recorded, and a resume starts
@@ -120,10 +125,10 @@ class TrainingLoop:
                 model, parts.data, self.config, self.state.epoch, before_batch,
                 rank=accelerator.process_index, processes=accelerator.num_processes,
             )  # fmt: skip
-        values = evaluation.measure(parts.evaluated, parts.data, "val", self.config, before_batch)
-        if parts.ema is not None:
-            values |= evaluation.measure_raw(
-                parts.model, parts.data, "val", self.config, before_batch
-            )
+        val, values = (parts.data, "val", self.config, before_batch), dict[str, float]()
+        if len(parts.data.val):
+            values = evaluation.measure(parts.evaluated, *val)
+            if parts.ema is not None:
+                values |= evaluation.measure_raw(parts.model, *val)
         # What is decided on these values has to be the same in all processes.
         return broadcast_object_list([values])[0]

@@ -112,7 +112,7 @@ class Schedule:
 
     with the step s counted from 0. The factor is 1 for `constant`, half a cosine over the steps
     after the warm-up for `cosine`, gamma^(epoch // step_epochs) for `step`, and for `plateau` the
-    one that `after_epoch` keeps. Only the plateau has a state. The others depend on s alone, so a
+    one that `after_evaluation` keeps. Only the plateau has a state. The others depend on s alone, so a
     resume is exact.
 
     Args:
@@ -120,13 +120,20 @@ class Schedule:
         base: the optimizer's learning rate.
         total_steps: number of steps of the full run, for the cosine.
         steps_per_epoch: number of steps of an epoch, for `step`.
+        evaluate_every: number of epochs between two evaluations, for `plateau`.
     """
 
     def __init__(
-        self, config: SchedulerConfig, base: float, total_steps: int, steps_per_epoch: int
+        self,
+        config: SchedulerConfig,
+        base: float,
+        total_steps: int,
+        steps_per_epoch: int,
+        evaluate_every: int = 1,
     ) -> None:
         self.config, self.base = config, base
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.evaluate_every = evaluate_every
         self.plateau_factor = 1.0
         self.best = -math.inf
         self.epochs_since_best = 0
@@ -144,14 +151,14 @@ class Schedule:
             rate *= self.plateau_factor
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 
-    def after_epoch(self, accuracy: float) -> None:
+    def after_evaluation(self, accuracy: float) -> None:
         """Lowers the plateau's factor after more than `patience` epochs without a gain."""
         if not isinstance(self.config, PlateauConfig):
             return
         if accuracy > self.best:
             self.best, self.epochs_since_best = accuracy, 0
             return
-        self.epochs_since_best += 1
+        self.epochs_since_best += self.evaluate_every
         if self.epochs_since_best > self.config.patience:
             self.plateau_factor *= self.config.factor
             self.epochs_since_best = 0

@@ -194,14 +194,18 @@ class Recorder:
                     lambda: figures.gradient_figure(inside["gradient"], state.epochs, title),
                     state.step,
                 )
-        self.tracker.log(at, values)
+        if values:
+            self.tracker.log(at, values)
 
     def report_evaluation(
         self, state: TrainState, values: Mapping[str, float], *, best: bool
     ) -> None:
         """Reports an evaluation, once its checkpoint is on the disk."""
-        self.progress.val_accuracy = values["val_accuracy"]
+        self.progress.val_accuracy = values.get("val_accuracy")
         self._write_status("running", state, values)
+        if not values:
+            self.info("epoch %.4g: train loss %.4f", state.epochs, state.train_loss)
+            return
         self.info(
             "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s%s",
             state.epochs, state.train_loss, values["val_loss"], 100 * values["val_accuracy"],
@@ -212,8 +216,10 @@ class Recorder:
     def _pictures_due(self, state: TrainState) -> bool:
         """Returns whether pictures are due, about MAX_PICTURES times and after the last step."""
         limits = self.parts.limits
-        every = math.ceil(limits.total_steps / limits.steps_per_epoch / MAX_PICTURES)
-        return (math.ceil(state.epochs) - 1) % every == 0 or state.step >= limits.total_steps
+        epochs = math.ceil(limits.total_steps / limits.steps_per_epoch)
+        every = math.ceil(epochs / limits.evaluate_every / MAX_PICTURES)
+        number = math.ceil(state.epochs / limits.evaluate_every)
+        return (number - 1) % every == 0 or state.step >= limits.total_steps
 
     def _in_batch(self, accuracy: float) -> str:
         if not evaluation.has_statistics(self.parts.model):
@@ -248,18 +254,17 @@ class Recorder:
         """Records the end of a run: `values` for the tables, and the test's `score`."""
         write_atomic(self.run_dir / TABLE, encode_correct(score.correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
-        self.tracker.log_end(
-            state.step,
-            {"best_val_accuracy": state.best_val_accuracy, "train_seconds": state.train_seconds},
-        )
+        best = state.best_validation
+        measured = {} if best is None else {"best_val_accuracy": best}
+        self.tracker.log_end(state.step, {**measured, "train_seconds": state.train_seconds})
         self._log_test_pictures(state, score)
         self._write_status("done", state, values)
         self.info(
-            "done: test accuracy %.2f%%%s%s of epoch %.4g, the best by validation (%.2f%%); %s in "
-            "%s",
+            "done: test accuracy %.2f%%%s%s of epoch %.4g, %s; %s in %s",
             100 * values["test_accuracy"], self._in_batch(values["test_accuracy_batch_stats"]),
             "" if self.parts.ema is None else " of the averaged weights", state.best_epoch,
-            100 * state.best_val_accuracy, duration(state.wall_seconds), self.run_dir,
+            "the last" if best is None else f"the best by validation ({best:.2%})",
+            duration(state.wall_seconds), self.run_dir,
         )  # fmt: skip
 
     def _log_test_pictures(self, state: TrainState, score: evaluation.SplitScore) -> None:
@@ -285,7 +290,7 @@ class Recorder:
         self.status.update(
             state=run_state,
             **position(state),
-            best_val_accuracy=state.best_val_accuracy if state.evaluated else None,
+            best_val_accuracy=state.best_validation,
             best_epoch=state.best_epoch if state.evaluated else None,
             backend=self.parts.model.rnn.last_backend,
         )

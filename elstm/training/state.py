@@ -27,7 +27,8 @@ class Limits:
 
     Attributes:
         steps_per_epoch: in each of them every process takes one batch.
-        early_stopping: evaluations without an improvement after which the run ends; None: never.
+        early_stopping: epochs without an improvement after which the run ends; None: never.
+        evaluate_every: epochs between two evaluations.
     """
 
     processes: int
@@ -35,6 +36,7 @@ class Limits:
     max_epochs: int
     max_steps: int | None = None
     early_stopping: int | None = None
+    evaluate_every: int = 1
 
     @property
     def batches_per_epoch(self) -> int:
@@ -76,8 +78,28 @@ class TrainState:
         return in_epoch if limits.max_steps is None else min(in_epoch, limits.max_steps - self.step)
 
     @property
+    def steps_since_evaluation(self) -> int:
+        """Steps since the latest epoch whose number `evaluate_every` divides."""
+        limits = self.limits
+        return self.epoch % limits.evaluate_every * limits.steps_per_epoch + self.batch // limits.processes
+
+    @property
+    def steps_to_evaluation(self) -> int:
+        """Steps to the end of the next such epoch, or of the run."""
+        limits = self.limits
+        start = self.epoch - self.epoch % limits.evaluate_every
+        epochs = min(limits.evaluate_every, limits.max_epochs - start)
+        steps = epochs * limits.steps_per_epoch - self.steps_since_evaluation
+        return steps if limits.max_steps is None else min(steps, limits.max_steps - self.step)
+
+    @property
     def evaluated(self) -> bool:
         return self.evaluated_step >= 0
+
+    @property
+    def best_validation(self) -> float | None:
+        """The best validation accuracy; None before the first, and without a validation split."""
+        return self.best_val_accuracy if self.best_val_accuracy >= 0 else None
 
     @property
     def complete(self) -> bool:
@@ -90,7 +112,8 @@ class TrainState:
     def stopped_early(self) -> bool:
         """Returns whether the run ends before it is complete, as validation did not improve."""
         patience = self.limits.early_stopping or math.inf
-        return not self.complete and self.evaluations_since_best >= patience
+        epochs = self.evaluations_since_best * self.limits.evaluate_every
+        return not self.complete and epochs >= patience
 
     @property
     def finished(self) -> bool:
@@ -101,22 +124,29 @@ class TrainState:
         self.step += 1
         self.batch += self.limits.processes
 
-    def end_epoch(self, accuracy: float) -> bool:
+    def end_epoch(self, accuracy: float | None) -> bool:
         """Counts an evaluation, and the epoch if all its batches are done.
 
         Args:
-            accuracy: validation accuracy, the same in all processes.
+            accuracy: validation accuracy, the same in all processes; None without a validation
+                split.
 
-        Returns: whether it is the best so far.
+        Returns: whether it is the best so far. Without a validation split the latest is.
         """
-        improved = accuracy > self.best_val_accuracy
+        improved = accuracy is None or accuracy > self.best_val_accuracy
         self.evaluated_step = self.step
         self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
         if improved:
-            self.best_val_accuracy, self.best_epoch = accuracy, self.epochs
+            self.best_epoch = self.epochs
+        if improved and accuracy is not None:
+            self.best_val_accuracy = accuracy
+        self.count_epoch()
+        return improved
+
+    def count_epoch(self) -> None:
+        """Counts the epoch if all its batches are done."""
         if self.batch == self.limits.batches_per_epoch:
             self.epoch, self.batch = self.epoch + 1, 0
-        return improved
 
     def state_dict(self) -> dict[str, Any]:
         return {STORED_NAMES.get(name, name): getattr(self, name) for name in _counters()}
