@@ -9,7 +9,8 @@ A file holds:
     grid              KEY: [VALUE, ...]: each combination is trained
     choose            studies (NAME or NAME/PATH) whose best setting by validation each model takes;
                       {from: NAME, model: MODEL}: the best setting of that model, for all models;
-                      {from: [NAME, ...]}: the best setting in several places
+                      {from: [NAME, ...]}: the best setting in several places; a study may choose
+                      from its own runs, which earlier parts have trained
     parts             several of the above; each part takes what it does not name from the study,
                       and its settings count after the chosen ones
     quick             settings for --quick, which count last, and `seeds`, how many of them
@@ -193,7 +194,7 @@ def source_of(each: Any) -> tuple[list[str], str | None]:
 def in_order(studies: Sequence[Study]) -> list[Study]:
     """Returns the studies so that each comes behind those from which it takes settings."""
     by_name = {study.name: study for study in studies}
-    graph = {name: study.sources & by_name.keys() for name, study in by_name.items()}
+    graph = {name: study.sources & by_name.keys() - {name} for name, study in by_name.items()}
     try:
         return [by_name[name] for name in TopologicalSorter(graph).static_order()]
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""Ranks the settings of each model in a study by validation accuracy."""
+"""Ranks the settings of each model in a study by validation accuracy, or over folds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from elstm.errors import UserError
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.labels import show_value
-from elstm.reporting.runs import load_runs
+from elstm.reporting.runs import Run, load_runs
 
 
 @dataclass(frozen=True)
 class RankedSetting:
-    """One setting of one model; `bests` are its best validation accuracies, by seed."""
+    """One setting of one model; `bests` are what its runs are ranked by, by fold and seed."""
 
     model: str
     overrides: tuple[str, ...]
@@ -23,7 +23,7 @@ class RankedSetting:
 
     @property
     def mean(self) -> float:
-        return sum(self.bests) / len(self.bests)
+        return sum(self.bests) / len(self.bests) if self.bests else -1.0
 
 
 def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
@@ -31,7 +31,8 @@ def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
 
     A setting is what differs between a model's runs besides the seed. Of the settings with the
     most seeds the one with the highest mean of the best validation accuracies comes first, because
-    a second seed is spent on the best of the first alone. Test accuracies are not read.
+    a second seed is spent on the best of the first alone. Test accuracies are not read,
+    except those of cross-validation with data.val_fraction=0: there the part left out validates.
 
     Args:
         folders: run folders or archives of studies, or paths below them.
@@ -71,11 +72,26 @@ def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
         RankedSetting(
             group.model,
             tuple(f"{key}={show_value(group.settings[key])}" for key in sorted(varied)),
-            tuple(run.best_val_accuracy for run in group.runs if run.best_val_accuracy is not None),
+            tuple(best for run in group.runs if (best := _validation(run)) is not None),
         )
         for group in groups
     ]
+    if not any(setting.bests for setting in settings):
+        raise UserError(
+            f"the runs of {groups[0].model} have neither a validation split nor folds, so that no "
+            "setting can be chosen"
+        )
     return sorted(settings, key=lambda s: (-len(s.bests), -s.mean))
+
+
+def _validation(run: Run) -> float | None:
+    """Returns the accuracy by which a run is ranked; None if it was tested on test data alone.
+
+    With data.val_fraction=0 the part that cross-validation leaves out decides nothing within a run.
+    """
+    if run.best_val_accuracy is None and run.fold is not None:
+        return run.test_accuracy
+    return run.best_val_accuracy
 
 
 def settings_table(models: dict[str, list[RankedSetting]]) -> str:

@@ -22,14 +22,18 @@ def words_of(run: StoredRun) -> list[str]:
         UserError: the run has a setting that this version no longer has.
     """
     config = run.config()
-    words = [f"{group}={config[f'{group}.name']}" for group in GROUPS]
+    named = ("data.name",) if "data.source" in config else ()  # own data may have any name
+    words = [
+        f"{group}={config.get(f'{group}.source', config[f'{group}.name'])}" for group in GROUPS
+    ]
     for key, value in config.items():
         if key in REMOVED:
             if not is_default(key, value):
                 commit = REMOVED[key][1]
                 raise UserError(f"{run.name} has {key}={value}, which commit {commit} had last")
         elif key not in OF_THE_PLACE and not key.startswith("sweep."):
-            words += [] if key.endswith(".name") else [f"{key}={quoted(value)}"]
+            of_option = key == "data.source" or (key.endswith(".name") and key not in named)
+            words += [] if of_option else [f"{key}={quoted(value)}"]
     return words
 
 

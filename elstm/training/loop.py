@@ -112,7 +112,7 @@ class TrainingLoop:
             self.signals.raise_if_requested_by_any(self.parts.accelerator)
 
     def evaluate(self) -> dict[str, float]:
-        """Recomputes the population statistics and measures on the validation split, if there is one.
+        """Recomputes the population statistics and measures on the validation split, if any.
 
         With trainer.ema_decay the averaged weights are measured, and the raw ones beside them.
         It decides nothing. A signal abandons it before anything is recorded, and a resume starts

@@ -112,8 +112,8 @@ class Schedule:
 
     with the step s counted from 0. The factor is 1 for `constant`, half a cosine over the steps
     after the warm-up for `cosine`, gamma^(epoch // step_epochs) for `step`, and for `plateau` the
-    one that `after_evaluation` keeps. Only the plateau has a state. The others depend on s alone, so a
-    resume is exact.
+    one that `after_evaluation` keeps. Only the plateau has a state. The others depend on s alone,
+    so a resume is exact.
 
     Args:
         config: the config of one of the schedulers.

@@ -81,7 +81,10 @@ class TrainState:
     def steps_since_evaluation(self) -> int:
         """Steps since the latest epoch whose number `evaluate_every` divides."""
         limits = self.limits
-        return self.epoch % limits.evaluate_every * limits.steps_per_epoch + self.batch // limits.processes
+        return (
+            self.epoch % limits.evaluate_every * limits.steps_per_epoch
+            + self.batch // limits.processes
+        )
 
     @property
     def steps_to_evaluation(self) -> int:

@@ -43,6 +43,8 @@ def test_studies_come_behind_those_they_choose_from(tmp_path: Path) -> None:
     assert [study.name for study in in_order([a, b, c])] == ["c", "b", "a"]
     with pytest.raises(UserError, match="choose from each other: a <- b <- a"):
         in_order([a, read(tmp_path, "b", choose=["a"])])
+    own = read(tmp_path, "own", parts=[{}, {"choose": ["own/digits"]}])
+    assert in_order([own]) == [own]  # from what its earlier parts have trained
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,31 @@ def test_the_best_of_two_folders(tmp_path: Path) -> None:
     chosen = ("optimizer.lr=0.003", "optimizer.weight_decay=0.1")
     assert best_overrides(folders, "lstm") == chosen
     assert best_overrides(folders[:1], "lstm") == ("optimizer.lr=0.003",)
+
+
+def test_over_folds_without_a_validation_split(tmp_path: Path) -> None:
+    """The part that is left out ranks; a run that only tests on test data cannot."""
+    folds = {"data__folds": 2, "data__val_fraction": 0}
+    for lr, accuracies in ((0.01, (0.5, 0.9)), (0.1, (0.6, 0.6))):
+        for fold, accuracy in enumerate(accuracies):
+            run = write_run(tmp_path / f"{lr}-{fold}", optimizer__lr=lr, data__fold=fold, **folds,
+                            epochs=3, status={"test_accuracy": accuracy})  # fmt: skip
+            drop_validation(run)
+    best, other = read_settings([tmp_path])["lstm"]
+    assert (best.overrides, best.bests) == (("optimizer.lr=0.01",), (0.5, 0.9))
+    assert other.bests == (0.6, 0.6)
+
+    alone = write_run(tmp_path / "alone" / "run", epochs=3)
+    drop_validation(alone)
+    with pytest.raises(UserError, match="neither a validation split nor folds"):
+        read_settings([tmp_path / "alone"])
+
+
+def drop_validation(run: Path) -> None:
+    """Empties val_accuracy in metrics.csv."""
+    path = run / "metrics.csv"
+    header, *lines = path.read_text().splitlines()
+    at = header.split(",").index("val_accuracy")
+    rows = [line.split(",") for line in lines]
+    kept = [",".join([*row[:at], "", *row[at + 1 :]]) for row in rows]
+    path.write_text("\n".join([header, *kept]) + "\n")

@@ -139,3 +139,37 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     wait(1)
     clock.update()
     assert (state.train_seconds, state.wall_seconds) == (11, 33)
+
+
+def test_evaluations_of_some_epochs() -> None:
+    """Of every second epoch, and of the last one."""
+    state, evaluated = TrainState(Limits(1, 2, max_epochs=5, evaluate_every=2, max_steps=9)), []
+    while not state.finished:
+        for _ in range(state.steps_left):
+            state.count_step()
+            to_last = (0 if state.step > 8 else state.steps_to_evaluation) + state.step
+            assert to_last == min(-(-state.step // 4) * 4, 9)
+            assert (state.step - state.steps_since_evaluation) % 4 == 0
+        if state.steps_to_evaluation:
+            state.count_epoch()
+        else:
+            state.end_epoch(0.5)
+            evaluated.append((state.step, state.epochs))
+    assert evaluated == [(4, 2.0), (8, 4.0), (9, 4.5)]
+
+
+def test_patience_counts_epochs() -> None:
+    state = TrainState(Limits(1, 1, 20, early_stopping=3, evaluate_every=2))
+    state.evaluations_since_best = 1
+    assert not state.stopped_early
+    state.evaluations_since_best = 2
+    assert state.stopped_early
+
+
+def test_without_validation_the_latest_epoch_is_the_best() -> None:
+    state = TrainState(Limits(1, 1, 2))
+    for epoch in (1, 2):
+        state.count_step()
+        assert state.end_epoch(None)
+        assert (state.best_epoch, state.best_validation) == (epoch, None)
+    assert state.evaluations_since_best == 0
