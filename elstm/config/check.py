@@ -206,6 +206,12 @@ def _check_together(config: Config) -> None:
             f"model.backend={model.backend} does not go with model={model.name}: allowed are "
             f"{', '.join(allowed[:-1])} and {allowed[-1]}"
         )
+    trainer = config.trainer
+    if trainer.overfit_batches is not None and trainer.overfit_batches % trainer.accumulate:
+        raise UserError(
+            f"trainer.overfit_batches={trainer.overfit_batches} has to be a multiple of "
+            f"trainer.accumulate={trainer.accumulate}, the batches of a step"
+        )
     if not config.trainer.init_head and config.trainer.init_from is None:
         raise UserError("trainer.init_head=false needs trainer.init_from=RUN_OR_CHECKPOINT")
     optimizer = config.optimizer

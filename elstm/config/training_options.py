@@ -133,6 +133,13 @@ class TrainerConfig:
     clip_grad_norm: float | None = bounded(
         1.0, gt=0, help="Largest norm of the gradient; a larger one is scaled down. null: no limit."
     )
+    accumulate: int = bounded(
+        1, ge=1, le=10_000,
+        help="Number of batches whose gradients an optimizer step adds up, which takes the memory "
+        "of one. The step is that of one batch of all their sequences, but batch statistics are "
+        "those of each batch. Steps are counted and logged as optimizer steps, and batches that "
+        "do not fill the last step of an epoch are left out.",
+    )  # fmt: skip
     label_smoothing: float = bounded(
         0.0, ge=0, lt=1,
         help="Part of the training target that is spread evenly over all classes.",

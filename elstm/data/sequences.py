@@ -31,7 +31,7 @@ class SequenceData(ABC):
 
     Attributes:
         name: the name in runs and reports.
-        batch_size: the size of training batches.
+        batch_size: sequences that `train_rows` yields at once, for one training step.
         num_steps: steps that have population statistics of their own.
         input_size: features of a step.
         fingerprint: a checksum of own data as they were read; None for a published set.
@@ -104,15 +104,24 @@ class SequenceData(ABC):
         return False
 
     def train_rows(
-        self, seed: int, epoch: int, start: int = 0, stride: int = 1
+        self, seed: int, epoch: int, start: int = 0, stride: int = 1, parts: int = 1
     ) -> Iterator[Tensor]:
         """Yields the rows (B,) of an epoch's batches start, start + stride, ..., int64.
 
         They lie on the device, where they are copied once an epoch. Packing needs them on the CPU.
+
+        Args:
+            parts: what a step uses one after the other. Part p of `stride` processes together is
+                what part p of one process with batches of `stride` times the size would be.
         """
         order = self.train_order(seed, epoch)
         order = order if self.packed else order.to(self.device)
-        yield from order.split(self.batch_size)[start : self.num_train_batches : stride]
+        pieces = order.split(self.batch_size // parts)
+        rank = start % stride
+        for batch in range(start, self.num_train_batches, stride):
+            first = (batch - rank) * parts + rank
+            found = pieces[first : first + parts * stride : stride]
+            yield found[0] if parts == 1 else torch.cat(found)
 
     def train_batch(self, rows: Tensor) -> tuple[Inputs, Tensor]:
         """Returns the batch of these rows: x (T, B, F), y int64 (B,)."""

@@ -93,23 +93,26 @@ def build_parts(
 def build_data(
     config: Config, accelerator: Accelerator, saved: dict[str, Any] | None = None
 ) -> SequenceData:
-    """Loads the data set; `batch_size` is this process's share of the run's batches.
+    """Loads the data set; `batch_size` is the number of sequences in a step of this process.
 
-    A run that resumes keeps the images and the batches of all processes that it started with.
+    That is trainer.accumulate batches. A run that resumes keeps the sequences and the steps of all
+    processes that it started with.
     """
     stratify = is_stratified(saved and saved["data"])
     with nullcontext() if saved is None else data_root_as():
         data = load_data(config.data, stratify=stratify).to(accelerator.device)
-    processes = accelerator.num_processes
-    total = data.batch_size * processes
+    processes, accumulate = accelerator.num_processes, config.trainer.accumulate
+    total = data.batch_size * processes * accumulate
     if saved is not None:
         total = saved.get("global_batch_size", total)  # the first version had none
         if type(total) is not int:
             raise UserError("the checkpoint does not hold the size of the run's batches")
-    if total % processes or total < 2 * processes:
+    if total % (processes * accumulate) or total < 2 * processes * accumulate:
+        several = f" in {accumulate} batches each" if accumulate > 1 else ""
         raise UserError(
-            f"the run's batches of {total} sequences cannot be shared by {processes} processes: "
-            "resume with a number of processes that divides it and leaves each at least 2 sequences"
+            f"the run's steps of {total} sequences cannot be shared by {processes} processes"
+            f"{several}: resume with a number of processes that divides it and leaves each batch "
+            "at least 2 sequences"
         )
     return data.with_batch_size(total // processes)
 
@@ -135,7 +138,7 @@ def balanced_weights(data: SequenceData) -> Tensor:
     """
     counts = torch.bincount(data.train.labels, minlength=data.num_classes).double()
     weights = counts.sum() / (counts.count_nonzero() * counts)
-    return torch.where(counts > 0, weights, 0.0).float()
+    return torch.where(counts > 0, weights, 0.0).to(torch.get_default_dtype())
 
 
 def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:
@@ -144,7 +147,13 @@ def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:
     if trainer.overfit_batches is not None:
         overfit = trainer.overfit_batches * config.data.batch_size // data.batch_size
         batches = min(batches, overfit)
-    steps_per_epoch = batches // processes  # a step takes one batch for each process
+    steps_per_epoch = batches // processes  # each process takes its part of a step
+    if not steps_per_epoch and trainer.accumulate > 1:
+        raise UserError(
+            f"trainer.accumulate={trainer.accumulate} batches of {config.data.batch_size} sequences"
+            f"{f' in each of {processes} processes' if processes > 1 else ''} are more than the "
+            f"{len(data.train)} training sequences: lower it or data.batch_size"
+        )
     if not steps_per_epoch:
         raise UserError(
             f"{batches} training batches are too few for {processes} processes: lower "

@@ -26,6 +26,7 @@ from elstm.config.schema import Config
 from elstm.training.build import Parts
 from elstm.training.optim import make_capturable
 from elstm.training.state import StepSums
+from elstm.training.step import StepResult
 
 WARM_UP_STEPS = 3
 TOLERANCE = 1e-4  # of the relative error of a tensor after one step
@@ -51,24 +52,33 @@ def unsupported(
 
 
 def batch_step(config: Config, parts: Parts, sums: StepSums) -> Callable[[Tensor], None]:
-    """Returns what trains on the batch of the given rows and adds the step to `sums`.
+    """Returns what takes a step on the given rows and adds it to `sums`.
 
+    With trainer.accumulate the rows are cut into so many batches, which run one after the other.
     On a CUDA GPU it is a GraphStep where trainer.cuda_graph allows it. Where the setting asks for a
     graph that cannot be, a log line names the reason.
     """
 
+    trainer, accelerator, data = config.trainer, parts.accelerator, parts.data
+
+    def step(rows: Tensor) -> StepResult:
+        if trainer.accumulate == 1:
+            return parts.step(*data.train_batch(rows))
+        batches = map(data.train_batch, rows.chunk(trainer.accumulate))
+        labels = data.train.labels[rows.to(data.device)]
+        return parts.step.accumulated(batches, labels, trainer.accumulate)
+
     def eager(rows: Tensor) -> None:
-        sums.add(parts.step(*parts.data.train_batch(rows)), len(rows))
+        sums.add(step(rows), len(rows))
 
     def on_device(rows: Tensor) -> None:
-        sums.accumulate(parts.step(*parts.data.train_batch(rows)))
+        sums.accumulate(step(rows))
 
-    trainer, accelerator = config.trainer, parts.accelerator
     device = accelerator.device
     if trainer.cuda_graph is False or (trainer.cuda_graph == "auto" and device.type != "cuda"):
         return eager
     reason = unsupported(
-        device, accelerator.num_processes, trainer.precision, trainer.compile, parts.data.packed
+        device, accelerator.num_processes, trainer.precision, trainer.compile, data.packed
     )
     if reason is not None:
         _log_failure(reason)

@@ -37,7 +37,7 @@ class TrainingLoop:
     parts: Parts
     state: TrainState
     sums: StepSums
-    train: Callable[[Tensor], None]  # on the batch of these rows; see batch_step
+    train: Callable[[Tensor], None]  # takes a step on these rows; see batch_step
     clock: Clock
     signals: StopSignals
     recorder: Recorder
@@ -85,13 +85,14 @@ class TrainingLoop:
         return True
 
     def rest_of_epoch(self) -> Iterator[Tensor]:
-        """Yields the rows of this process's remaining batches: with n processes, every n-th."""
+        """Yields the rows of this process's remaining steps: with n processes, every n-th."""
         epoch = 0 if self.config.trainer.overfit_batches else self.state.epoch
         accelerator = self.parts.accelerator
         start = self.state.batch + accelerator.process_index
         batches = self.parts.data.train_rows(
-            self.config.seed, epoch, start, accelerator.num_processes
-        )
+            self.config.seed, epoch, start, accelerator.num_processes,
+            self.config.trainer.accumulate,
+        )  # fmt: skip
         return islice(batches, self.state.steps_left)
 
     def after_step(self) -> None:

@@ -126,15 +126,18 @@ class Recorder:
 
     def _describe(self, parameters: int) -> None:
         data, processes = self.parts.data, self.parts.limits.processes
-        if data.batch_size != self.config.data.batch_size:
+        accumulate = self.config.trainer.accumulate
+        if data.batch_size != self.config.data.batch_size * accumulate:
             self.info(
-                "each of %d processes takes %d of the run's batches of %d sequences",
-                processes, data.batch_size, data.batch_size * processes,
+                "each of %d processes takes %d of the run's %s of %d sequences", processes,
+                data.batch_size, "batches" if accumulate == 1 else "steps",
+                data.batch_size * processes,
             )  # fmt: skip
+        times = f" x {processes}" if processes > 1 else ""
         self.info(
             "%s on %s: %d training sequences of %d steps x %d, batch %d%s; %s parameters; %s, %s",
             self.config.model.name, data.name, len(data.train), data.num_steps, data.input_size,
-            data.batch_size, f" x {processes}" if processes > 1 else "", f"{parameters:,}",
+            data.batch_size // accumulate, times, f"{parameters:,}",
             runtime.device_name(self.parts.accelerator.device), self.config.trainer.precision,
         )  # fmt: skip
         if self.parts.ema is not None:
@@ -143,6 +146,11 @@ class Recorder:
                 "(trainer.ema_decay=%g); checkpoints hold the raw ones as well",
                 self.parts.ema.decay,
             )
+        if accumulate > 1:
+            self.info(
+                "an optimizer step adds up the gradients of %d batches%s, %d sequences",
+                accumulate, times, data.batch_size * processes,
+            )  # fmt: skip
         if self.parts.model.rnn.sync_batch_stats and processes > 1:
             self.info(
                 "batch statistics are those of all %d processes, which only the reference "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ class StepResult(NamedTuple):
     """Holds what a step measured, as tensors on the device.
 
     Attributes:
-        loss: mean cross-entropy of the batch, with label smoothing and class weights, ().
+        loss: mean cross-entropy of the sequences, with label smoothing and class weights, ().
         correct: number of correct predictions, ().
         grad_norms: norm of each parameter's gradient before clipping, (P,).
     """
@@ -30,7 +31,7 @@ class StepResult(NamedTuple):
 
 
 class TrainStep:
-    """Trains on one batch. No call here synchronises with the device.
+    """Takes an optimizer step on one batch or several. No call here synchronises with the device.
 
     Args:
         model: as Accelerate prepared it.
@@ -60,24 +61,66 @@ class TrainStep:
         self.take_step = owner.step
 
     def __call__(self, x: Inputs, y: Tensor) -> StepResult:
-        """Takes one optimizer step.
+        """Takes one optimizer step on one batch.
 
         Args:
             x: (T, B, F), or packed sequences.
             y: (B,).
         """
-        logits = self.model(x)
-        loss = F.cross_entropy(
-            logits, y, weight=self.class_weights, label_smoothing=self.label_smoothing
-        )
+        return self.accumulated([(x, y)], y, 1)
+
+    def accumulated(
+        self, batches: Iterable[tuple[Inputs, Tensor]], labels: Tensor, count: int
+    ) -> StepResult:
+        """Takes one optimizer step on the mean loss over several batches.
+
+        Only one batch at a time is in memory. Several processes exchange the gradients once, with
+        those of the last batch.
+
+        Args:
+            batches: x and y of each, as `__call__` takes them.
+            labels: of all batches together.
+            count: the number of batches.
+        """
+        weight = self._weight(labels, count)
+        losses: list[Tensor] = []
+        correct: list[Tensor] = []
         for parameter in self.parameters:  # zero_grad with its hooks takes ten times as long
             parameter.grad = None
-        self.accelerator.backward(loss)
+        for number, (x, y) in enumerate(batches, start=1):
+            last = number == count
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                logits = self.model(x)
+                loss = self._loss(logits, y, weight)
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+            correct.append((logits.argmax(1) == y).sum())
         norms = clip_gradients(self.accelerator, self.parameters, self.max_norm)
         self.take_step()
         if self.accelerator.scaler is not None:  # in fp16 it skips the steps that overflow
             norms = norms.nan_to_num(0.0, 0.0, 0.0)
-        return StepResult(loss.detach(), (logits.argmax(1) == y).sum(), norms)
+        return StepResult(sum(losses[1:], losses[0]), sum(correct[1:], correct[0]), norms)
+
+    def _weight(self, labels: Tensor, count: int) -> Tensor | int | None:
+        """Returns the sum of the weights of a step's sequences; None if one batch has them all.
+
+        Of several processes it is the mean, because their gradients are averaged.
+        """
+        several = self.accelerator.num_processes > 1
+        if self.class_weights is None:
+            return None if count == 1 else len(labels)
+        if count == 1 and not several:
+            return None
+        weight = self.class_weights[labels].sum()
+        return self.accelerator.reduce(weight, "mean") if several else weight
+
+    def _loss(self, logits: Tensor, y: Tensor, weight: Tensor | int | None) -> Tensor:
+        """Returns a batch's part of the step's mean cross-entropy."""
+        loss = F.cross_entropy(
+            logits, y, weight=self.class_weights, label_smoothing=self.label_smoothing,
+            reduction="mean" if weight is None else "sum",
+        )  # fmt: skip
+        return loss if weight is None else loss / weight
 
 
 def clip_gradients(

@@ -59,14 +59,19 @@ def assert_same_to_rounding(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """They do so too if rank 1 gets a signal in mid-epoch and a single process resumes."""
+    """They do so too if rank 1 gets a signal in mid-epoch and a single process resumes.
+
+    A step adds up the weighted gradients of two batches.
+    """
     complete, two = tmp_path / "complete", tmp_path / "two"
-    words = [*WORDS, "trainer.max_epochs=2"]
+    words = [
+        *WORDS, "trainer.max_epochs=2", "trainer.accumulate=2", "trainer.class_weights=balanced"
+    ]  # fmt: skip
     assert start(
-        tmp_path, "0", "", *words, "data.batch_size=128", "hydra.run.dir=complete"
+        tmp_path, "0", "", *words, "data.batch_size=64", "hydra.run.dir=complete"
     ).returncode == 0  # fmt: skip
     ended = start(
-        tmp_path, "12", "SIGTERM", *words, "data.batch_size=64", "hydra.run.dir=two",
+        tmp_path, "12", "SIGTERM", *words, "data.batch_size=32", "hydra.run.dir=two",
         "trainer.sync_batch_stats=true", processes=2,
     )  # fmt: skip
     assert ended.returncode != 0
@@ -76,7 +81,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["complete", "two"]
     assert last(two)["state"]["step"] == 20
     resumed = start(tmp_path, "0", "", "trainer.resume=two")
-    assert "each of 1 processes takes 128 of the run's batches of 128" in resumed.stdout
+    assert "each of 1 processes takes 128 of the run's steps of 128" in resumed.stdout
     assert resumed.returncode == 0
     assert_same_to_rounding(complete, two)
 
