@@ -14,6 +14,7 @@ from typing import Protocol
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
 
+from elstm.config.changes import changes
 from elstm.config.check import config_from
 from elstm.config.compose import Composer, name_override
 from elstm.config.data_options import OwnDataConfig
@@ -21,7 +22,7 @@ from elstm.config.identity import identity
 from elstm.config.overrides import without_no_option
 from elstm.config.run_config import load_run_config
 from elstm.config.run_folder import run_changes, run_name
-from elstm.config.schema import SAME_LAYER, Config
+from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 from elstm.errors import UserError, show
 from elstm.files.atomic import open_locked
 from elstm.files.bounded import Damaged
@@ -197,6 +198,30 @@ class Plan:
             run.state, run.folder, run.archived = "done", archived.folder, archived
         if not claimed and run.state != "done":
             run.state = "locked"
+
+    def why_again(self, run: PlannedRun) -> str | None:
+        """Returns why a finished run of the same overrides does not count; None if there is none.
+
+        Its config differs where another version of this package had other defaults.
+        """
+        if run.config.sweep.rerun:
+            return None
+        for folder in sorted(_folders_in(run.folder.parent), reverse=True):
+            status = read_status(folder) or {}
+            if status.get("state") != "done" or status.get("extensions"):
+                continue
+            with suppress(UserError):
+                found = changes(load_run_config(folder.absolute()), run.config)
+                left_out = settings_without_effect()
+                values = [
+                    f"{key} was {show(str(old))} and is {show(str(new))}"
+                    for key, (old, new) in found.items()
+                    if key not in left_out and key.partition(".")[0] not in left_out
+                    if None not in (old, new)
+                ]
+                why = ", ".join(values) or "the data have changed since"
+                return f"trains again, because {why} (compared with {folder.name})"
+        return None
 
     def release(self, run: PlannedRun) -> None:
         """Lets other sweeps train the run."""

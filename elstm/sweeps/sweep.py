@@ -125,6 +125,8 @@ class Sweep:
             result = read_result(run.varied, run.folder, archived=run.archived)
             self._add_result(run, result, f"already {result.state}{_commit_note(result)}: ")
         else:
+            if run.state is None and (why := self.plan.why_again(run)):
+                print(f"{label(run.varied)}: {why}", flush=True)
             return True
         return False
 

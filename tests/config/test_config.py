@@ -55,7 +55,7 @@ def test_the_default(composer):
     assert (config.model.name, config.data.name, config.optimizer.name) == (
         "elstm_bn", "digits", "adam",
     )  # fmt: skip
-    assert config.scheduler.name == "constant"
+    assert config.scheduler.name == "cosine"
     assert config.model == ELSTMBNConfig(forget_bias="chrono", input_bias="chrono")
     assert config.seed == 0
     assert config.trainer.resume is None

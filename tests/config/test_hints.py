@@ -97,7 +97,10 @@ def test_help_describes_keys_and_groups(training, capsys):
             ["\n    Initial gain", "default null", "with model=ln_lstm"],
         ),
         (["--help", "model.forget_bias"], ["or chrono; default chrono", "or chrono; default 1.0"]),
-        (["--help", "optimizer.lr"], ["default 0.003\n    with optimizer=adam", "default 0.001"]),
+        (
+            ["--help", "optimizer.lr"],
+            ["default 0.01\n    with optimizer=adam, adamw", "default 0.001"],
+        ),
         (["--help", "data.path"], ["text; no default\n"]),
         (["--help", "hydra.sweeper"], ["hydra.sweeper.n_trials\n    Number of trials"]),
         (["--help", "trainer"], ["trainer.threads\n", "an integer at least 1 and at most 1,024"]),

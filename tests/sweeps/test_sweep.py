@@ -214,6 +214,22 @@ def test_a_run_of_other_code_is_noted(training, capsys, monkeypatch):
     assert "already done at commit 0000000, the code is now at 1111111" in capsys.readouterr().out
 
 
+def test_a_run_that_had_other_defaults_trains_again_with_the_reason(training, capsys):
+    assert main(["-m", "seed=0"]) == 0
+    (config,) = Path().rglob("config.yaml")
+    config.write_text(config.read_text().replace("lr: 0.01", "lr: 0.003"))
+    capsys.readouterr()
+    assert main(["-m", "seed=0"]) == 0
+    assert len(training.calls) == 2
+    reason = "optimizer.lr was 0.003 and is 0.01"
+    why = f"trains again, because {reason} (compared with {config.parts[-3]})"
+    assert why in capsys.readouterr().out
+    assert main(["-m", "seed=0"]) == 0
+    assert len(training.calls) == 2
+    assert main(["-m", "seed=0", "sweep.rerun=true"]) == 0
+    assert "trains again" not in capsys.readouterr().out
+
+
 def test_an_interrupt_ends_the_sweep_and_the_same_command_goes_on(training, capsys):
     training.answer = lambda c: "interrupted" if c.seed == 1 else "done"
     assert main(["-m", "seed=0,1,2"]) == 143
@@ -257,7 +273,10 @@ def test_all_ways_of_giving_several_values():
         "model=glob(bn_*,exclude=*published)", "seed=range(2)", "optimizer.lr=choice(1,2)"
     )
     assert [tuple(run.varied.values()) for run in runs] == [
-        (model, seed, lr) for model in ("bn_lstm", "bn_lstm_input") for seed in "01" for lr in "12"
+        (model, seed, lr)
+        for model in ("bn_lstm", "bn_lstm_gates", "bn_lstm_input")
+        for seed in "01"
+        for lr in "12"
     ]
 
 
