@@ -184,11 +184,13 @@ def resume(arguments: Sequence[str]) -> int:
     except UserError as error:
         raise UserError(f"trainer.resume: {error}") from error
     from elstm.config.changes import with_settings
+    from elstm.config.extras import require_extras
     from elstm.sweeps.job import execute
     from elstm.training.ranks import read_ranks
 
     read_ranks()  # a wrong environment is an error before anything is changed
-    with_settings(config, extend)  # and so is a wrong value
+    with_settings(config, extend)  # and so are a wrong value and a missing package
+    require_extras(config.tracking)
     return execute(config, run_dir, resume=True, extend=extend).code
 
 

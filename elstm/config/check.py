@@ -26,6 +26,7 @@ from elstm.config.schema import (
     LayerNormLSTMConfig,
     SGDConfig,
     SweepConfig,
+    TrackingConfig,
     TrainerConfig,
 )
 from elstm.config.values import fits, types_of, wrong_value
@@ -51,6 +52,7 @@ def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
     for group in SCHEMAS:
         groups[group] = _take(_schema(group, option_name(rest, group)), group, rest)
     groups["trainer"] = _take(TrainerConfig, "trainer", rest)
+    groups["tracking"] = _take(TrackingConfig, "tracking", rest)
     groups["sweep"] = _take(SweepConfig, "sweep", rest)
     config = Config(**groups, seed=rest.pop("seed", 0))
     for key in rest:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from elstm.cli import summary
 from elstm.config.check import config_from
 from elstm.config.data_options import OwnDataConfig
+from elstm.config.extras import require_extras
 from elstm.config.fields import MISSING
 from elstm.config.help import find_config_dir
 from elstm.config.hydra_nodes import Folder, register
@@ -223,9 +224,11 @@ def typed(cfg: DictConfig) -> Config:
     """Returns the typed config of a tree that Hydra composed.
 
     Raises:
-        UserError: naming the key.
+        UserError: naming the key, or a package that it needs.
     """
-    return config_from(flatten(cfg))
+    config = config_from(flatten(cfg))
+    require_extras(config.tracking)
+    return config
 
 
 def plain(cfg: DictConfig) -> dict[Any, Any]:

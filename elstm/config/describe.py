@@ -9,14 +9,22 @@ from typing import Any
 from elstm.config.fields import MISSING, description
 from elstm.config.help import find_config_dir
 from elstm.config.hints import all_keys, unknown_key
-from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
+from elstm.config.schema import (
+    SCHEMAS,
+    Config,
+    SearchConfig,
+    SweepConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
 from elstm.config.values import allowed
 from elstm.errors import show
 from elstm.files.bounded import read_config
 
 # The keys that have one dataclass, whatever is chosen.
 OWNERS: dict[str, type[Any]] = {
-    "": Config, "trainer": TrainerConfig, "sweep": SweepConfig, "hydra.sweeper": SearchConfig
+    "": Config, "trainer": TrainerConfig, "tracking": TrackingConfig, "sweep": SweepConfig,
+    "hydra.sweeper": SearchConfig,
 }  # fmt: skip
 
 

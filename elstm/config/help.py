@@ -24,7 +24,7 @@ groups (* the default):
 """
 
 TAIL = """
-keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, sweep.*
+keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, tracking.*, sweep.*
   elstm-train --cfg job           shows all keys with their values, also for model=lstm
   elstm-train --help KEY          describes a key; --help GROUP describes all its keys
 

@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from elstm.config import removed
-from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
+from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.errors import UserError, show, show_key
 
 ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
@@ -33,7 +33,7 @@ GROUPS = (*SCHEMAS, "trainer", "experiment", "debug")
 def all_keys() -> list[str]:
     """Returns all keys that any option has, dotted."""
     owners = {group: tuple(schemas.values()) for group, schemas in SCHEMAS.items()}
-    owners |= {"trainer": (TrainerConfig,), "sweep": (SweepConfig,)}
+    owners |= {"trainer": (TrainerConfig,), "tracking": (TrackingConfig,), "sweep": (SweepConfig,)}
     keys = {
         f"{group}.{field.name}": None
         for group, schemas in owners.items()

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from elstm.config.fields import MISSING
 from elstm.config.hydra_private import FileConfigSource
 from elstm.config.run_folder import run_changes, run_name
-from elstm.config.schema import SCHEMAS, SearchConfig, SweepConfig, TrainerConfig
+from elstm.config.schema import SCHEMAS, SearchConfig, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.data.catalog import name_from_path
 from elstm.files.bounded import Damaged, read_config
 
@@ -28,6 +28,7 @@ class Root:
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: int = 0
 

@@ -9,7 +9,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from elstm.config.hints import unknown_key
 from elstm.config.hydra_nodes import Root
-from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrainerConfig
+from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.config.values import wrong_value
 from elstm.errors import UserError, show, show_key
 
@@ -43,7 +43,7 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     owner = Config if owner is Root else owner
     name = key.rpartition(".")[2]
     ours = owner is not None and owner.__module__.startswith(f"{__package__}.")
-    if not ours or key in SCHEMAS or key in ("trainer", "sweep"):
+    if not ours or key in SCHEMAS or key in ("trainer", "tracking", "sweep"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
     shown = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
@@ -53,7 +53,9 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
 
 def _known_keys(key: str, owner: Any) -> list[str]:
     """Returns the keys that exist where an unknown key was given."""
-    owners: dict[str, list[Any]] = {"trainer": [TrainerConfig], "sweep": [SweepConfig]}
+    owners: dict[str, list[Any]] = {
+        "trainer": [TrainerConfig], "tracking": [TrackingConfig], "sweep": [SweepConfig]
+    }  # fmt: skip
     owners |= {group: list(schemas.values()) for group, schemas in SCHEMAS.items()}
     group = key.partition(".")[0]
     if group in owners and hasattr(owner, "__dataclass_fields__"):

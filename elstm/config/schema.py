@@ -50,6 +50,22 @@ class SweepConfig:
 
 
 @dataclass
+class TrackingConfig:
+    """Sends a run to trackers beside TensorBoard; elstm/records/feeds.py says how."""
+
+    wandb: bool = setting(
+        False, affects_result=False,
+        help="Shows the run in Weights & Biases too. WANDB_MODE=offline needs no network; "
+        "WANDB_PROJECT and WANDB_ENTITY choose where. It needs pip install 'elstm[wandb]'.",
+    )  # fmt: skip
+    mlflow: bool = setting(
+        False, affects_result=False,
+        help="Shows the run in MLflow too: in mlflow.db of the current folder, or where "
+        "MLFLOW_TRACKING_URI says. It needs pip install 'elstm[mlflow]'.",
+    )  # fmt: skip
+
+
+@dataclass
 class SearchConfig:
     """Holds hydra.sweeper with hydra/sweeper=optuna; see elstm/sweeps/search.py.
 
@@ -89,6 +105,7 @@ class Config:
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig, metadata={"affects_result": False})
     seed: int = bounded(
         0, ge=0, le=2**32 - 1,
@@ -139,7 +156,7 @@ def settings_without_effect() -> tuple[str, ...]:
     Sweeps compare runs without them, reports group runs without them, and TensorBoard's HPARAMS
     leave them out.
     """
-    owners = {"": Config, "trainer.": TrainerConfig}
+    owners = {"": Config, "trainer.": TrainerConfig, "tracking.": TrackingConfig}
     keys = {(prefix, each) for prefix, owner in owners.items() for each in fields(owner)}
     for group, schemas in SCHEMAS.items():
         keys |= {(f"{group}.", each) for schema in schemas.values() for each in fields(schema)}

@@ -1,4 +1,4 @@
-"""Describes a run in Markdown for TensorBoard: its command, its config and its model."""
+"""Describes a run for TensorBoard and other trackers: its settings, and texts in Markdown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ import shlex
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import nn
 
-from elstm.config.schema import Config
+from elstm.config.schema import Config, settings_without_effect
 from elstm.files.bounded import Damaged, read_text
 
 MAX_BYTES = 100_000  # of .hydra/overrides.yaml
+
+
+def hparams(config: Config) -> dict[str, int | float | str]:
+    """Returns the config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128}.
+
+    Settings that are null or do not change the result are left out.
+    """
+    left_out = settings_without_effect()
+    flat: dict[str, Any] = {"seed": config.seed}
+    for group, options in asdict(config).items():
+        if isinstance(options, dict):
+            for name, value in options.items():
+                flat[group if name == "name" else f"{group}.{name}"] = value
+    kept = {
+        k: v
+        for k, v in flat.items()
+        if v is not None and k not in left_out and k.partition(".")[0] not in left_out
+    }
+    # The table shows a bool as the number 0.0000, so bools become texts.
+    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in kept.items()}
 
 
 def describe_run(config: Config, run_dir: Path, model: nn.Module) -> dict[str, str]:

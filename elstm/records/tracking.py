@@ -58,7 +58,6 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +67,14 @@ from torch import nn
 from torch.utils.tensorboard import summary as summaries
 
 from elstm.cli import summary
-from elstm.config.schema import Config, settings_without_effect
+from elstm.config.schema import Config
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
+from elstm.records.descriptions import hparams
 from elstm.records.event_file import EventFile
+from elstm.records.feeds import Feed, open_feeds
+from elstm.records.sink import Description, Point
 from elstm.records.table_file import TableFile
 from elstm.records.tags import FIRST_SCALARS, SCALARS, TAGS, tags_after
 
@@ -110,6 +112,7 @@ class Tracker:
         self._events: EventFile | None = None
         self._over_time: bytes | None = None
         self._tags: Mapping[str, str] = TAGS
+        self._feeds: list[Feed] = []
         if active:
             files.refuse_links(run_dir / "metrics.csv", self.norms_path)
             path = run_dir / "metrics.csv"
@@ -156,6 +159,21 @@ class Tracker:
                 self._events.add(summaries.text(tag, text), 0)
         self.flush()
 
+    def open_feeds(self, config: Config) -> None:
+        """Opens the trackers that the config requests; they receive what is logged from here on.
+
+        Raises:
+            UserError: a setting of a tracker is wrong.
+        """
+        if self.active:
+            name = f"{config.model.name}/{self.run_dir.parent.name}"
+            run = Description(name, config.data.name, self.run_dir.absolute(), hparams(config))
+            self._feeds = open_feeds(config.tracking, run)
+
+    def _feed(self, step: int, values: Mapping[str, float | bytes]) -> None:
+        for feed in self._feeds:
+            feed.put(Point(step, values))
+
     def log(self, position: Mapping[str, float], values: Mapping[str, float]) -> None:
         """Writes one row and its scalars.
 
@@ -170,6 +188,8 @@ class Tracker:
         scalars = [Summary.Value(tag=self._tags[c], simple_value=v) for c, v in values.items()]
         self._events.add(Summary(value=scalars), int(position["step"]))
         self.flush()
+        measured = {TAGS[c]: v for c, v in values.items()}
+        self._feed(int(position["step"]), {**measured, "epoch": position["epoch"]})
 
     def log_norms(
         self, model: nn.Module, position: Mapping[str, float], *, histograms: bool = True
@@ -241,6 +261,7 @@ class Tracker:
             return
         image = Summary.Image(colorspace=4, encoded_image_string=png)
         self._events.add(Summary(value=[Summary.Value(tag=self._tags[name], image=image)]), step)
+        self._feed(step, {TAGS[name]: png})
 
     def log_end(self, step: int, results: Mapping[str, float]) -> None:
         """Marks the run as finished in the HPARAMS tab.
@@ -254,6 +275,12 @@ class Tracker:
             _, _, end = summaries.hparams({}, {})
             self._events.add(end, step)
             self.flush()
+            self._feed(step, {TAGS[k]: v for k, v in results.items()})
+
+    def end(self, state: str) -> None:
+        """Tells the trackers how the run ended."""
+        for feed in self._feeds:
+            feed.close(state)
 
     def flush(self) -> None:
         """Lets readers see everything that was logged; writes removed files again."""
@@ -294,26 +321,6 @@ class Tracker:
     def _open_records(self) -> list[TableFile | EventFile]:
         records = (self._csv, self._norms, self._events)
         return [record for record in records if record is not None]
-
-
-def hparams(config: Config) -> dict[str, int | float | str]:
-    """Returns the config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128}.
-
-    Settings that are null or do not change the result are left out.
-    """
-    left_out = settings_without_effect()
-    flat: dict[str, Any] = {"seed": config.seed}
-    for group, options in asdict(config).items():
-        if isinstance(options, dict):
-            for name, value in options.items():
-                flat[group if name == "name" else f"{group}.{name}"] = value
-    kept = {
-        k: v
-        for k, v in flat.items()
-        if v is not None and k not in left_out and k.partition(".")[0] not in left_out
-    }
-    # The table shows a bool as the number 0.0000, so bools become texts.
-    return {k: str(v).lower() if isinstance(v, bool) else v for k, v in kept.items()}
 
 
 def _cell(value: float) -> str:

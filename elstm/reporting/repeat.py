@@ -31,7 +31,7 @@ def words_of(run: StoredRun) -> list[str]:
             if not is_default(key, value):
                 commit = REMOVED[key][1]
                 raise UserError(f"{run.name} has {key}={value}, which commit {commit} had last")
-        elif key not in OF_THE_PLACE and not key.startswith("sweep."):
+        elif key not in OF_THE_PLACE and not key.startswith(("sweep.", "tracking.")):
             of_option = key == "data.source" or (key.endswith(".name") and key not in named)
             words += [] if of_option else [f"{key}={quoted(value)}"]
     return words

@@ -21,10 +21,10 @@ from elstm.files.atomic import write_atomic
 from elstm.nn.backends import untried
 from elstm.records import pictures as figures
 from elstm.records.correct import TABLE, encode_correct
-from elstm.records.descriptions import describe_run
+from elstm.records.descriptions import describe_run, hparams
 from elstm.records.progress import Progress, duration
 from elstm.records.status import Status
-from elstm.records.tracking import Tracker, hparams
+from elstm.records.tracking import Tracker
 from elstm.training import device as runtime
 from elstm.training import evaluation
 from elstm.training.build import Parts
@@ -82,6 +82,7 @@ class Recorder:
         """
         texts = describe_run(self.config, self.run_dir, self.parts.model)
         self.tracker.start(hparams(self.config), file_sizes, state.step, texts)
+        self.tracker.open_feeds(self.config)
         count = sum(p.numel() for p in self.parts.model.parameters())
         data = self.parts.data
         self.status.update(

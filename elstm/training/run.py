@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from elstm.config.changes import changes, with_settings
+from elstm.config.extras import require_extras
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
@@ -97,6 +98,7 @@ def run(
         ):
             log.info("%s is done: there is nothing to train", run_dir)
             return _result(before)
+    require_extras(config.tracking)
     with (
         StopSignals() as signals,
         runtime.process_settings(config.trainer),
@@ -125,6 +127,8 @@ def run(
         except BaseException as error:
             status.fail(error, trained=_trained(loop, resume))
             raise
+        finally:
+            tracker.end(str(status.fields["state"]))
         return _result(status.fields, signals.requested)
 
 

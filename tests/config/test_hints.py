@@ -115,7 +115,7 @@ def test_help_describes_keys_and_groups(training, capsys):
 
 
 def test_every_key_can_be_described():
-    text = "\n".join(map(describe, [*SCHEMAS, "trainer", "sweep", "seed"]))
+    text = "\n".join(map(describe, [*SCHEMAS, "trainer", "tracking", "sweep", "seed"]))
     assert [line for line in text.splitlines() if not line.startswith(" ")] == all_keys()
 
 

@@ -22,7 +22,8 @@ from elstm.models import SequenceClassifier
 from elstm.nn import ELSTMBN
 from elstm.nn.norm import StepBatchNorm
 from elstm.records import progress, status, tracking
-from elstm.records.tracking import COLUMNS, FIRST_COLUMNS, Tracker, hparams
+from elstm.records.descriptions import hparams
+from elstm.records.tracking import COLUMNS, FIRST_COLUMNS, Tracker
 
 POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
 TRAIN = {

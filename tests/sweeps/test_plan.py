@@ -15,7 +15,7 @@ from elstm.config.identity import identity
 from elstm.config.run_config import load_run_config
 from elstm.config.schema import settings_without_effect
 from elstm.files.claims import Claims
-from elstm.records.tracking import hparams
+from elstm.records.descriptions import hparams
 from elstm.reporting.groups import IGNORED
 from elstm.train import main
 
