@@ -48,11 +48,13 @@ static real *result(struct results *all, long count) {
     return all->part[all->count++] = zero(count);
 }
 
-static struct norm norm(struct results *all, long T, long batch_steps, long F, int beta) {
-    struct norm n = {.gamma = draw(F, 0.5, 1), .mean = draw(T * F, 1, 0), .var = draw(T * F, 0.4, 1), .eps = 0.1, .batch_steps = batch_steps};
+static struct norm norm(struct results *all, long T, long batch_steps, long F, int gamma, int beta) {
+    struct norm n = {.mean = draw(T * F, 1, 0), .eps = 0.1, .batch_steps = batch_steps};
     if (beta) n.beta = draw(F, 1, 0), n.d_beta = result(all, F);
-    n.batch_mean = result(all, batch_steps * F), n.batch_var = result(all, batch_steps * F);
-    n.d_gamma = result(all, F);
+    n.batch_mean = result(all, batch_steps * F);
+    if (!gamma) return n; /* centring alone */
+    n.gamma = draw(F, 0.5, 1), n.var = draw(T * F, 0.4, 1);
+    n.batch_var = result(all, batch_steps * F), n.d_gamma = result(all, F);
     return n;
 }
 
@@ -68,8 +70,8 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     if (packed) q.batch_sizes = sizes;
     q.x = draw(T * B * I, 1, 0), q.h_0 = draw(B * H, 1, 0), q.c_0 = draw(B * H, 1, 0);
     q.w_x = draw(4 * H * I, 0.3, 0), q.w_h = draw(4 * H * H, 0.3, 0), q.bias = draw(4 * H, 1, 0);
-    if (!joint) q.norm_x = norm(all, T, batch_steps, 4 * H, 0), q.norm_h = norm(all, T, batch_steps, 4 * H, 0);
-    if (cell != CELL_NONE) q.norm_c = norm(all, T, batch_steps, H, 1);
+    if (!joint) q.norm_x = norm(all, T, batch_steps, 4 * H, 1, 0), q.norm_h = norm(all, T, batch_steps, 4 * H, 1, 0);
+    if (cell != CELL_NONE) q.norm_c = norm(all, T, batch_steps, H, cell != CELL_CENTER, 1);
     q.output = result(all, T * B * H), q.h_n = result(all, B * H), q.c_n = result(all, B * H);
     if (mode != EVAL) q.saved_c = aligned(saved);
     if (mode == TRAIN) q.saved_zh = aligned(4 * saved);
@@ -101,9 +103,9 @@ int main(void) {
     double worst = 0;
     int calls = 0, shared_rows = 0;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int kind = 0; kind < 12 * MODES; kind++) {
-            const int cell = kind % 3, joint = kind / 3 % 2, packed = kind / 6 % 2;
-            const enum mode mode = kind / 12;
+        for (int kind = 0; kind < 16 * MODES; kind++) {
+            const int cell = kind % 4, joint = kind / 4 % 2, packed = kind / 8 % 2;
+            const enum mode mode = kind / 16;
             struct results one, several;
             run(cell, joint, shapes[s], packed, mode, 1, &one);
             for (int n = 0; n < 2; n++, calls++) {

@@ -43,6 +43,8 @@ def served(
         mean, var = draw(steps, features).detach(), draw(steps, features).detach().square() + 0.1
         gamma = draw(features)
         beta = draw(features) if has_beta else None
+        if cell_norm == "center" and has_beta:
+            return NormInputs(None, beta, mean, None, 0.1, batch_steps)
         return NormInputs(gamma, beta, mean, var, 0.1, batch_steps)
 
     leaves: dict[str, Any] = {
@@ -74,7 +76,10 @@ def served(
     for name, pair in zip(norms, statistics, strict=False):
         assert (pair is None) == (norms[name] is None)
         if pair is not None:
-            found |= {f"mean_{name}": pair.mean, f"var_{name}": pair.var}
+            found[f"mean_{name}"] = pair.mean
+            assert (pair.var is None) == (norms[name].weight is None)
+            if pair.var is not None:
+                found[f"var_{name}"] = pair.var
     assert statistics[3] is None
     return {name: part.detach().double().cpu() for name, part in found.items()}
 

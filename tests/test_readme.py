@@ -265,7 +265,7 @@ class LayerNormLSTMConfig"""
 LETTERS = """DATA_SETS = {
     "letters": DataSet(tuple("abcdefghij"), (28, 28), 50_000, "Letters", ("", "", "", "")),
 """
-BRANCH = """        elif cell_norm == "centre":
+BRANCH = """        elif cell_norm == "shifted":
             c = bn_c(c - c.mean(1, keepdim=True), t)
         elif cell_norm == "carry":"""
 # By file of the README's paragraph: what is replaced, and by what.
@@ -285,10 +285,10 @@ EDITS = {
     "A data set": {"elstm/data/catalog.py": [("DATA_SETS = {\n", LETTERS)]},
     "A variant of the cell update": {
         "elstm/nn/recurrence.py": [
-            ('    "carry": (', '    "centre": ("norm_c",),\n    "carry": ('),
+            ('    "carry": (', '    "shifted": ("norm_c",),\n    "carry": ('),
             ('        elif cell_norm == "carry":', BRANCH),
         ],
-        "elstm/config/model_options.py": [('"carry", "up', '"carry", "centre", "up')],
+        "elstm/config/model_options.py": [('"carry", "up', '"carry", "shifted", "up')],
     },
 }  # fmt: skip
 COPIES = {  # the file that is copied, by the new one: its last name becomes the other's
@@ -302,7 +302,7 @@ from elstm.train import main
 small = ["data=letters", "data.root=.", "data.batch_size=16", "trainer.max_epochs=1",
          "trainer.progress=false", "trainer.threads=1", "trainer.device=cpu", "model.hidden_size=4"]
 sys.exit(main([*small, "model=scaled_lstm", "model.input_scale=2", "hydra.run.dir=model"])
-         or main([*small, "model=elstm_bn", "model.cell_norm=centre", "hydra.run.dir=variant"])
+         or main([*small, "model=elstm_bn", "model.cell_norm=shifted", "hydra.run.dir=variant"])
          or main(["--help"]))
 """
 

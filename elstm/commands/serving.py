@@ -165,7 +165,7 @@ class _FoldedLSTM(nn.Module):
             c = f * bn(c) + i * g
         else:
             c = f * c + i * g
-            if kind in ("update", "update_output"):
+            if kind in ("update", "update_output", "center"):
                 c = bn(c)
         shown = bn(c) if kind == "output" else bn(c, 1) if kind == "update_output" else c
         return [o * shown.tanh(), c]
@@ -177,9 +177,10 @@ def _fold(norm: StepBatchNorm | None, steps: int) -> tuple[Any, Any]:
         return 1.0, 0.0
     given = norm.inputs(steps, 0, 0)
     assert given.mean is not None
-    assert given.var is not None
     # In float64, because the sum cancels where mean * scale is large.
-    scale = given.weight.double() * torch.rsqrt(given.var.double() + given.eps)
+    scale = torch.ones_like(given.mean, dtype=torch.float64)
+    if given.weight is not None and given.var is not None:
+        scale = given.weight.double() * torch.rsqrt(given.var.double() + given.eps)
     shift = -given.mean.double() * scale
     if given.bias is not None:
         shift = shift + given.bias

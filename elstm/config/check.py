@@ -22,6 +22,7 @@ from elstm.config.schema import (
     BNLSTMConfig,
     Config,
     DigitsConfig,
+    ELSTMBNConfig,
     GRUConfig,
     LayerNormLSTMConfig,
     SGDConfig,
@@ -171,6 +172,14 @@ def _check_own(data: OwnDataConfig) -> None:
         )
 
 
+def _check_gain(model: ELSTMBNConfig) -> None:
+    if model.cell_norm == "center" and model.gamma_c is not None:
+        raise UserError(
+            f"model.gamma_c={show(model.gamma_c)} does not go with model.cell_norm=center, which "
+            "does not scale: leave it out, or write model.gamma_c=null"
+        )
+
+
 def _check_together(config: Config) -> None:
     """Checks keys whose values depend on each other."""
     data = config.data
@@ -201,6 +210,8 @@ def _check_together(config: Config) -> None:
             "trainer.ema_decay does not go with trainer.recompute_batches=0: averaged weights have "
             "no moving averages of statistics, so that theirs have to be recomputed"
         )
+    if isinstance(model, ELSTMBNConfig):
+        _check_gain(model)
     limited = {GRUConfig: ("auto", "reference"), LayerNormLSTMConfig: ("cpu", "auto", "reference")}
     allowed = limited.get(type(model), (model.backend,))
     if model.backend not in allowed:

@@ -110,5 +110,7 @@ class ELSTMBNConfig(BNLSTMConfig):
     name: str = setting("elstm_bn")
     cell_norm: str = choice(
         "update", "none", "output", "update", "increment", "terms", "carry", "update_output",
-        help="Where the norm stands in the cell update; elstm/nn/recurrence.py has the equations.",
+        "center",
+        help="Where the norm stands in the cell update; elstm/nn/recurrence.py has the equations. "
+        "center is update without the scaling: it subtracts the mean and adds beta.",
     )  # fmt: skip

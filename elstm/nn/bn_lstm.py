@@ -19,7 +19,7 @@ from elstm.nn.sync import Group, exchange_counts, several_processes
 
 DEFAULT_EPS = 0.1
 CARRIED_GAMMA = 3.0
-# Variants in which the result of norm_c is carried to the next step.
+# Variants in which norm_c scales, and its result is carried to the next step.
 CARRIED = ("update", "terms", "carry", "update_output")
 NORMS = ("norm_ih", "norm_hh", "norm_c", "norm_c2")
 
@@ -49,7 +49,9 @@ _TORCH_ARGUMENTS = """
 """
 _CELL_NORM_ARGUMENT = """
         cell_norm: where BN stands in the cell, a key of elstm.nn.CELL_NORMS. "update" is the
-            equation above; the others are in elstm.nn.recurrence, (3a) to (3g).
+            equation above; the others are in elstm.nn.recurrence, (3a) to (3h). "center" is
+            "update" without the scaling, c_t = f * c_{t-1} + i * g - mean_t + β_c. Its norm_c has
+            no weight and no running_var, and gamma_c must be None.
 """
 _ARGUMENTS = """
         max_steps: number of steps that have statistics of their own; later ones share the last
@@ -156,6 +158,11 @@ class NormalizedLSTM(OwnWeights):
             raise ValueError(f"proj_size must be 0 on a batch-normalised LSTM, got {proj_size}")
         if cell_norm not in CELL_NORMS:
             raise ValueError(f"cell_norm must be one of {', '.join(CELL_NORMS)}; got {cell_norm!r}")
+        if cell_norm == "center" and gamma_c is not None:
+            raise ValueError(
+                "gamma_c must be None with cell_norm='center', which does not scale; got"
+                f" {gamma_c!r}"
+            )
         if eps is not None and (not init.is_number(eps) or eps <= 0):
             raise ValueError(f"eps must be a number > 0, or None; got {eps!r}")
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
@@ -200,7 +207,10 @@ class NormalizedLSTM(OwnWeights):
     def _carries(self, norm: str) -> bool:
         return norm == "norm_c" and self.cell_norm in CARRIED
 
-    def _gamma_c(self, norm: str) -> float:
+    def _gamma_c(self, norm: str) -> float | None:
+        """Returns the initial γ of a norm of the cell; None for one that centres alone."""
+        if self.cell_norm == "center":
+            return None
         if self.gamma_c is not None:
             return self.gamma_c
         return CARRIED_GAMMA if self._carries(norm) else 1.0
@@ -208,7 +218,8 @@ class NormalizedLSTM(OwnWeights):
     def _eps(self, norm: str) -> float:
         if self.eps is not None:
             return self.eps
-        return max(DEFAULT_EPS, self._gamma_c(norm) ** 2) if self._carries(norm) else DEFAULT_EPS
+        gamma = self._gamma_c(norm) if self._carries(norm) else None
+        return DEFAULT_EPS if gamma is None else max(DEFAULT_EPS, gamma**2)
 
     def reset_parameters(self) -> None:
         self._reset_weights()

@@ -31,13 +31,13 @@ class StepBatchNorm(nn.Module):
 
     BN(x_t; γ, β) = (x_t - mean_t) / sqrt(var_t + eps) * γ + β, feature by feature. γ and β are
     shared by all steps; the population statistics are per step. A recurrence reads them and
-    computes.
+    computes. With gamma=None it centres alone, x_t - mean_t + β, and has neither γ nor variance.
 
     Attributes:
-        weight: γ, (features,).
+        weight: γ, (features,), or None.
         bias: β, (features,), or None.
         running_mean, running_var: (max_steps, features), float32 at least whatever the module's
-            dtype: statistics of half precision are useless.
+            dtype: statistics of half precision are useless. running_var is None without γ.
         num_batches_tracked: (max_steps,), the number of batches that reached each step.
 
     Training moves row t by `momentum` towards the batch's statistics of step t (the unbiased
@@ -48,10 +48,10 @@ class StepBatchNorm(nn.Module):
     holds it) the population statistics are used and stay as they are.
     """
 
-    weight: nn.Parameter
+    weight: nn.Parameter | None
     bias: nn.Parameter | None
     running_mean: Tensor
-    running_var: Tensor
+    running_var: Tensor | None
     num_batches_tracked: Tensor
 
     def __init__(
@@ -61,7 +61,7 @@ class StepBatchNorm(nn.Module):
         max_steps: int,
         eps: float,
         momentum: float | None,
-        gamma: float,
+        gamma: float | None,
         bias: bool,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -70,29 +70,34 @@ class StepBatchNorm(nn.Module):
         self.features, self.max_steps = features, max_steps
         self.eps, self.momentum, self.gamma = eps, momentum, gamma
         self.pool: Pool | None = None  # set by recompute_statistics while it runs
-        self.weight = nn.Parameter(torch.empty(features, device=device, dtype=dtype))
-        beta = nn.Parameter(torch.empty(features, device=device, dtype=dtype)) if bias else None
-        self.register_parameter("bias", beta)
-        rows = torch.empty(
-            max_steps, features, device=device, dtype=at_least_float32(self.weight.dtype)
-        )
+        for name, present in {"weight": gamma is not None, "bias": bias}.items():
+            values = torch.empty(features, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if present else None)
+        rows = torch.empty(max_steps, features, device=device, dtype=at_least_float32(values.dtype))
         self.register_buffer("running_mean", rows)
-        self.register_buffer("running_var", rows.clone())
+        self.register_buffer("running_var", None if gamma is None else rows.clone())
         counts = torch.empty(max_steps, device=device, dtype=torch.int64)
         self.register_buffer("num_batches_tracked", counts)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            self.weight.fill_(self.gamma)
+            if self.weight is not None and self.gamma is not None:
+                self.weight.fill_(self.gamma)
             if self.bias is not None:
                 self.bias.zero_()
         self.reset_statistics()
 
     def reset_statistics(self, rows: slice | Tensor = slice(None)) -> None:
         self.running_mean[rows] = 0
-        self.running_var[rows] = 1
+        if self.running_var is not None:
+            self.running_var[rows] = 1
         self.num_batches_tracked[rows] = 0
+
+    def _statistics(self) -> dict[str, Tensor]:
+        """Returns the statistics that this norm has, by name."""
+        found = {name: getattr(self, name) for name in STATISTICS}
+        return {name: part for name, part in found.items() if part is not None}
 
     def inputs(
         self, steps: int, batch_steps: int, start_step: int, counts: BatchCounts | None = None
@@ -110,14 +115,13 @@ class StepBatchNorm(nn.Module):
     def _check_statistics(self) -> None:
         """Raises ValueError unless the statistics have the shapes that they were made with."""
         rows = self.max_steps, self.features
-        expected = {"running_mean": rows, "running_var": rows, "num_batches_tracked": rows[:1]}
-        for name, shape in expected.items():
-            found = getattr(self, name).shape
-            if found != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {tuple(found)}")
+        for name, part in self._statistics().items():
+            shape = rows[:1] if name == "num_batches_tracked" else rows
+            if part.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {tuple(part.shape)}")
 
-    def _population(self, start: int, steps: int) -> tuple[Tensor, Tensor]:
-        tracked = self.num_batches_tracked
+    def _population(self, start: int, steps: int) -> tuple[Tensor, Tensor | None]:
+        var, tracked = self.running_var, self.num_batches_tracked
         if torch.jit.is_tracing():
             steps = int(steps)  # the trace holds as many steps as its example has
         end = start + steps
@@ -125,16 +129,16 @@ class StepBatchNorm(nn.Module):
         saved = torch.is_grad_enabled() and not torch.jit.is_tracing()
         copied = saved or torch.compiler.is_compiling()
         if not copied and tracked.is_cpu and end <= self.max_steps and tracked[start:end].all():
-            return self.running_mean[start:end], self.running_var[start:end]
+            return self.running_mean[start:end], None if var is None else var[start:end]
         index = torch.arange(self.max_steps, device=tracked.device)
         last = torch.where(tracked > 0, index, -1).amax()
         last = torch.where(last < 0, self.max_steps - 1, last)
         row = torch.arange(start, end, device=tracked.device).clamp(max=last)
-        return self.running_mean[row], self.running_var[row]
+        return self.running_mean[row], None if var is None else var[row]
 
     def fold(
         self, batch: Statistics, counts: Counts, start_step: int
-    ) -> tuple[slice, Tensor, Tensor, Counts]:
+    ) -> tuple[slice, Tensor, Tensor | None, Counts]:
         """Pools the steps from max_steps - 1 on into the last row.
 
         Returns:
@@ -150,21 +154,23 @@ class StepBatchNorm(nn.Module):
         total = counts[own:].sum()
         share = (counts[own:] / total).unsqueeze(1)
         pooled = (share * mean[own:]).sum(0)
-        spread = (share * (var[own:] + (mean[own:] - pooled).square())).sum(0)
+        if var is not None:
+            spread = (share * (var[own:] + (mean[own:] - pooled).square())).sum(0)
+            var = torch.cat((var[:own], spread[None]))
         return (
             slice(first, self.max_steps),
             torch.cat((mean[:own], pooled[None])),
-            torch.cat((var[:own], spread[None])),
+            var,
             torch.cat((counts[:own], total[None])),
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StepBatchNorm:
         """Moves and casts as nn.Module does, but keeps the statistics float32 at least."""
-        before = {name: getattr(self, name) for name in ("running_mean", "running_var")}
+        before = self._statistics()
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = getattr(self, name)
-            if new.dtype != at_least_float32(new.dtype):
+            if new.is_floating_point() and new.dtype != at_least_float32(new.dtype):
                 setattr(self, name, old.to(new.device))
         return self
 
@@ -173,34 +179,37 @@ class StepBatchNorm(nn.Module):
     ) -> None:
         """Saves as nn.Module does, without the last rows that no batch has reached."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        saved: list[Any] = [destination.get(prefix + name) for name in STATISTICS]
+        names = list(self._statistics())
+        saved: list[Any] = [destination.get(prefix + name) for name in names]
         if keep_vars or any(type(s) is not Tensor or s.is_meta for s in saved):
             return
-        mean, var, tracked = saved
+        mean, *variances, tracked = saved
         if len({len(part) for part in saved}) > 1 or not tracked.any():
             return
-        touched = (mean != 0).any(1) | (var != 1).any(1) | (tracked != 0)
+        touched = (mean != 0).any(1) | (tracked != 0)
+        for var in variances:
+            touched |= (var != 1).any(1)
         rows = int(touched.nonzero().max()) + 2  # one more, so that loading repeats an initial row
         if 2 * rows <= len(tracked):
-            for name, part in zip(STATISTICS, saved, strict=True):
+            for name, part in zip(names, saved, strict=True):
                 destination[prefix + name] = part[:rows].clone()
 
     def _fit_rows(self, state_dict: dict[str, Any], prefix: str) -> None:
         """Cuts the statistics of a state dict to `max_steps` rows, or repeats the last row."""
-        given: list[Any] = [state_dict.get(prefix + name) for name in STATISTICS]
-        shapes = [(self.features,), (self.features,), ()]
+        own = self._statistics()
+        given: list[Any] = [state_dict.get(prefix + name) for name in own]
         if not all(
-            isinstance(g, Tensor) and g.dim() and g.shape[1:] == shape and len(g)
-            for g, shape in zip(given, shapes, strict=True)
+            isinstance(g, Tensor) and g.dim() and g.shape[1:] == part.shape[1:] and len(g)
+            for g, part in zip(given, own.values(), strict=True)
         ):
             return  # torch says what is wrong
-        rows = len(given[2])
+        tracked = given[-1]
+        rows = len(tracked)
         if rows == self.max_steps or any(len(g) != rows for g in given):
             return
-        for name, part in zip(STATISTICS, given, strict=True):
+        for name, part in zip(own, given, strict=True):
             more = part[-1:].expand(max(self.max_steps - rows, 0), *part.shape[1:])
             state_dict[prefix + name] = torch.cat((part[: self.max_steps], more))
-        tracked = given[2]
         if tracked.is_meta or not tracked[min(rows, self.max_steps + 1) - 1 :].any():
             return
         what = "those of its last step stand for the others"
@@ -218,14 +227,13 @@ class StepBatchNorm(nn.Module):
         """Loads as nn.Module does; statistics that take the place of these become float32."""
         self._fit_rows(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
-        for name in ("running_mean", "running_var"):  # other tensors after assign=True
-            loaded = getattr(self, name)
-            setattr(self, name, loaded.to(at_least_float32(loaded.dtype)))
+        for name, loaded in self._statistics().items():  # other tensors after assign=True
+            if loaded.is_floating_point():
+                setattr(self, name, loaded.to(at_least_float32(loaded.dtype)))
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.features}, max_steps={self.max_steps}, eps={self.eps}, momentum={self.momentum}"
-        )
+        scaling = "gamma=None" if self.weight is None else f"eps={self.eps}"
+        return f"{self.features}, max_steps={self.max_steps}, {scaling}, momentum={self.momentum}"
 
 
 @torch.no_grad()
@@ -252,19 +260,23 @@ def take_statistics(
     rows, _, _, counts = folded[0]  # the same for all norms of a layer
     tracked = [norm.num_batches_tracked[rows] for norm in norms]
     torch._foreach_add_(tracked, 1)
-    means, variances = [mean for _, mean, _, _ in folded], [var for _, _, var, _ in folded]
-    if isinstance(counts, int):
+    means = [mean for _, mean, _, _ in folded]
+    variances = [var for _, _, var, _ in folded if var is not None]
+    if not variances:
+        unbiased = []
+    elif isinstance(counts, int):
         unbiased = list(torch._foreach_mul(variances, counts / (counts - 1)))
     else:
         factor = (counts / (counts - 1)).unsqueeze(1)
         unbiased = [var * factor for var in variances]
     running = [norm.running_mean[rows] for norm in norms]
-    running += [norm.running_var[rows] for norm in norms]
+    running += [norm.running_var[rows] for norm in norms if norm.running_var is not None]
     towards = [part.to(running[0]) for part in (*means, *unbiased)]
     momentum = norms[0].momentum
     if momentum is not None:
         torch._foreach_lerp_(running, towards, momentum)
         return
     rates = [count.to(towards[0].dtype).reciprocal().unsqueeze(1) for count in tracked]
-    for old, new, rate in zip(running, towards, rates * 2, strict=True):
+    rates += [rate for norm, rate in zip(norms, rates, strict=True) if norm.running_var is not None]
+    for old, new, rate in zip(running, towards, rates, strict=True):
         old.lerp_(new, rate)  # the cumulative average

@@ -15,19 +15,22 @@ and the cell, in which the variants differ:
     terms          c_t = BN(f * c_{t-1}) + BN2(i * g)   h_t = o * tanh(c_t)           (3e)
     carry          c_t = f * BN(c_{t-1}) + i * g        h_t = o * tanh(c_t)           (3f)
     update_output  c_t = BN(f * c_{t-1} + i * g)        h_t = o * tanh(BN2(c_t))      (3g)
+    center         c_t = CN(f * c_{t-1} + i * g)        h_t = o * tanh(c_t)           (3h)
 
     BN(x; γ, β) = (x - mean) / sqrt(var + eps) * γ + β                                (4)
+    CN(x; β) = x - mean + β                                                           (5)
 
 with the mean and the biased variance of step t over the sequences that are active at t. (3a)
 without any normalisation is the LSTM as torch.nn.LSTM computes it, (3b) is BN-LSTM (Cooijmans et
 al. 2017, arXiv 1603.09025), (3c) is what this project takes for eLSTM-BN (Wang et al. 2019,
-doi:10.1007/978-3-030-36708-4_61), and (3d) to (3g) are other variants of the cell update.
+doi:10.1007/978-3-030-36708-4_61), and (3d) to (3h) are other variants of the cell update. (3h) is
+(3c) without the scaling.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +50,7 @@ CELL_NORMS: dict[str, tuple[str, ...]] = {
     "terms": ("norm_c", "norm_c2"),
     "carry": ("norm_c",),
     "update_output": ("norm_c", "norm_c2"),
+    "center": ("norm_c",),
 }
 
 
@@ -54,17 +58,17 @@ class NormInputs(NamedTuple):
     """One normalisation as a recurrence takes it.
 
     Attributes:
-        weight: γ, (F,).
+        weight: γ, (F,). None: equation (5), which has neither γ nor variance.
         bias: β, (F,), or None. Only the norms of the cell have one.
         mean, var: population statistics (T, F), which steps t >= batch_steps read; may be None
-            where there is no such step.
+            where there is no such step. `var` is None without γ.
         eps: added to the variance.
         batch_steps: steps t < batch_steps use the statistics of the batch: 0 in eval mode, T in
             training, fewer where a packed batch ends with a single sequence.
         counts: how the batch is spread over several processes; None for one process.
     """
 
-    weight: Tensor
+    weight: Tensor | None
     bias: Tensor | None
     mean: Tensor | None
     var: Tensor | None
@@ -118,7 +122,7 @@ class Statistics(NamedTuple):
     """Batch statistics of the steps t < batch_steps; no gradient flows through them."""
 
     mean: Tensor  # (batch_steps, F)
-    var: Tensor  # (batch_steps, F), biased
+    var: Tensor | None  # (batch_steps, F), biased; None for a norm without γ
 
 
 class Results(NamedTuple):
@@ -165,7 +169,7 @@ def check_shapes(call: Call) -> None:
 
 
 class _Norm:
-    """Equation (4), step after step; keeps the statistics of the batch."""
+    """Equation (4) or (5), step after step; keeps the statistics of the batch."""
 
     def __init__(self, inputs: NormInputs | None) -> None:
         self.inputs = inputs
@@ -192,7 +196,7 @@ class _Norm:
         self.merged_moments = tuple(part.unbind(0) for part in merged)
 
     def _moments(self, x: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, x - mean and variance of the batch at step t."""
+        """Mean, x - mean and variance of the batch at step t; without γ the variance is 0."""
         if self.merged_moments is not None:
             mean, var = (part[t] for part in self.merged_moments)
             return mean, x - mean, var
@@ -200,7 +204,8 @@ class _Norm:
         count = max(x.shape[0], 1)
         mean = x.sum(0) / count
         centred = x - mean
-        var = centred.square().sum(0) / count
+        scaled = self.inputs is not None and self.inputs.weight is not None
+        var = centred.square().sum(0) / count if scaled else torch.zeros_like(mean)
         others = self.inputs and self.inputs.counts
         if others is not None:
             mean, var = others.merge(mean, var, t)
@@ -218,18 +223,23 @@ class _Norm:
             self.vars.append(var.detach())
         else:
             assert means is not None  # the layer passes them whenever batch_steps < T
-            assert variances is not None
-            centred, var = x - means[t], variances[t]
-        y = centred * (torch.rsqrt(var + eps) * weight)
+            centred = x - means[t]
+            if weight is not None:
+                assert variances is not None
+                var = variances[t]
+        y = centred if weight is None else centred * (torch.rsqrt(var + eps) * weight)
         return y if bias is None else y + bias
 
     def statistics(self) -> Statistics | None:
         if self.inputs is None:
             return None
+        scaled = self.inputs.weight is not None
         if not self.means:
-            empty = self.inputs.weight.new_empty(0, self.inputs.weight.shape[0])
-            return Statistics(empty, empty)
-        return Statistics(torch.stack(self.means), torch.stack(self.vars))
+            like = self.inputs.weight if scaled else self.inputs.bias
+            assert like is not None
+            empty = like.new_empty(0, like.shape[0])
+            return Statistics(empty, empty if scaled else None)
+        return Statistics(torch.stack(self.means), torch.stack(self.vars) if scaled else None)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -261,11 +271,13 @@ def recurrence(call: Call, *, states: list[tuple[Tensor, ...]] | None = None) ->
         outputs.append(output)
         found.append(statistics)
     output = torch.cat(outputs)
-    joined = tuple(
-        parts[0] and Statistics(*(torch.cat(values) for values in zip(*parts, strict=True)))
-        for parts in zip(*found, strict=True)
-    )
+    joined = tuple(parts[0] and _concatenated(parts) for parts in zip(*found, strict=True))
     return Results(output, h.to(output.dtype), c.to(output.dtype), joined)
+
+
+def _concatenated(parts: Sequence[Statistics]) -> Statistics:
+    means, variances = zip(*parts, strict=True)
+    return Statistics(torch.cat(means), None if variances[0] is None else torch.cat(variances))
 
 
 def _steps(
@@ -302,8 +314,8 @@ def _steps(
             c = f * bn_c(c, t) + i * g  # (3f)
         else:
             c = f * c + i * g  # (3a), (3b)
-            if cell_norm in ("update", "update_output"):
-                c = bn_c(c, t)  # (3c), (3g)
+            if cell_norm in ("update", "update_output", "center"):
+                c = bn_c(c, t)  # (3c), (3g), (3h)
         if cell_norm == "output":
             h = o * bn_c(c, t).tanh()  # (3b)
         elif cell_norm == "update_output":

@@ -16,7 +16,10 @@ from elstm.nn.sync import Group, gather, several_processes
 
 
 class StatisticsPool:
-    """Computes mean and variance per step over many batches, within and between, in float64."""
+    """Computes mean and variance per step over many batches, within and between, in float64.
+
+    For a norm without a variance, the deviation counts nothing and is not stored.
+    """
 
     def __init__(self, norm: StepBatchNorm) -> None:
         self.norm = norm
@@ -28,7 +31,8 @@ class StatisticsPool:
 
     def add(self, batch: Statistics, counts: Counts, start_step: int) -> None:
         rows, mean, var, counts = self.norm.fold(batch, counts, start_step)
-        mean, var = mean.cpu().double(), var.cpu().double()
+        mean = mean.cpu().double()
+        var = torch.zeros_like(mean) if var is None else var.cpu().double()
         if isinstance(counts, int):
             n = mean.new_full((len(mean), 1), counts)
         else:
@@ -62,7 +66,8 @@ class StatisticsPool:
         norm = self.norm
         norm.reset_statistics(~seen)
         norm.running_mean[seen] = self.mean[seen].to(norm.running_mean)
-        norm.running_var[seen] = (self.deviation / self.count)[seen].to(norm.running_var)
+        if norm.running_var is not None:
+            norm.running_var[seen] = (self.deviation / self.count)[seen].to(norm.running_var)
         norm.num_batches_tracked.copy_(self.batches)
 
 

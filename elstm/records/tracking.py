@@ -225,9 +225,10 @@ class Tracker:
             else:
                 values = weights.detach().float()
                 cells += [f"{values.mean():.6g}", f"{values.std(correction=0):.6g}"]
-        spread = norm.running_var.float().mean().sqrt()
+        var = norm.running_var
+        cells.append("" if var is None else f"{var.float().mean().sqrt():.6g}")
         at = [_cell(position["epoch"]), _cell(position["step"])]
-        self._norms.write_row([*at, name, *cells, f"{spread:.6g}"])
+        self._norms.write_row([*at, name, *cells])
 
     def write_over_time(self, columns: Mapping[str, np.ndarray]) -> None:
         """Replaces over_time.csv.

@@ -209,6 +209,7 @@ WRONG = [
     ("trainer.threads=100000", "trainer.threads=100000", "at most 1,024"),
     ("model.backend=cuda", "model.backend=cuda", "auto, cpu"),
     ("model.backend=torch", "model.backend=torch", "auto, cpu"),
+    ("model.cell_norm=center model.gamma_c=1", "model.gamma_c=1", "write model.gamma_c=null"),
     ("model=gru model.backend=cpu", "model.backend=cpu", "auto and reference"),
     ("model=ln_lstm model.backend=triton", "model.backend=triton", "cpu, auto and reference"),
     ("trainer.device=gpu", "trainer.device=gpu", "did you mean cuda?"),

@@ -94,15 +94,18 @@ def one_direction(layer, state, lengths, batch_mode, values, suffix, x, h, c):
 
         def norm(name, v, t=t, in_batch=in_batch):
             name = f"{name}_{suffix}"
-            if f"{name}.weight" not in state:
+            if f"{name}.running_mean" not in state:
                 return v
             if in_batch:
                 values[name].append(v)
-                mean, var = v.mean(0), ((v - v.mean(0)) ** 2).mean(0)
             else:
                 row = population_row(state, name, t)
-                mean, var = state[f"{name}.running_mean"][row], state[f"{name}.running_var"][row]
-            gamma, beta = state[f"{name}.weight"], state.get(f"{name}.bias", 0.0)
+            mean = v.mean(0) if in_batch else state[f"{name}.running_mean"][row]
+            beta = state.get(f"{name}.bias", 0.0)
+            if cell_norm == "center" and "norm_c" in name:
+                return v - mean + beta
+            var = ((v - mean) ** 2).mean(0) if in_batch else state[f"{name}.running_var"][row]
+            gamma = state[f"{name}.weight"]
             return (v - mean) / np.sqrt(var + layer.get_submodule(name).eps) * gamma + beta
 
         z = norm("norm_hh", h[alive] @ w_h.T) + norm("norm_ih", x[t, alive] @ w_x.T) + bias
@@ -115,7 +118,7 @@ def one_direction(layer, state, lengths, batch_mode, values, suffix, x, h, c):
         elif cell_norm == "output":
             new = f * old + i * g
             hidden = o * np.tanh(norm("norm_c", new))
-        elif cell_norm == "update":
+        elif cell_norm in ("update", "center"):
             new = norm("norm_c", f * old + i * g)
             hidden = o * np.tanh(new)
         elif cell_norm == "increment":
@@ -153,8 +156,9 @@ def track(state, values: Values, max_steps, momentum):
             rate = momentum or 1 / state[f"{name}.num_batches_tracked"][row]
             moments = {"running_mean": v.mean(0), "running_var": v.var(0, ddof=1)}
             for kind, new in moments.items():
-                old = state[f"{name}.{kind}"]
-                old[row] = (1 - rate) * old[row] + rate * new
+                if f"{name}.{kind}" in state:
+                    old = state[f"{name}.{kind}"]
+                    old[row] = (1 - rate) * old[row] + rate * new
 
 
 def pool(state, batches: list[Values], max_steps):
@@ -163,12 +167,15 @@ def pool(state, batches: list[Values], max_steps):
         per_batch = [rows_of(values[name], max_steps) for values in batches]
         state[f"{name}.num_batches_tracked"][:] = 0
         state[f"{name}.running_mean"][:] = 0
-        state[f"{name}.running_var"][:] = 1
+        scaled = f"{name}.running_var" in state
+        if scaled:
+            state[f"{name}.running_var"][:] = 1
         for row in range(max(len(rows) for rows in per_batch)):
             reached = [rows[row] for rows in per_batch if row < len(rows)]
             v = np.concatenate([part for parts in reached for part in parts])
             state[f"{name}.running_mean"][row] = v.mean(0)
-            state[f"{name}.running_var"][row] = v.var(0)
+            if scaled:
+                state[f"{name}.running_var"][row] = v.var(0)
             state[f"{name}.num_batches_tracked"][row] = len(reached)
 
 

@@ -22,7 +22,7 @@ from elstm.nn.backends.cpu import backend as cpu
 from elstm.nn.backends.cpu import build, library
 from elstm.nn.recurrence import recurrence
 
-CELLS = ("none", "output", "update")
+CELLS = ("none", "output", "update", "center")
 SHAPES = {
     "one step, one unit": {"steps": 1, "batch": 2, "inputs": 1, "hidden": 1},
     "odd": {"steps": 5, "batch": 7, "inputs": 3, "hidden": 33},

@@ -16,6 +16,7 @@ KINDS = {
     "lstm": (LSTM, {"backend": "cpu"}),
     "output": (BNLSTM, {}),
     "update": (ELSTMBN, {"bias": False, "recompute": True}),
+    "center": (ELSTMBN, {"cell_norm": "center"}),
     "input alone": (ELSTMBN, {"cell_norm": "none", "normalize_hidden": False}),
 }
 

@@ -86,7 +86,7 @@ def test_follows_the_equations(cell_norm, shape, training):
     ids=str,
 )
 def test_options(options, training):
-    for cell_norm in ("none", "output", "update"):
+    for cell_norm in ("none", "output", "update", "center"):
         layer = make(cell_norm, **options).train(training)
         names = dict(layer.named_parameters())
         assert ("bias_l0" in names) == options.get("bias", True)
@@ -143,10 +143,12 @@ def test_names_and_shapes_of_parameters_and_statistics(cell_norm):
                 widths["norm_c2"] = H
             for name, width in widths.items():
                 norm = f"{name}_l{k}{end}"
-                expected[f"{norm}.weight"] = (width,)
+                expected[f"{norm}.running_mean"] = (7, width)
+                if cell_norm != "center" or name != "norm_c":
+                    expected[f"{norm}.weight"] = (width,)
+                    expected[f"{norm}.running_var"] = (7, width)
                 if "norm_c" in name:
                     expected[f"{norm}.bias"] = (width,)
-                expected[f"{norm}.running_mean"] = expected[f"{norm}.running_var"] = (7, width)
                 expected[f"{norm}.num_batches_tracked"] = (7,)
     assert {name: tuple(value.shape) for name, value in layer.state_dict().items()} == expected
 
@@ -279,7 +281,11 @@ def test_gradients_of_two_layers_and_both_directions_with_a_learned_state(traini
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cell_norm": "updates"}, r"none, output, update, increment, terms, carry, update_output"),
+        (
+            {"cell_norm": "updates"},
+            r"none, output, update, increment, terms, carry, update_output, center",
+        ),
+        ({"cell_norm": "center", "gamma_c": 1.0}, r"gamma_c .*None .*cell_norm='center'.*got 1\.0"),
         ({"proj_size": 2}, r"proj_size must be 0.*got 2"),
         ({"input_size": 0}, r"input_size .*at least 1, got 0"),
         ({"hidden_size": -1}, r"hidden_size .*at least 1, got -1"),

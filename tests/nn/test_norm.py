@@ -144,7 +144,7 @@ def test_statistics_norms_names_every_norm():
 
 
 @pytest.mark.parametrize("max_steps", [6, 9, 3])
-@pytest.mark.parametrize("cell_norm", ["update", "terms"])
+@pytest.mark.parametrize("cell_norm", ["update", "terms", "center"])
 def test_recomputed_statistics_are_those_of_all_values_together(cell_norm, max_steps):
     layer = randomize(make(cell_norm=cell_norm, max_steps=max_steps, **DEEP))
     state = to_numpy(layer)
@@ -156,7 +156,7 @@ def test_recomputed_statistics_are_those_of_all_values_together(cell_norm, max_s
     assert_statistics(layer, state)
 
 
-@pytest.mark.parametrize("cell_norm", ["output", "update", "increment", "terms", "carry"])
+@pytest.mark.parametrize("cell_norm", ["output", "update", "increment", "terms", "carry", "center"])
 def test_recomputed_on_one_batch_evaluates_it_as_in_batch_mode(cell_norm):
     lengths = [6, 2, 6, 4]  # at every step two or more are alive
     for input in (sequences(6, 4, F), packed(sequences(6, 4, F), lengths)):

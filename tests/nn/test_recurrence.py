@@ -1,5 +1,6 @@
 """The reference recurrence as a function: one layer, one direction, against NumPy."""
 
+import numpy as np
 import pytest
 import torch
 from numpy_lstm import assert_close, lstm, packed, population_row, randomize, sequences, to_numpy
@@ -30,13 +31,15 @@ def arguments(layer, x, h_0, c_0, batch_sizes, batch_steps):
 
     def norm(name):
         name = f"{name}_l0"
-        if f"{name}.weight" not in state:
+        if f"{name}.running_mean" not in state:
             return None
-        population = (None, None)
+        population = [state.get(f"{name}.{kind}") for kind in ("running_mean", "running_var")]
         if batch_steps < T:
             rows = [population_row(to_numpy(layer), name, t) for t in range(x.shape[0])]
-            population = (state[f"{name}.running_mean"][rows], state[f"{name}.running_var"][rows])
-        weight, bias = state[f"{name}.weight"], state.get(f"{name}.bias")
+            population = [None if part is None else part[rows] for part in population]
+        else:
+            population = [None, None]
+        weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
         return NormInputs(weight, bias, *population, layer.get_submodule(name).eps, batch_steps)
 
     weights = state["weight_ih_l0"], state["weight_hh_l0"], state.get("bias_l0")
@@ -72,14 +75,15 @@ def test_follows_the_equations(cell_norm, mode):
         elif batch_steps:
             values = expected.values[f"{name}_l0"]
             assert isinstance(got, Statistics)
-            assert len(values) == batch_steps == len(got.mean) == len(got.var)
-            for mean, var, v in zip(got.mean, got.var, values, strict=True):
-                assert_close(mean, v.mean(0))
-                assert_close(var, v.var(0))  # biased
-            assert not got.mean.requires_grad
-            assert not got.var.requires_grad
+            assert (got.var is None) == (cell_norm == "center" and name == "norm_c")
+            moments = [np.mean, np.var][: 1 if got.var is None else 2]  # the variance is biased
+            for parts, moment in zip(got, moments, strict=False):
+                assert len(values) == batch_steps == len(parts)
+                for part, v in zip(parts, values, strict=True):
+                    assert_close(part, moment(v, axis=0))
+                assert not parts.requires_grad
         else:
-            assert got is None or len(got.mean) == len(got.var) == 0
+            assert got is None or not any(len(part) for part in got if part is not None)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
@@ -141,7 +145,8 @@ def test_gradients(cell_norm, mode):
         new = dict(zip(names, values, strict=True))
         weights = new["weight_ih_l0"], new["weight_hh_l0"], new["bias_l0"]
         moved = [
-            norm and norm._replace(weight=new[f"{name}_l0.weight"], bias=new.get(f"{name}_l0.bias"))
+            norm
+            and norm._replace(weight=new.get(f"{name}_l0.weight"), bias=new.get(f"{name}_l0.bias"))
             for name, norm in zip(NORMS, norms, strict=True)
         ]
         return recurrence(Call(x, batch_sizes, h_0, c_0, *weights, *moved, cell_norm))[:3]
@@ -152,7 +157,7 @@ def test_gradients(cell_norm, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("cell_norm", ["update", "terms"])
+@pytest.mark.parametrize("cell_norm", ["update", "terms", "center"])
 def test_recomputed_in_chunks_of_steps(cell_norm, mode):
     """In chunks of two steps; the state stays float32 between them under autocast."""
     for dtype in (torch.float64, torch.float32):
@@ -166,7 +171,8 @@ def test_recomputed_in_chunks_of_steps(cell_norm, mode):
                 *parts, statistics = recurrence(call)
             sum((part.double() * sequences(*part.shape)).sum() for part in parts).backward()
             leaves = [*inputs, *layer.parameters()]
-            values = [value for pair in statistics if pair is not None for value in pair]
+            pairs = [pair for pair in statistics if pair is not None]
+            values = [value for pair in pairs for value in pair if value is not None]
             results.append([*parts, *(leaf.grad.clone() for leaf in leaves), *values])
             layer.zero_grad()
         for plain, again in zip(*results, strict=True):

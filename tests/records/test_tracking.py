@@ -139,6 +139,19 @@ def test_norms_and_time_steps_as_csv(tmp_path: Path) -> None:
     assert rows[0]["beta_mean"] == ""  # has none
 
 
+def test_a_norm_that_centres_alone_has_neither_gamma_nor_spread(tmp_path: Path) -> None:
+    tracker = started(tmp_path)
+    model = SequenceClassifier(ELSTMBN(3, 2, max_steps=5, cell_norm="center"), 2)
+    tracker.log_norms(model, POSITION)
+    tracker.close()
+    with (tmp_path / "norms.csv").open() as file:
+        row = list(csv.DictReader(file))[2]
+    assert (row["gamma_mean"], row["beta_mean"], row["spread"]) == ("", "0", "")
+    tags = read_events(tmp_path).Tags()["histograms"]
+    assert "statistics/running_mean/norm_c_l0" in tags
+    assert not {"weights/gamma/norm_c_l0", "statistics/running_var/norm_c_l0"} & set(tags)
+
+
 def test_hparams_stand_in_the_runs_own_file(tmp_path: Path) -> None:
     tracker = started(tmp_path)
     tracker.log_end(9, {"best_val_accuracy": 0.5, "train_seconds": 3.0})

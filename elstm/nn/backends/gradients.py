@@ -38,7 +38,9 @@ def with_learned(call: Call, learned: Sequence[Any]) -> Call:
     """Returns the call with these tensors in place of its own."""
     x, h_0, c_0, weight_ih, weight_hh, bias, gamma_ih, gamma_hh, gamma_c, beta_c = learned
 
-    def norm(inputs: NormInputs | None, weight: Tensor, bias: Tensor | None) -> NormInputs | None:
+    def norm(
+        inputs: NormInputs | None, weight: Tensor | None, bias: Tensor | None
+    ) -> NormInputs | None:
         return None if inputs is None else inputs._replace(weight=weight, bias=bias)
 
     return call._replace(

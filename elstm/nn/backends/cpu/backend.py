@@ -1,8 +1,8 @@
 """The recurrence on a CPU by a plain C library (cpu.c) that is compiled at first use.
 
-Serves float32 and float64 and the cell norms none, output and update, with or without norms of the
-projections. One pass over time in each direction does everything, products included; see call.h
-for how threads share the work.
+Serves float32 and float64 and the cell norms none, output, update and center, with or without
+norms of the projections. One pass over time in each direction does everything, products included;
+see call.h for how threads share the work.
 
 Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell
 (1), beside the output (1), which the caller has anyway; W_x x is computed again where the input is
@@ -31,7 +31,7 @@ from elstm.nn.backends.gradients import (
 from elstm.nn.backends.plain import constant_result
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
-_CELLS = {"none": 0, "output": 1, "update": 2}
+_CELLS = {"none": 0, "output": 1, "update": 2, "center": 3}
 
 
 def refuses(call: Call) -> str | None:
@@ -82,7 +82,10 @@ def recurrence(call: Call) -> Results:
         given = (*results[:3], *results.statistics)
     output, h_n, c_n, *found = given[:9]
     pairs = zip(call.norms[:3], found[::2], found[1::2], strict=True)
-    statistics = [None if norm is None else Statistics(mean, var) for norm, mean, var in pairs]
+    statistics = [
+        None if norm is None else Statistics(mean, None if norm.weight is None else var)
+        for norm, mean, var in pairs
+    ]
     return Results(output, h_n, c_n, (*statistics, None))
 
 
@@ -247,10 +250,11 @@ def _call_of(
     nothing: Any = None
 
     def norm(n: int) -> NormInputs | None:
-        gamma, mean, var = learned[6 + n], population[2 * n], population[2 * n + 1]
-        if gamma is None:
+        gamma, beta = learned[6 + n], learned[9] if n == 2 else None
+        if gamma is None and beta is None:
             return None
-        return NormInputs(gamma, None, mean, var, eps[n], batch_steps[n])
+        mean, var = population[2 * n : 2 * n + 2]
+        return NormInputs(gamma, beta, mean, var, eps[n], batch_steps[n])
 
     name = next(name for name, number in _CELLS.items() if number == cell)
     call = Call(

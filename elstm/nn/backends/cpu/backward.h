@@ -72,12 +72,15 @@ INLINE void cell_backward(const enum cell cell, const int joint, const struct ba
     sums[12] += sum_dy_c;
     sums[13] += sum_dy;
 
-    /* c = f c' + i g; through BN: dc = gamma rstd (dy - mean(dy) - c_hat mean(dy c_hat)). */
+    /* c = f c' + i g; through BN: dc = gamma rstd (dy - mean(dy) - c_hat mean(dy c_hat)); through centring
+       alone: dc = dy - mean(dy). */
     vec sum_dz[4], sum_dz_h[4], sum_dz_x[4];
     UNROLL for (int k = 0; k < 4; k++) sum_dz[k] = sum_dz_h[k] = sum_dz_x[k] = (vec){0};
     for (long r = 0; r < n; r++) {
         vec dc = *(vec *)(d_y + r * LANES);
-        if (cell != CELL_NONE) {
+        if (cell == CELL_CENTER)
+            dc -= mean_dy;
+        else if (cell != CELL_NONE) {
             const vec c_hat = (*(const vec *)(raw + r * LANES) - c_norm.mean) * c_norm.rstd;
             dc = c_scale * (dc - mean_dy - c_hat * mean_dy_c);
         }
@@ -131,6 +134,8 @@ static void cell_backward_by_kind(const struct backward *w, long t, long s, cons
     case CELL_OUTPUT * 2: cell_backward(CELL_OUTPUT, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
     case CELL_OUTPUT * 2 + 1: cell_backward(CELL_OUTPUT, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
     case CELL_UPDATE * 2: cell_backward(CELL_UPDATE, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_CENTER * 2: cell_backward(CELL_CENTER, 0, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
+    case CELL_CENTER * 2 + 1: cell_backward(CELL_CENTER, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
     default: cell_backward(CELL_UPDATE, 1, w, t, s, zh, zx, c_prev, d_zh, d_zx, d_y, gate_f); break;
     }
 }
@@ -283,7 +288,7 @@ static void step_backward(const struct backward *w, long t, long s, long first, 
     const real *c_prev = c_scratch, *raw_prev = q->saved_c + (at - B) * LANES;
     if (!t)
         copy_in(q, q->c_0, s, c_scratch);
-    else if (q->cell != CELL_UPDATE)
+    else if (q->cell == CELL_NONE || q->cell == CELL_OUTPUT)
         c_prev = raw_prev;
     else {
         const struct affine y = load_affine(&q->norm_c, t - 1, H, s * LANES, lanes_of(q, s));
@@ -356,10 +361,8 @@ static void backward_thread(void *data, int thread, struct team *team) {
             if (q->norm_h.gamma) store(q->norm_h.d_gamma + k * H + at, sums[4 + k], count);
             if (q->norm_x.gamma) store(q->norm_x.d_gamma + k * H + at, sums[8 + k], count);
         }
-        if (q->norm_c.gamma) {
-            store(q->norm_c.d_gamma + at, sums[12], count);
-            store(q->norm_c.d_beta + at, sums[13], count);
-        }
+        if (q->norm_c.gamma) store(q->norm_c.d_gamma + at, sums[12], count);
+        if (q->norm_c.beta) store(q->norm_c.d_beta + at, sums[13], count);
     }
 }
 

@@ -20,10 +20,11 @@
 #define BY_ROWS_BYTES (1 << 20)
 #endif
 
-enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE };
+enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE, CELL_CENTER };
 
 struct norm {
-    const real *gamma, *beta;            /* (F,); gamma null: no normalisation here; beta: the cell's alone */
+    const real *gamma, *beta;            /* (F,); beta: the cell's alone. Both null: no normalisation here;
+                                            gamma null: centring alone, without any var */
     const real *mean, *var;              /* (T, F) of the population, read at steps >= batch_steps */
     real *batch_mean, *batch_var;        /* (batch_steps, F): written forward, read backward */
     real *d_gamma, *d_beta;              /* (F,) */
@@ -75,20 +76,22 @@ static inline long first_row(const struct call *q, long thread, long threads) {
     return r;
 }
 
-/* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. */
+/* One normalisation at one step for one vector of units: (z - mean) * rstd * gamma + beta. Centring alone
+   has rstd and gamma 1. */
 struct affine {
     vec mean, rstd, gamma, beta;
 };
 
 INLINE struct affine load_affine(const struct norm *norm, long t, long features, long at, long count) {
     struct affine y = {(vec){0}, splat(1), splat(1), (vec){0}};
-    if (!norm->gamma) return y;
+    if (!norm->gamma && !norm->beta) return y;
     const int batch = t < norm->batch_steps;
     y.mean = load((batch ? norm->batch_mean : norm->mean) + t * features + at, count, 0);
+    if (norm->beta) y.beta = load(norm->beta + at, count, 0);
+    if (!norm->gamma) return y;
     const vec var = load((batch ? norm->batch_var : norm->var) + t * features + at, count, 1);
     y.rstd = 1 / square_root(var + (real)norm->eps);
     y.gamma = load(norm->gamma + at, count, 0);
-    if (norm->beta) y.beta = load(norm->beta + at, count, 0);
     return y;
 }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, ROWS, INPUTS, UNITS = 3, 4, 2, 5
-CELLS = ("none", "output", "update")  # enum cell of call.h
+CELLS = ("none", "output", "update", "center")  # enum cell of call.h
 EPS = 0.1
 TOLERANCE = {32: 1e-3, 64: 1e-7}  # of the largest number of a result
 Numbers = list[float]
@@ -76,6 +76,8 @@ def equations(cell: str, values: Values, batch_steps: int) -> Values:
         else:
             part = slice(t * features, (t + 1) * features)
             mean, var = values[f"{name}.mean"][part], values[f"{name}.var"][part]
+        if cell == "center" and name == "norm_c" and beta:
+            return [[row[j] - mean[j] + beta[j] for j in range(features)] for row in z]
         gamma = values[f"{name}.gamma"]
         return [
             [
@@ -112,7 +114,7 @@ def equations(cell: str, values: Values, batch_steps: int) -> Values:
             i, f, g, o = (z[k * UNITS : (k + 1) * UNITS] for k in range(4))
             gates.append(list(map(sigmoid, o)))
             c[b] = [sigmoid(f[j]) * c[b][j] + sigmoid(i[j]) * math.tanh(g[j]) for j in range(UNITS)]
-        if cell == "update":
+        if cell in ("update", "center"):
             c = normalize(c, "norm_c", t, beta)
         shown = normalize(c, "norm_c", t, beta) if cell == "output" else c
         h = [[gates[b][j] * math.tanh(shown[b][j]) for j in range(UNITS)] for b in range(ROWS)]
@@ -163,10 +165,12 @@ def by_library(
         norm.eps, norm.batch_steps = EPS, batch_steps
         if name == "norm_c" and cell == "none":
             continue
-        norm.gamma = address(array(features, values[f"{name}.gamma"]))
         norm.mean = address(array(STEPS * features, values[f"{name}.mean"]))
-        norm.var = address(array(STEPS * features, values[f"{name}.var"]))
         norm.batch_mean = address(array(STEPS * features))
+        if name == "norm_c" and cell == "center":
+            continue
+        norm.gamma = address(array(features, values[f"{name}.gamma"]))
+        norm.var = address(array(STEPS * features, values[f"{name}.var"]))
         norm.batch_var = address(array(STEPS * features))
         norm.d_gamma = address(array(features))
     if cell != "none":

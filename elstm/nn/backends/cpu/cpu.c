@@ -4,6 +4,7 @@
    none:    c = f c' + i g,      h = o tanh(c)
    output:  c = f c' + i g,      h = o tanh(BN(c))
    update:  c = BN(f c' + i g),  h = o tanh(c)
+   center:  c = f c' + i g - mean + beta,  h = o tanh(c)
 
    Compiled once for float (REAL_BITS 32) and once for double (64). */
 #include "backward.h"

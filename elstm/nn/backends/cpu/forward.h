@@ -33,7 +33,7 @@ INLINE vec corrected_variance(vec square, vec shift) {
 }
 
 /* Mean and biased variance over the rows of z (n, vectors * LANES), corrected for the rounding of the
-   mean; sums by blocks of rows. Written for `count` units from `at` on, gate by gate. */
+   mean; sums by blocks of rows. Without gamma the mean alone. Written for `count` units from `at` on, gate by gate. */
 INLINE void batch_statistics(const real *z, const int vectors, long n, const struct norm *norm, long t, long units,
                              long at, long count) {
     vec mean[4], square[4], error[4];
@@ -46,6 +46,11 @@ INLINE void batch_statistics(const real *z, const int vectors, long n, const str
         UNROLL for (int v = 0; v < vectors; v++) mean[v] += sum[v];
     }
     UNROLL for (int v = 0; v < vectors; v++) mean[v] /= (real)n;
+    if (!norm->gamma) {
+        UNROLL for (int v = 0; v < vectors; v++)
+            store(norm->batch_mean + t * vectors * units + v * units + at, mean[v], count);
+        return;
+    }
     for (long start = 0; start < n; start += 16) {
         vec squares[4], errors[4];
         UNROLL for (int v = 0; v < vectors; v++) squares[v] = errors[v] = (vec){0};
@@ -124,7 +129,7 @@ INLINE void cell_forward(const enum cell cell, const int joint, const struct cal
         const vec c = *(vec *)(raw + r * LANES);
         const vec y = (c - c_norm.mean) * scale + c_norm.beta; /* BN(c) */
         const vec e = exp2_minus_one(y * (2 * LOG2_E));
-        *(vec *)(carried + r * LANES) = cell == CELL_UPDATE ? y : c;
+        *(vec *)(carried + r * LANES) = cell == CELL_OUTPUT ? c : y;
         store(h_t + r * H, e / (*(vec *)(one_over_o + r * LANES) * (e + 2)), count); /* o tanh(BN(c)) */
     }
 }
@@ -138,6 +143,8 @@ static void cell_forward_by_kind(const struct call *q, long t, long s, long n, c
     case CELL_OUTPUT * 2: cell_forward(CELL_OUTPUT, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
     case CELL_OUTPUT * 2 + 1: cell_forward(CELL_OUTPUT, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
     case CELL_UPDATE * 2: cell_forward(CELL_UPDATE, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_CENTER * 2: cell_forward(CELL_CENTER, 0, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
+    case CELL_CENTER * 2 + 1: cell_forward(CELL_CENTER, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
     default: cell_forward(CELL_UPDATE, 1, q, t, s, n, zh, zx, carried, raw, one_over_o, h_t); break;
     }
 }

@@ -51,6 +51,16 @@ class Learned(NamedTuple):
     def gammas(self) -> tuple[Tensor | None, ...]:
         return self.gamma_ih, self.gamma_hh, self.gamma_c
 
+    @property
+    def statistics(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
+        """For each norm a tensor with the features of its mean, and one with its variance's.
+
+        It is None where a norm has no such statistics: the cell's may have β alone, and a mean.
+        """
+        of_cell = self.beta_c if self.gamma_c is None else self.gamma_c
+        means = self.gamma_ih, self.gamma_hh, of_cell
+        return tuple(zip(means, self.gammas, strict=True))
+
 
 class Computed(NamedTuple):
     """Holds what forward computes; a tensor that does not apply is empty."""
@@ -119,11 +129,9 @@ def empty_results(
         empty(x, rows, units),
         empty(x, rows, units),
         tuple(
-            empty(
-                x, *(nothing if gamma is None else (constants.batch_steps[index], gamma.shape[0]))
-            )
-            for index, gamma in enumerate(learned.gammas)
-            for _ in range(2)
+            empty(x, *(nothing if like is None else (batch_steps, like.shape[0])))
+            for batch_steps, pair in zip(constants.batch_steps, learned.statistics, strict=True)
+            for like in pair
         ),
         (
             empty(x, *(gates if keep_zh else nothing)),

@@ -81,8 +81,9 @@ def _statistics(norms: tuple[NormInputs | None, ...], steps: int, batch_steps: i
     some = next((norm for norm in norms if norm is not None), None)
     if some is None:
         return None, None, None
-    sizes = [0 if norm is None else len(norm.weight) for norm in norms]
-    buffer = torch.empty(2 * steps * sum(sizes), dtype=torch.float32, device=some.weight.device)
+    sizes = [0 if norm is None or norm.weight is None else len(norm.weight) for norm in norms]
+    device = None if some.weight is None else some.weight.device
+    buffer = torch.empty(2 * steps * sum(sizes), dtype=torch.float32, device=device)
     parts = buffer.split([steps * size for size in sizes for _ in range(2)])
     views = [part.view(steps, -1) if part.numel() else part for part in parts]
     return tuple(
