@@ -53,8 +53,9 @@ def formats() -> list[str]:
 
 
 def read_full(
-    path: Path, mode: str, smallest: int | None, ground: int | None, note: Note
-) -> Image.Image:
+    path: Path, mode: str, smallest: int | None, ground: int | None, note: Note,
+    *, eight_bits: bool = False,
+) -> Image.Image:  # fmt: skip
     """Decodes a picture at its full size, upright.
 
     Args:
@@ -63,16 +64,28 @@ def read_full(
         smallest: a JPEG may be decoded smaller, down to this width and height; None: it may not.
         ground: the grey of transparent parts; None: black below light strokes, else white.
         note: see Note.
+        eight_bits: refuses grey levels of more than 8 bits: how they are scaled depends on the
+            picture, so that pictures of one set would differ.
 
     Raises:
         ValueError: why it cannot be read, in one line.
     """
     with _decoded(path, mode, smallest, note) as (image, turn):
+        if eight_bits and _is_deep(image):
+            raise ValueError(
+                f"it has grey levels of 16 bits or more ({image.mode}): save it with 8 bits a "
+                "channel"
+            )
         full = Image.new(mode, image.size)
         for box, strip in _strips(image, ground, note):
             full.paste(strip.convert(mode), box)
     # The decoded image is freed by now.
     return full if turn is None else full.transpose(turn)
+
+
+def scaled(image: Image.Image, rows: int, columns: int) -> np.ndarray:
+    """Returns a picture in another size, each pixel the mean of an area: (rows, columns, ...)."""
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
 
 
 def read_colours(path: Path, largest: int, ground: int | None, note: Note) -> Image.Image:
@@ -204,7 +217,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 def _ink_is_light(image: Image.Image) -> bool:
     """Returns whether the parts of a picture that are not transparent are light on the whole."""
-    if image.mode.startswith("I") or not _is_transparent(image):
+    if _is_deep(image) or not _is_transparent(image):
         return True  # there is no ground to choose
     light = weight = 0.0
     for box in _boxes(image):
@@ -215,12 +228,17 @@ def _ink_is_light(image: Image.Image) -> bool:
     return light >= 127.5 * weight
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Returns whether a picture has grey levels of more than 8 bits."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
 def _grey_scale(image: Image.Image, note: Note) -> Callable[[Image.Image, int], Image.Image] | None:
     """Returns how to bring grey levels of more than 8 bits to 8; None for all other modes.
 
     The file does not say which level is white, so the largest level in the picture decides.
     """
-    if not (image.mode == "F" or image.mode.startswith("I")):
+    if not _is_deep(image):
         return None
     low, high, finite = _extremes(image)
     if image.mode == "F":

@@ -29,6 +29,7 @@ class LabelledSet:
         files: what was read.
         features: the names of the F features, where the file has them.
         image_size: rows and columns of pictures.
+        notes: what a user should know about the files, a sentence each.
     """
 
     values: np.ndarray
@@ -38,6 +39,7 @@ class LabelledSet:
     files: tuple[Path, ...]
     features: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,6 +74,8 @@ def label_text(value: object) -> str:
     """
     if isinstance(value, bytes):
         value = value.decode("utf-8")
+    if value is None:
+        raise ValueError("a label is missing")
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -91,7 +95,7 @@ def label_text(value: object) -> str:
         number = float(text)
     except ValueError:
         return text
-    return label_text(number) if np.isfinite(number) else text
+    return text if np.isinf(number) else label_text(number)
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:
@@ -103,10 +107,14 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(names))
 
 
-def check_memory(what: str, count: int) -> None:
-    """Raises UserError if so many float32 numbers do not fit into the memory that is free."""
+def check_memory(what: str, count: int, itemsize: int = FLOAT32_BYTES) -> None:
+    """Raises UserError if so many numbers do not fit into the memory that is free.
+
+    Args:
+        itemsize: bytes of a number in the file; they become float32.
+    """
     free = free_memory()
-    needed = 3 * count * FLOAT32_BYTES  # the file's numbers, float32, and the standardised copy
+    needed = count * (itemsize + 2 * FLOAT32_BYTES)  # as read, as float32, and standardised
     if free is not None and needed > free:
         raise UserError(
             f"{what} needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "

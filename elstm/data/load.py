@@ -59,15 +59,32 @@ def read_own(options: Any, *, labelled: bool = True) -> Source:
     Raises:
         UserError: they are not there, or not as the option of the group `data` says.
     """
-    if not Path(options.path).exists():
-        raise UserError(
-            f"data.path={options.path}: there is no such file or folder; set data.path= to where "
-            "the data lie"
-        )
+    options = replace(options, path=str(_existing(options.path)))
     reader = import_module(READERS[options.source])
     read = reader.read if labelled else getattr(reader, "read_unlabelled", reader.read)
-    source: Source = read(options)
+    try:
+        source: Source = read(options)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or options.path} cannot be read: {error.strerror or error}"
+        ) from error
     return source
+
+
+def _existing(given: str) -> Path:
+    """Returns the file or folder that data.path names; ~ is the home folder."""
+    advice = "set data.path= to where the data lie"
+    try:
+        path = Path(given).expanduser()
+        if path.is_file() or path.is_dir():
+            return path
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no permission; ~somebody
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"data.path={given} cannot be read ({reason}): {advice}") from error
+    if there:
+        raise UserError(f"data.path={given} is neither a file nor a folder: {advice}")
+    raise UserError(f"data.path={given}: there is no such file or folder; {advice}")
 
 
 def data_fingerprint(options: Any) -> str | None:
@@ -81,7 +98,8 @@ def load_own(options: Any) -> SequenceData:
     """Reads own data, draws the splits that the files do not give, and says what was read."""
     source = read_own(options)
     checksum = preparing.fingerprint(source)
-    notes: list[tuple[Any, ...]] = []  # logged behind the line that says what was read
+    # These are logged behind the line that says what was read.
+    notes: list[tuple[Any, ...]] = [("%s", text) for part in source.values() for text in part.notes]
     parts = preparing.split(
         source,
         preparing.SplitOptions(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from elstm.data.image_files import Note, read_colours, read_full
+from elstm.data.image_files import Note, read_colours, read_full, scaled
 
 BOX = 20 / 28  # MNIST's box in its image
 WORKING = 512  # pixels a side, at which contents are looked for
@@ -73,7 +73,7 @@ def read_image(
         return placed if dark_ground else 255 - placed
     smallest = None if exact else max(rows, columns)
     full = read_full(path, "L" if channels == 1 else "RGB", smallest, ground, note)
-    small = np.asarray(full.resize((columns, rows), Image.Resampling.BOX))  # means over areas
+    small = scaled(full, rows, columns)
     is_light = has_light_ground(small if channels == 1 else small.mean(2))
     if int(small.max()) - int(small.min()) < NO_CONTRAST:
         note(FLAT)

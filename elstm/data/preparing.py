@@ -114,7 +114,8 @@ def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray
         chosen += [int(row) for row in rows[order[:quota]]]
     if not chosen:
         raise UserError(
-            f"{len(labels)} sequences are too few to draw a split from: at least one class needs 3"
+            f"{len(labels)} sequences in {len(names)} classes are too few to draw a split from: at "
+            "least one class needs 3"
         )
     return np.sort(np.array(chosen, np.int64))
 
@@ -128,6 +129,11 @@ def split(
     whole = found.pop("all", None)
     if whole is not None:
         found["train"] = whole
+    if "train" not in found:
+        raise UserError(
+            f"the data have no training split, but only {' and '.join(found)}: give that too, or "
+            "files without splits"
+        )
     if options.folds is not None:
         found = _fold(found, options, note)
     for name, fraction in (("test", options.test_fraction), ("val", options.val_fraction)):

@@ -52,6 +52,11 @@ def test_splits_of_the_files_are_kept():
     assert parts == {"train": train, "val": val, "test": test}
 
 
+def test_data_without_a_training_split():
+    with pytest.raises(UserError, match="no training split, but only test: give that too"):
+        split({"test": make("ab" * 5)}, SplitOptions())
+
+
 def test_small_classes():
     parts = split({"all": make(["a"] * 3 + ["b"] * 2 + ["c"] * 4)}, SplitOptions())
     assert parts["train"].labels.count("b") == 2  # a class of two is left for training

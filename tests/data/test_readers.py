@@ -10,6 +10,7 @@ from PIL import Image
 
 from elstm.data import labelled
 from elstm.data.labelled import class_names, label_text
+from elstm.data.placement import read_image
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
 from elstm.data.readers.table import Columns, read_table
@@ -24,7 +25,7 @@ def test_labels_are_numbers_or_text():
         ["3", "3", "3", "3", "3", "1", "3", "3"]
     )
     assert label_text(2.5) == label_text("2.5") == "2.5"
-    for wrong in (float("nan"), "", None, 1j):
+    for wrong in (float("nan"), "NaN", "", None, 1j):
         with pytest.raises(ValueError, match="label"):
             label_text(wrong)
     assert class_names(["10", "9", "9", "1"]) == ("1", "9", "10")
@@ -76,7 +77,7 @@ def test_splits_and_lengths_of_arrays(npz):
     [
         ({"X": X}, "ntc", "X without y"),
         ({"x": X, "y": np.zeros(2)}, "ntc", "needed are X and y"),
-        ({"X_test": X, "y_test": np.zeros(2)}, "ntc", "or X_train and y_train"),
+        ({"X_valid": X, "y_valid": np.zeros(2)}, "ntc", "or X_train and y_train"),
         ({"X": X, "X_train": X, "y": np.zeros(2)}, "ntc", "X beside X_train"),
         ({"X": X[:, :, 0], "y": np.zeros(2)}, "ntc", "data.layout=nt fits"),
         ({"X": X, "y": np.zeros(2)}, "nt", "data.layout=ntc or nct fits"),
@@ -88,8 +89,12 @@ def test_splits_and_lengths_of_arrays(npz):
         ({"X": X, "y": np.zeros(2), "lengths": np.array([4.0, 4.0])}, "ntc", "2 integers"),
         ({"X": X, "y": np.zeros(2), "lengths": np.array([4])}, "ntc", "one for each sequence"),
         ({"X": X[:0], "y": np.zeros(0)}, "ntc", "is empty"),
-        ({"X": X.astype("U9"), "y": np.zeros(2)}, "ntc", "not numbers"),
-        ({"X": np.array([[1, "a"], [2, None]], object), "y": np.zeros(2)}, "nt", "not numbers"),
+        ({"X": X.astype("U9"), "y": np.zeros(2)}, "ntc", "not real numbers"),
+        (
+            {"X": np.array([[1, "a"], [2, None]], object), "y": np.zeros(2)},
+            "nt",
+            "not real numbers",
+        ),
         ({"X": X, "y": np.array(["a", None], object)}, "ntc", "Python objects, which are never"),
     ],
 )
@@ -180,7 +185,7 @@ def test_missing_cells_are_nan(csv):
 
 def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
     csv(TABLE).rename(tmp_path / "train.csv")
-    csv(TABLE).rename(tmp_path / "test.csv")
+    csv(TABLE).rename(tmp_path / "TEST.CSV")
     assert set(read_table(tmp_path, COLUMNS)) == {"train", "test"}
 
 
@@ -197,6 +202,8 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
         (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
         ("id,kind,a,a\nx,cat,1,2\n", "two columns named 'a'"),
+        (TABLE + "z,nan,2,5,6\n", "kind: a label is missing"),
+        (",id,kind,a\n0,x,cat,1\n", "a column without a name (''), which may be the row numbers"),
         ("id,kind\nx,cat\n", "no column beside id, label"),
         ("id,kind,a\n", "no row below its header"),
         ("", "is empty"),
@@ -208,6 +215,17 @@ def test_tables_that_do_not_fit(csv, text, phrase):
         read_table(csv(text), COLUMNS)
     assert phrase in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_unnamed_column_is_no_feature_unless_it_is_chosen(csv):
+    read = read_table(csv(",id,kind,a\n0,x,cat,1\n"), Columns("id", "kind", features=("a",)))["all"]
+    assert read.values.tolist() == [[[1.0]]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_text_that_is_not_utf_8(csv, encoding):
+    with pytest.raises(UserError, match=r"not UTF-8 text \(.*\): save it as UTF-8"):
+        read_table(csv(TABLE.replace("cat", "Käfer"), encoding), COLUMNS)
 
 
 def test_two_rows_of_one_time(csv):
@@ -250,6 +268,13 @@ TS = """# a comment
 1,2,3:4,5,6:cat
 7,?:8,NaN:dog
 """
+
+
+def test_labels_that_are_missing_in_a_header(tmp_path):
+    path = tmp_path / "Own.ts"
+    path.write_text(TS.replace("cat dog", "cat NaN"))
+    with pytest.raises(UserError, match="line 8: @classLabel: a label is missing"):
+        read_ts(path)
 
 
 def test_ts_files_with_dimensions_missing_values_and_unequal_lengths(tmp_path):
@@ -368,8 +393,47 @@ def test_folders_that_do_not_fit(tmp_path):
         read_image_folders(tmp_path)
     picture(tmp_path / "dog" / "a.png", 1)
     picture(tmp_path / "train" / "cat" / "a.png", 1)
-    with pytest.raises(UserError, match=r"the splits train and also cat, dog"):
+    with pytest.raises(UserError, match=r"cat, dog, which are neither splits nor classes"):
         read_image_folders(tmp_path)
+
+
+def test_links_are_followed_once_and_other_files_are_named(tmp_path):
+    picture(tmp_path / "else" / "a.png", 1)
+    folder = tmp_path / "set"
+    picture(folder / "cat" / "b.png", 2)
+    (folder / "cat" / "more").symlink_to(tmp_path / "else")
+    (folder / "cat" / "loop").symlink_to(folder / "cat")
+    (folder / "dog").symlink_to(tmp_path / "else")
+    (folder / "cat" / "x.heic").write_bytes(b"")
+    (folder / "cat" / "y.txt").write_bytes(b"")
+    read = read_image_folders(folder)["all"]
+    assert read.ids == ("cat/b.png", "cat/more/a.png", "dog/a.png")
+    note = "cat/x.heic (and 1 more) was skipped: its name does not end like a picture's"
+    assert read.notes == (note,)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation"), ("train", "dev")])
+def test_folders_that_only_look_like_splits(tmp_path, names):
+    for name in names:
+        picture(tmp_path / name / "cat" / "a.png", 1)
+    with pytest.raises(UserError, match="the folders are train, val and test"):
+        read_image_folders(tmp_path)
+
+
+def test_transparent_palette_and_cmyk_pictures_are_what_a_prediction_sees(tmp_path):
+    """A picture has the same pixels in a training set as for elstm-predict."""
+    draw = np.random.default_rng(0).integers(0, 256, (7, 5, 4), dtype=np.uint8)
+    image = Image.fromarray(draw)  # RGBA
+    folder = tmp_path / "cat"
+    folder.mkdir()
+    image.save(folder / "alpha.png")
+    image.convert("RGB").convert("P").save(folder / "palette.png", transparency=0)
+    image.convert("CMYK").save(folder / "cmyk.tif")
+    for channels in (1, 3):
+        read = read_image_folders(tmp_path, channels, (4, 3))["all"]
+        for name, values in zip(read.ids, read.values, strict=True):
+            seen = read_image(tmp_path / name, 4, 3, channels=channels, exact=True)
+            np.testing.assert_array_equal(values, seen.reshape(12, channels))
 
 
 def test_pictures_that_do_not_fit_into_memory(tmp_path, monkeypatch):

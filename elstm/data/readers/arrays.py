@@ -103,7 +103,7 @@ def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled:
         if names:
             raise UserError(f"{path} holds X beside X_{next(iter(names))}: keep one of the two")
         names = {"all": ""}
-    if not names or ("all" not in names and "train" not in names and labelled):
+    if not names:
         raise UserError(
             f"{path} holds {', '.join(headers) or 'no array'}: needed are X and y, or X_train and "
             "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
@@ -129,7 +129,7 @@ def _set(
     if 0 in shape:
         raise UserError(f"{path}: {x_name} is empty ({' x '.join(map(str, shape))})")
     if dtype.hasobject or dtype.kind not in "fiub":
-        raise UserError(f"{path}: {x_name} holds {dtype} and not numbers")
+        raise UserError(f"{path}: {x_name} holds {dtype} and not real numbers")
     labels_shape = headers[y_name][0] if y_name in headers else (shape[0],)
     if labels_shape not in ((shape[0],), (shape[0], 1)):
         given = " x ".join(map(str, labels_shape)) or "1"
@@ -137,7 +137,11 @@ def _set(
             f"{path}: {x_name} is {' x '.join(map(str, shape))} and {y_name} is {given}: the "
             f"first axis of {x_name} has to count the sequences, with one label for each"
         )
-    check_memory(f"{path}: {x_name}", math.prod(shape))
+    for name in (y_name, l_name):
+        if name in headers:
+            size, kind = headers[name]
+            check_memory(f"{path}: {name}", math.prod(size), kind.itemsize)
+    check_memory(f"{path}: {x_name}", math.prod(shape), dtype.itemsize)
     values = file[x_name]
     if layout == "nct":
         values = values.transpose(0, 2, 1)

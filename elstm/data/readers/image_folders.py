@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from elstm.data.image_files import endings, read_full, scaled
 from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory
 from elstm.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MODES = {1: "L", 3: "RGB"}
-MAX_PIXELS = 100_000_000  # of one picture
+GROUND = 0  # black, behind transparent parts; elstm-predict takes the same for such a run
+# What other programs call splits; folders of these names alone are no classes.
+LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
+
+Note = Callable[[Path, str], None]  # receives a file and what a user should know about it
 
 
 class ImageFolderOptions(Protocol):
@@ -66,14 +71,15 @@ def read_image_folders(
             "folders), and holds no folder"
         )
     names = [folder.name for folder in folders]
-    if "train" in names:
-        other = sorted(set(names) - set(SPLITS))
-        if other:
-            raise UserError(
-                f"{path} holds the splits {', '.join(n for n in SPLITS if n in names)} and also "
-                f"{', '.join(other[:5])}: keep one of the two layouts"
-            )
+    if any(name in SPLITS for name in names) and set(names) <= set(SPLITS):
         parts = {split: path / split for split in SPLITS if split in names}
+    elif "train" in names or {name.lower() for name in names} <= LIKE_SPLITS:
+        other = sorted(set(names) - set(SPLITS))
+        raise UserError(
+            f"{path} holds {', '.join(other[:5])}, which are neither splits nor classes: either "
+            "every folder is a class, or the folders are train, val and test, with the classes "
+            "inside"
+        )
     else:
         parts = {"all": path}
     found: Source = {}
@@ -92,17 +98,16 @@ def _folders(path: Path) -> list[Path]:
     return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
 
 
-def _files(root: Path, folder: Path) -> list[tuple[str, Path]]:
+def _files(root: Path, folder: Path, note: Note) -> list[tuple[str, Path]]:
     """Returns class and file of each picture below `folder`."""
-    found = []
+    found, known = [], endings()
     for label in _folders(folder):
-        files = sorted(
-            file
-            for file in label.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(root).parts)
-        )
+        files = []
+        for file in sorted(_visible(label)):
+            if file.suffix.lower() in known:
+                files.append(file)
+            else:
+                note(file, "was skipped: its name does not end like a picture's")
         if not files:
             raise UserError(f"{label} holds no picture: every class needs some, or take it away")
         found += [(label.name, file) for file in files]
@@ -111,18 +116,37 @@ def _files(root: Path, folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
+def _visible(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder that are not hidden; links are followed, each folder once."""
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        place = os.path.realpath(root)
+        folders[:] = [name for name in folders if not name.startswith(".") and place not in seen]
+        if place not in seen:
+            yield from (Path(root, name) for name in names if not name.startswith("."))
+        seen.add(place)
+
+
 def _read(
     root: Path, folder: Path, channels: int, size: tuple[int, int] | None, *, fixed: bool
 ) -> LabelledSet:
-    files = _files(root, folder)
-    first = files[0][1]
+    notes: dict[str, list[Path]] = {}
+
+    def note(file: Path, text: str) -> None:
+        notes.setdefault(text, []).append(file)
+
+    files = _files(root, folder, note)
     if size is None:
-        rows, columns, _ = _pixels(first, channels, None).shape
+        rows, columns, _ = _pixels(files[0][1], channels, None, lambda *_: None).shape
         size = rows, columns
     check_memory(str(folder), len(files) * size[0] * size[1] * channels // 4)
     images = np.empty((len(files), *size, channels), np.uint8)
     for row, (_, file) in enumerate(files):
-        pixels = _pixels(file, channels, size if fixed else None)
+        pixels = _pixels(file, channels, size if fixed else None, note)
         if pixels.shape[:2] != size:
             height, width = pixels.shape[:2]
             raise UserError(
@@ -134,32 +158,25 @@ def _read(
     ids = tuple(str(file.relative_to(root)) for _, file in files)
     pixels_first = images.reshape(len(files), -1, channels)
     lengths = np.full(len(files), pixels_first.shape[1])
-    return LabelledSet(pixels_first, lengths, labels, ids, (folder,), image_size=size)
+    return LabelledSet(
+        pixels_first, lengths, labels, ids, (folder,), image_size=size,
+        notes=tuple(_sentence(root, text, found) for text, found in notes.items()),
+    )  # fmt: skip
 
 
-def _pixels(file: Path, channels: int, size: tuple[int, int] | None) -> np.ndarray:
+def _sentence(root: Path, text: str, files: list[Path]) -> str:
+    """Returns what was noted about some files."""
+    more = f" (and {len(files) - 1:,} more)" if len(files) > 1 else ""
+    return f"{files[0].relative_to(root)}{more} {text}"
+
+
+def _pixels(file: Path, channels: int, size: tuple[int, int] | None, note: Note) -> np.ndarray:
     """Returns uint8 (rows, columns, channels) of one picture, upright."""
-    from PIL import Image, ImageOps  # half a second: only where pictures are read
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # bounded here
-            with Image.open(file) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise UserError(f"{file} has more than {MAX_PIXELS:,} pixels")
-                upright = ImageOps.exif_transpose(picture)
-                if upright.mode.startswith(("I", "F")):
-                    raise UserError(
-                        f"{file} has grey levels of 16 bits or more ({upright.mode}): save it with "
-                        "8 bits a channel"
-                    )
-                converted = upright.convert(MODES[channels])
-                if size is not None and converted.size != (size[1], size[0]):
-                    converted = converted.resize((size[1], size[0]), Image.Resampling.BOX)
-                pixels = np.asarray(converted, np.uint8)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises many kinds for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{file} is no picture that can be read: {reason}") from error
-    return pixels.reshape(*pixels.shape[:2], channels)
+        full = read_full(
+            file, MODES[channels], None, GROUND, lambda text: note(file, text), eight_bits=True
+        )
+    except ValueError as error:
+        raise UserError(f"{file} is no picture that can be read: {error}") from error
+    rows, columns = size or (full.height, full.width)
+    return scaled(full, rows, columns).reshape(rows, columns, channels)

@@ -23,6 +23,7 @@ from elstm.data.labelled import (
 from elstm.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
+NAMELESS = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls an index
 MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual names
 
 
@@ -93,20 +94,21 @@ def read_table(path: Path, columns: Columns, *, labelled: bool = True) -> Source
 def _files(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {"all": path}
-    files = {
-        split: [path / f"{split}{end}" for end in SUFFIXES if (path / f"{split}{end}").is_file()]
-        for split in SPLITS
-    }
+    names = {f"{split}{end}": split for split in SPLITS for end in SUFFIXES}
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    for file in sorted(path.iterdir()):
+        if file.name.lower() in names and file.is_file():
+            files[names[file.name.lower()]].append(file)
     double = next((found for found in files.values() if len(found) > 1), None)
     if double:
         raise UserError(f"{path} holds both {double[0].name} and {double[1].name}: keep one")
-    if not files["train"]:
+    if not any(files.values()):
         raise UserError(f"{path} holds no train.csv or train.parquet: give that, or a file itself")
     return {split: found[0] for split, found in files.items() if found}
 
 
 def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path, columns.separator)
+    rows = _parquet_rows(path) if _is_parquet(path) else _csv_rows(path, columns.separator)
     _, names = next(rows)
     if not labelled and columns.label not in names:
         columns = replace(columns, label=None)
@@ -139,6 +141,16 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     return LabelledSet(values, lengths, labels, tuple(sequences), (path,), tuple(features))
 
 
+def _is_parquet(path: Path) -> bool:
+    if path.suffix.lower() == ".parquet":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _places(
     path: Path, names: Sequence[str], columns: Columns
 ) -> tuple[dict[str, int], dict[str, int]]:
@@ -167,6 +179,12 @@ def _places(
     overlap = next((name for name in chosen if name in wanted.values()), None)
     if overlap is not None:
         raise UserError(f"data.features names {overlap!r}, which is the id, label or time")
+    nameless = next((name for name in chosen if name in NAMELESS), None)
+    if nameless is not None and given is None:
+        raise UserError(
+            f"{path} has a column without a name ({nameless!r}), which may be the row numbers that "
+            "pandas writes: leave it out (to_csv(index=False)), or set data.features"
+        )
     if not chosen:
         raise UserError(f"{path} has no column beside id, label and time: there are no features")
     return places, {name: names.index(name) for name in chosen}
@@ -177,7 +195,8 @@ def _add(
     features: dict[str, int], columns: Columns, number: int, line: int,
 ) -> None:  # fmt: skip
     """Adds one row to the sequence that it belongs to."""
-    name = str(cells[places["id"]]).strip()
+    given = cells[places["id"]]
+    name = "" if given is None or given != given else str(given).strip()  # NaN equals nothing
     if not name:
         raise UserError(f"{where}: the column {columns.id!r} is empty")
     try:
@@ -216,8 +235,8 @@ def _number(where: str, column: str, cell: Any) -> float:
             return float(text)
         except ValueError:
             raise UserError(
-                f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; leave "
-                "it out with 'data.features=\"A,B\"'"
+                f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; "
+                "'data.features=\"A,B\"' names the columns that are read"
             ) from None
     if isinstance(cell, int | float):  # bool is an int
         return float(cell)
@@ -247,7 +266,7 @@ def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, Sequence[Any]]]
             if not width:
                 raise UserError(f"{path} is empty")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
     except csv.Error as error:
         raise UserError(f"{path} is not a CSV file: {error}") from error
     except OSError as error:

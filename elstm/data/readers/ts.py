@@ -12,10 +12,11 @@ from typing import Protocol
 
 import numpy as np
 
-from elstm.data.labelled import UNLABELLED, LabelledSet, Source, label_text, padded
+from elstm.data.labelled import UNLABELLED, LabelledSet, Source, check_memory, label_text, padded
 from elstm.errors import UserError
 
 MAX_BYTES = 4_000_000_000
+CHECKED = 1_000_000  # numbers, after which the free memory is looked at again
 ENDS = {"_TRAIN": "train", "_TEST": "test"}
 HEADER_KEYS = (
     "@problemname", "@timestamps", "@missing", "@univariate", "@dimension", "@dimensions",
@@ -53,21 +54,23 @@ def read_ts(path: Path, *, labelled: bool = True) -> Source:
 
 def _files(path: Path) -> dict[str, Path]:
     if path.is_dir():
-        found: dict[str, list[Path]] = {
-            split: sorted(path.glob(f"*{end}.ts")) for end, split in ENDS.items()
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".ts")
+        found = {
+            split: [file for file in files if file.stem.upper().endswith(end)]
+            for end, split in ENDS.items()
         }
         if len(found["train"]) != 1 or len(found["test"]) > 1:
-            names = [file.name for files in found.values() for file in files]
+            names = [file.name for each in found.values() for file in each]
             raise UserError(
                 f"{path} has to hold one NAME_TRAIN.ts and at most one NAME_TEST.ts, and holds "
                 f"{', '.join(names) or 'none'}: give the file itself"
             )
-        return {split: files[0] for split, files in found.items() if files}
+        return {split: each[0] for split, each in found.items() if each}
     for end in ENDS:
         if path.stem.endswith(end):
             stem = path.stem.removesuffix(end)
-            files = {split: path.with_name(f"{stem}{e}.ts") for e, split in ENDS.items()}
-            return {split: file for split, file in files.items() if file.is_file()}
+            pair = {split: path.with_name(f"{stem}{e}{path.suffix}") for e, split in ENDS.items()}
+            return {split: file for split, file in pair.items() if file.is_file()}
     return {"all": path}
 
 
@@ -81,7 +84,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text and not text.startswith(("#", "%")):
                     yield number, text
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text, save it as such"
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
@@ -91,6 +94,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
     sequences: list[np.ndarray] = []
     labels: list[str] = []
     ids: list[str] = []
+    read = checked = 0  # numbers since the last check of the memory, and before it
     for number, line in lines:
         where = f"{path}, line {number}"
         *dimensions, label = line.split(":") if classes else [*line.split(":"), ""]
@@ -112,6 +116,10 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
                 "first sequence"
             )
         sequences.append(sequence)
+        read += sequence.size
+        if read >= CHECKED:
+            checked, read = checked + read, 0
+            check_memory(str(path), checked)
         labels.append(text)
         ids.append(f"{path.stem}:{number}")
     if not sequences:
@@ -136,7 +144,10 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set
         if key == "@targetlabel" and values[:1] and values[0].lower() == "true":
             raise UserError(f"{path} is a set for regression (@targetLabel), and has no classes")
         if key == "@classlabel" and values[:1] and values[0].lower() == "true":
-            classes = {label_text(value) for value in values[1:]}
+            try:
+                classes = {label_text(value) for value in values[1:]}
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: @classLabel: {error}") from error
         if key == "@data":
             if not classes and labelled:
                 raise UserError(
