@@ -209,8 +209,7 @@ def name_override(data: OwnDataConfig) -> str:
 def _apply(override: Override, cfg: DictConfig) -> None:
     """Sets a key of a composed config, as Hydra does it."""
     key, value = override.key_or_group, override.value()
-    exists = OmegaConf.select(cfg, key, throw_on_missing=False) is not None
-    if override.is_add() and exists and not isinstance(value, dict | list):
+    if override.is_add() and _exists(cfg, key) and not isinstance(value, dict | list):
         raise UserError(f"{show(override.input_line)}: the key exists; leave out the +")
     adds = override.is_add() or override.is_force_add()
     try:
@@ -218,6 +217,15 @@ def _apply(override: Override, cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         text = f"Could not override '{key}': {override.input_line}"
         raise ConfigCompositionException(text) from error
+
+
+def _exists(cfg: DictConfig, key: str) -> bool:
+    """Returns whether a key has a value, without resolving it: other keys may not be given yet."""
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, group) if group else cfg
+    if not isinstance(node, DictConfig):
+        return False
+    return OmegaConf.is_interpolation(node, name) or OmegaConf.select(node, name) is not None
 
 
 def typed(cfg: DictConfig) -> Config:

@@ -86,8 +86,10 @@ def test_a_search_needs_one_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_folds_of_all_training_sequences(capsys: pytest.CaptureFixture[str]) -> None:
     """Each sequence tests once, and all others train."""
-    words = [*ALL, "trainer.max_epochs=1", "data.folds=3", "data.fold=0,1,2"]
+    # A name before the path, from which the default of the name follows.
+    words = ["data.name=mine", *ALL, "trainer.max_epochs=1", "data.folds=3", "data.fold=0,1,2"]
     assert train.main(["-m", *words]) == 0
+    assert len(list(Path("outputs/mine").rglob("status.json"))) == 3
     assert capsys.readouterr().out.count("40 training, 0 validation, 20 test sequences") == 3
 
 
