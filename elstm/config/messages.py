@@ -43,7 +43,8 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     owner = Config if owner is Root else owner
     name = key.rpartition(".")[2]
     ours = owner is not None and owner.__module__.startswith(f"{__package__}.")
-    ours = ours and name in owner.__dataclass_fields__  # else the error is of another node
+    # An error may name another node than the one that the key belongs to.
+    ours = ours and name in getattr(owner, "__dataclass_fields__", {})
     if not ours or key in SCHEMAS or key in ("trainer", "tracking", "sweep"):
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
