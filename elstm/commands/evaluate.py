@@ -54,6 +54,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _main(args: argparse.Namespace) -> int:
     import dataclasses  # these and torch are imported late, so that --help answers at once
 
+    from elstm.config.schema import data_with_seed
     from elstm.data.load import load_data, moved
     from elstm.data.other import load_other
     from elstm.data.sequences import SequenceData
@@ -68,7 +69,7 @@ def _main(args: argparse.Namespace) -> int:
     require_one_process(PROG)
     trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     config = trained.config
-    trainer, source = config.trainer, config.data
+    trainer, source = config.trainer, data_with_seed(config)
     if args.device is not None:
         trainer = dataclasses.replace(trainer, device=args.device)
     elif trainer.device not in ("auto", *runtime.available_devices()):

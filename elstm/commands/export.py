@@ -62,6 +62,7 @@ def _main(args: argparse.Namespace) -> int:
     import torch
 
     from elstm.commands.serving import ServedModel, export_program
+    from elstm.config.schema import data_with_seed
     from elstm.data.load import load_data, moved
     from elstm.data.sequences import ImageSequences
     from elstm.files.atomic import write_atomic, writing
@@ -73,7 +74,7 @@ def _main(args: argparse.Namespace) -> int:
     if "onnx" in formats:
         _need_onnx()
     trained = load_trained(args.run_dir, args.checkpoint, args.weights)
-    source = trained.config.data
+    source = data_with_seed(trained.config)
     if args.data_root is not None:
         source = moved(source, args.data_root)
     with data_root_as("--data-root"):

@@ -37,7 +37,11 @@ class DigitsConfig(DataConfig):
     permute: bool = setting(
         False, help="Reads the pixels of every image in one fixed random order."
     )
-    permute_seed: int = bounded(0, ge=0, help="Seed of that random order.")
+    permute_seed: int | None = bounded(
+        0,
+        ge=0,
+        help="Seed of that random order. null takes the run's seed: an order for each seed.",
+    )
 
 
 @dataclass
@@ -138,7 +142,11 @@ class ImagesConfig(OwnDataConfig):
     permute: bool = setting(
         False, help="Reads the pixels of every picture in one fixed random order."
     )
-    permute_seed: int = bounded(0, ge=0, help="Seed of that random order.")
+    permute_seed: int | None = bounded(
+        0,
+        ge=0,
+        help="Seed of that random order. null takes the run's seed: an order for each seed.",
+    )
 
 
 # The options of each source of own data; a source that is not listed has those of SeriesConfig.

@@ -8,13 +8,14 @@ and its help. No module here imports torch or Hydra.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from elstm.config.data_options import (
     OWN_DATA,
     DataConfig,
     DigitsConfig,
+    ImagesConfig,
     ImageSetConfig,
     SeriesConfig,
 )
@@ -148,6 +149,14 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "plateau": PlateauConfig,
     },
 }
+
+
+def data_with_seed(config: Config) -> DataConfig:
+    """Returns the group data with the seed of the order of the pixels, where that is the run's."""
+    data = config.data
+    if isinstance(data, DigitsConfig | ImagesConfig) and data.permute_seed is None:
+        return replace(data, permute_seed=config.seed)
+    return data
 
 
 def settings_without_effect() -> tuple[str, ...]:

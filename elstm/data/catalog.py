@@ -180,7 +180,7 @@ class DataOptions(Protocol):
     name: str
     pixels_per_step: int
     permute: bool
-    permute_seed: int
+    permute_seed: int | None
     train_size: int | None
     batch_size: int
 

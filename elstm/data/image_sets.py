@@ -55,6 +55,17 @@ def random_order(n: int, *key: str | int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def pixel_order(pixels: int, seed: int | None) -> Tensor:
+    """Returns the order in which permuted pixels are read.
+
+    Raises:
+        ValueError: the seed is still open, because the caller has not filled in the run's.
+    """
+    if seed is None:
+        raise ValueError("the seed of the order of the pixels is not known")
+    return random_order(pixels, "pixels", seed)
+
+
 def load_image_set(name: str, root: str) -> ImageSet:
     """Returns a set of DATA_SETS, from torchvision's layout under `root`.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from elstm.data import preparing
 from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_own_sizes, check_sizes
-from elstm.data.image_sets import Split, load_image_set, random_order, stratified
+from elstm.data.image_sets import Split, load_image_set, pixel_order, stratified
 from elstm.data.labelled import LabelledSet, Source, with_features
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
@@ -210,7 +210,7 @@ def _images(
         for name, part in parts.items()
     }
     mean, std = mean_and_std(splits["train"].images)
-    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
+    order = pixel_order(pixels, options.permute_seed) if options.permute else None
     return ImageSequences(
         name=options.name,
         class_names=names,
@@ -253,7 +253,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
             rows = stratified(train.labels, options.train_size)
         train = Split(train.images[rows], train.labels[rows])
     mean, std = mean_and_std(train.images)
-    order = random_order(pixels, "pixels", options.permute_seed) if options.permute else None
+    order = pixel_order(pixels, options.permute_seed) if options.permute else None
     names = images.class_names
     description = (
         f"{preparing.counts(len(train), len(images.val), len(images.test))} "

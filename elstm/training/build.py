@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from elstm.cli import data_root_as
-from elstm.config.schema import Config, PlateauConfig
+from elstm.config.schema import Config, PlateauConfig, data_with_seed
 from elstm.data.load import load_data
 from elstm.data.sequences import SequenceData
 from elstm.errors import UserError
@@ -100,7 +100,7 @@ def build_data(
     """
     stratify = is_stratified(saved and saved["data"])
     with nullcontext() if saved is None else data_root_as():
-        data = load_data(config.data, stratify=stratify).to(accelerator.device)
+        data = load_data(data_with_seed(config), stratify=stratify).to(accelerator.device)
     processes, accumulate = accelerator.num_processes, config.trainer.accumulate
     total = data.batch_size * processes * accumulate
     if saved is not None:

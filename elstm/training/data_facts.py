@@ -9,7 +9,7 @@ import torch
 
 from elstm.config.data_options import DataConfig, DigitsConfig, ImagesConfig, OwnDataConfig
 from elstm.data.catalog import DATA_SETS
-from elstm.data.image_sets import random_order
+from elstm.data.image_sets import pixel_order
 from elstm.data.sequences import SequenceData
 from elstm.errors import UserError, show
 from elstm.training.content import describe, integer, number, same
@@ -98,7 +98,7 @@ def _check_image_facts(facts: dict[str, Any], data: DigitsConfig | ImagesConfig)
             raise ValueError("its data have other channels or pixels_per_step than its pictures")
     order, total = facts.get("permutation"), facts["pixels"]
     if data.permute:
-        pixels_order = random_order(total, "pixels", data.permute_seed)
+        pixels_order = pixel_order(total, data.permute_seed)
         if not isinstance(order, torch.Tensor) or describe(order) != describe(pixels_order):
             raise ValueError("its data have no order of the pixels")
         if not torch.equal(order, pixels_order):

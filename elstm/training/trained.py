@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elstm.config.run_config import load_run_config
-from elstm.config.schema import Config
+from elstm.config.schema import Config, data_with_seed
 from elstm.errors import UserError, show
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
@@ -123,7 +123,7 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     for name in ("data", "model", "state"):
         mapping(name, content.get(name))
     facts = content["data"]
-    check_facts(facts, config.data)
+    check_facts(facts, data_with_seed(config))
     for name in ("step", "epoch", "batch"):
         integer(f"its {name}", content["state"].get(name), 0, 2**53)
     check_computing(content, config)

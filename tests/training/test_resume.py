@@ -30,6 +30,7 @@ from elstm.records.status import read_status
 from elstm.training import build, checkpoint, evaluation
 from elstm.training.run import run
 from elstm.training.step import TrainStep
+from elstm.training.trained import check_fits
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -229,6 +230,19 @@ def test_the_permutation_is_stored(folders: Any) -> None:
     permutation = last(folder)["data"]["permutation"]
     assert sorted(permutation.tolist()) == list(range(64))
     assert permutation.tolist() != list(range(64))
+
+
+def test_an_order_of_the_pixels_for_each_seed(folders: Any) -> None:
+    def order(seed: int, **data: Any) -> list[int]:
+        folder = next(folders)
+        config = small_config(data={"permute": True, **data}, max_steps=1)
+        run(dataclasses.replace(config, seed=seed), folder)
+        check_fits(last(folder), dataclasses.replace(config, seed=seed))
+        return last(folder)["data"]["permutation"].tolist()
+
+    first = order(3, permute_seed=None)
+    assert first == order(0, permute_seed=3)
+    assert first != order(4, permute_seed=None)
 
 
 def test_the_same_config_gives_the_same_run(folders: Any) -> None:
