@@ -3,7 +3,8 @@
 A file is only appended to: readers hold a position in it, and one that was renamed or cut back
 would show nothing more. A resume writes a SessionLog.START with the checkpoint's step S. It makes
 TensorBoard drop the events from S on, which training then writes again. What the file had of S at
-the checkpoint is dropped with them, so it is repeated behind the START.
+the checkpoint is dropped with them, so it is repeated behind the START. So are pictures of S that
+were drawn after the checkpoint was written.
 
 A kill may leave half a record, behind which no reader gets. Then a second file is started, whose
 name sorts behind the first: readers go on to it.
@@ -17,7 +18,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -39,27 +41,35 @@ class EventFile:
         folder: the run's.
         step: of the checkpoint that the run resumes from, else 0.
         size: bytes of all event files together at the checkpoint; None: there is none.
+        keep: tags of pictures of that step that stay, though they lie behind the checkpoint.
 
     Attributes:
         missing: bytes that the files lacked.
         tags: of all scalars, histograms and pictures in the existing files.
+        repeated: tags of the events of the checkpoint's step and later that stay.
     """
 
-    def __init__(self, folder: Path, step: int = 0, size: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        size: int | None = None,
+        keep: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         existing = sorted(folder.glob(PATTERN))
         files.refuse_links(*existing)
-        repeated: list[bytes] = []
-        self.tags: set[str] = set()
+        found = _Found(step, frozenset(keep))
         ends_well, self.before = True, 0  # bytes in earlier files
         total = sum(path.stat().st_size for path in existing)
         self.missing = max((size or 0) - total, 0)
         for path in existing:
             with files.writing(path):
-                repeated, ends_well = _read(
-                    path, step, (size or 0) - self.before, repeated, self.tags
-                )
+                ends_well = _read(path, (size or 0) - self.before, found)
                 self.before += path.stat().st_size
+        repeated = found.repeated()
+        self.tags = found.tags
+        self.repeated = {tag for event, _ in repeated for tag in _tags(event)}
         if existing and ends_well:
             self.path = existing[-1]
             self.before -= self.path.stat().st_size
@@ -68,7 +78,7 @@ class EventFile:
             self._start(self._new_path())
         if existing:
             self._add_start(step)
-            for data in repeated:
+            for _, data in repeated:
                 self._write(data)
 
     def _new_path(self) -> Path:
@@ -128,34 +138,57 @@ class EventFile:
         return None
 
 
-def _read(
-    path: Path, step: int, size: int, kept: list[bytes], tags: set[str]
-) -> tuple[list[bytes], bool]:
+def _tags(event: Event) -> set[str]:
+    return {value.tag for value in event.summary.value}
+
+
+@dataclass
+class _Found:
+    """Collects what a resume from the checkpoint of `step` repeats: events from this step on."""
+
+    step: int
+    keep: frozenset[str]
+    tags: set[str] = field(default_factory=set)
+    before: list[tuple[Event, bytes]] = field(default_factory=list)  # the checkpoint was written
+    behind: list[tuple[Event, bytes]] = field(default_factory=list)
+
+    def add(self, event: Event, data: bytes, *, known: bool) -> None:
+        """Adds an event; `known` says whether it was written before the checkpoint."""
+        tags = _tags(event)
+        self.tags |= tags
+        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+            if known:
+                self.before = [entry for entry in self.before if entry[0].step < event.step]
+            self.behind = [entry for entry in self.behind if entry[0].step < event.step]
+        elif known and event.HasField("summary") and event.step >= self.step:
+            self.before.append((event, data))
+        elif not known and event.step == self.step and tags and tags <= self.keep:
+            self.behind.append((event, data))
+
+    def repeated(self) -> list[tuple[Event, bytes]]:
+        """Returns these events; what lies before the checkpoint may also be repeated behind it."""
+        known = {tag for event, _ in self.before for tag in _tags(event)}
+        return [*self.before, *(entry for entry in self.behind if not _tags(entry[0]) & known)]
+
+
+def _read(path: Path, size: int, found: _Found) -> bool:
     """Reads one file as TensorBoard does.
 
     Args:
-        step: events from this step on are returned.
-        size: only the first so many bytes count.
-        kept: such events of earlier files.
-        tags: the file's tags are added to it.
+        size: the first so many bytes were written before the checkpoint.
+        found: its events are added to it.
 
-    Returns: the events, and whether the file ends with a complete record.
+    Returns: whether the file ends with a complete record.
     """
-    found, complete = [(Event.FromString(data), data) for data in kept], 0
+    complete = 0
     for start, end, data in _records(path, size):
         complete = end
         try:
             event = Event.FromString(data)
         except DecodeError:
-            return [data for _, data in found], False
-        tags.update(value.tag for value in event.summary.value)
-        if start >= size:
-            continue
-        if event.HasField("session_log") and event.session_log.status == SessionLog.START:
-            found = [entry for entry in found if entry[0].step < event.step]
-        elif event.HasField("summary") and event.step >= step:
-            found.append((event, data))
-    return [data for _, data in found], complete == path.stat().st_size
+            return False
+        found.add(event, data, known=start < size)
+    return complete == path.stat().st_size
 
 
 def _records(path: Path, known: int) -> Iterator[tuple[int, int, bytes]]:

@@ -45,6 +45,9 @@ The event file has the scalars of the rows of metrics.csv (`elstm.records.tags` 
 evaluation, of a long run at about 100 of them, it has histograms of every normalisation and a
 picture of |dL/dh_t|: 20 KB or more.
 
+The picture is drawn after the checkpoint of its evaluation, so that nothing is lost where drawing
+fails; a resume from this checkpoint draws it if it is missing.
+
 All but over_time.csv are appended to. A resume restores the CSV files to their content at its
 checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
 lost, doubled or out of order. A file that another program changed is copied aside first, with a
@@ -57,7 +60,7 @@ import csv
 import io
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +79,7 @@ from elstm.records.event_file import EventFile
 from elstm.records.feeds import Feed, open_feeds
 from elstm.records.sink import Description, Point
 from elstm.records.table_file import TableFile
-from elstm.records.tags import FIRST_SCALARS, SCALARS, TAGS, tags_after
+from elstm.records.tags import EARLIER, FIRST_SCALARS, SCALARS, TAGS, tags_after
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
 POSITION = ("epoch", "step", "train_seconds", "wall_seconds")
@@ -124,6 +127,7 @@ class Tracker:
         sizes: Mapping[str, Any] | None = None,
         step: int = 0,
         texts: Mapping[str, str] | None = None,
+        keep: Collection[str] = (),
     ) -> None:
         """Opens the files.
 
@@ -131,6 +135,8 @@ class Tracker:
             sizes: what `sizes` returned at the checkpoint that the run resumes from; None: none.
             step: of that checkpoint.
             texts: what the event file of a new run holds in Markdown, by tag.
+            keep: names of pictures of that step that stay, though they were drawn after the
+                checkpoint.
         """
         if self._csv is None:
             return
@@ -141,7 +147,8 @@ class Tracker:
         complete = True
         for name, table in tables.items():
             complete &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
-        self._events = EventFile(self.run_dir, step, known.get("events"))
+        stay = {tags[name] for tags in (TAGS, EARLIER) for name in keep if name in tags}
+        self._events = EventFile(self.run_dir, step, known.get("events"), stay)
         self._tags = tags_after(self._events.tags)
         if not complete or self._events.missing:
             log.warning(
@@ -246,6 +253,10 @@ class Tracker:
         self._over_time = text.getvalue().encode()
         files.write_atomic(self.over_time_path, self._over_time, sync=False)
 
+    def has_picture(self, name: str) -> bool:
+        """Returns whether a run that resumes has this picture of the checkpoint's step."""
+        return self._events is not None and self._tags[name] in self._events.repeated
+
     def log_picture(self, name: str, draw: Callable[[], bytes], step: int) -> None:
         """Draws a picture; one that cannot be drawn costs a warning and never the epoch.
 
@@ -262,6 +273,7 @@ class Tracker:
             return
         image = Summary.Image(colorspace=4, encoded_image_string=png)
         self._events.add(Summary(value=[Summary.Value(tag=self._tags[name], image=image)]), step)
+        self.flush()
         self._feed(step, {TAGS[name]: png})
 
     def log_end(self, step: int, results: Mapping[str, float]) -> None:

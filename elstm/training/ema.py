@@ -89,9 +89,9 @@ def chosen_weights(
 ) -> tuple[Any, str, str | None]:
     """Returns the weights of a checkpoint that are to be used, unchecked, and which they are.
 
-    They are the averaged ones where the run has them. A checkpoint from within an epoch has
-    statistics of the averaged weights as they were at the last evaluation, so that the raw weights
-    are taken from it.
+    They are the averaged ones where the run has them. A checkpoint from between two evaluations
+    has statistics of the averaged weights as they were at the first, so that its raw weights are
+    taken.
 
     Args:
         wanted: one of WEIGHTS; None: the averaged ones if possible.
@@ -115,8 +115,8 @@ def chosen_weights(
     if evaluated != step and any(str(name).endswith(STATISTICS) for name in weights):
         when = f"step {evaluated}" if evaluated > 0 else "the start"
         reason = (
-            f"the checkpoint is from step {step}, within an epoch, and its averaged weights have "
-            f"population statistics from {when}"
+            f"the checkpoint is from step {step}, between two evaluations, and the statistics of "
+            f"its averaged weights are from {when}"
         )
         if wanted == EMA:
             raise ValueError(f"{reason}: take the raw weights, or the best checkpoint")

@@ -31,6 +31,7 @@ class TrainingLoop:
 
     The order of records and checkpoints matters: a checkpoint holds the sizes of the record files,
     and a resume cuts them back to these. So what belongs to a step is recorded before it is saved.
+    A picture alone comes afterwards (Recorder.report_evaluation).
     """
 
     config: Config

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -24,6 +25,7 @@ from elstm.records.correct import TABLE, encode_correct
 from elstm.records.descriptions import describe_run, hparams
 from elstm.records.progress import Progress, duration
 from elstm.records.status import Status
+from elstm.records.tags import PICTURES
 from elstm.records.tracking import Tracker
 from elstm.training import device as runtime
 from elstm.training import evaluation
@@ -67,22 +69,35 @@ class Recorder:
         self.info = log.info if self.main else log.debug
         self.backend: str | None = None  # the one that was logged
         self.status_time = time.monotonic()
+        self.gradient: np.ndarray | None = None  # |dL/dh_t| of the evaluation, (T,), to be drawn
         self.progress: Progress
 
     # --- the start
 
     def start(
-        self, state: TrainState, file_sizes: Mapping[str, Any] | None, *, resume: bool
+        self,
+        state: TrainState,
+        file_sizes: Mapping[str, Any] | None,
+        *,
+        resume: bool,
+        extended: bool = False,
     ) -> None:
         """Opens the record files and logs what is trained.
 
         Args:
             file_sizes: of the record files at the checkpoint; None for a run without one.
             resume: the user asked to resume.
+            extended: the run is trained further than it was planned.
         """
         texts = describe_run(self.config, self.run_dir, self.parts.model)
-        self.tracker.start(hparams(self.config), file_sizes, state.step, texts)
+        at_evaluation = file_sizes is not None and state.evaluated_step == state.step
+        keep = (PICTURES if extended else ("gradient",)) if at_evaluation else ()
+        self.tracker.start(hparams(self.config), file_sizes, state.step, texts, keep)
         self.tracker.open_feeds(self.config)
+        due = at_evaluation and self.main and self._pictures_due(state)
+        if due and not self.tracker.has_picture("gradient"):
+            inside = evaluation.over_time(self.parts.model, self.parts.data)
+            self._draw_gradient(state, inside["gradient"])
         count = sum(p.numel() for p in self.parts.model.parameters())
         data = self.parts.data
         self.status.update(
@@ -190,19 +205,16 @@ class Recorder:
             self._write_status("running", state)
 
     def log_evaluation(self, state: TrainState, values: Mapping[str, float]) -> None:
-        """Records an evaluation and the norms; their sizes are part of the next checkpoint."""
+        """Records an evaluation and the norms; their sizes are part of the next checkpoint.
+
+        The picture comes after that checkpoint, because drawing can fail in any way.
+        """
         at, pictures = position(state), self._pictures_due(state)
         self.tracker.log_norms(self.parts.model, at, histograms=pictures)
         if self.main:
             inside = evaluation.over_time(self.parts.model, self.parts.data)
             self.tracker.write_over_time(inside)
-            if pictures:
-                title = f"{self.config.model.name} on {self.parts.data.name}"
-                self.tracker.log_picture(
-                    "gradient",
-                    lambda: figures.gradient_figure(inside["gradient"], state.epochs, title),
-                    state.step,
-                )
+            self.gradient = inside["gradient"] if pictures else None
         if values:
             self.tracker.log(at, values)
 
@@ -214,13 +226,22 @@ class Recorder:
         self._write_status("running", state, values)
         if not values:
             self.info("epoch %.4g: train loss %.4f", state.epochs, state.train_loss)
-            return
-        self.info(
-            "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s%s",
-            state.epochs, state.train_loss, values["val_loss"], 100 * values["val_accuracy"],
-            self._in_batch(values["val_accuracy_batch_stats"]), _raw(values),
-            " (best)" if best else "",
-        )  # fmt: skip
+        else:
+            self.info(
+                "epoch %.4g: train loss %.4f, val loss %.4f, val accuracy %.2f%%%s%s%s",
+                state.epochs, state.train_loss, values["val_loss"], 100 * values["val_accuracy"],
+                self._in_batch(values["val_accuracy_batch_stats"]), _raw(values),
+                " (best)" if best else "",
+            )  # fmt: skip
+        if self.gradient is not None:
+            self._draw_gradient(state, self.gradient)
+            self.gradient = None
+
+    def _draw_gradient(self, state: TrainState, norms: np.ndarray) -> None:
+        title = f"{self.config.model.name} on {self.parts.data.name}"
+        self.tracker.log_picture(
+            "gradient", lambda: figures.gradient_figure(norms, state.epochs, title), state.step
+        )
 
     def _pictures_due(self, state: TrainState) -> bool:
         """Returns whether pictures are due, about MAX_PICTURES times and after the last step."""

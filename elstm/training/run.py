@@ -193,7 +193,7 @@ def set_up(
     elif accelerator.is_main_process:
         mend(run_dir, status, extensions)
     recorder = Recorder(config, run_dir, parts, tracker, status)
-    recorder.start(state, file_sizes, resume=resume)
+    recorder.start(state, file_sizes, resume=resume, extended=changed)
     if changed:
         recorder.extended(state, snapshot.extensions[-1])
     if saved is not None and accelerator.is_main_process and state.evaluated:

@@ -150,8 +150,8 @@ def test_within_an_epoch_the_raw_weights_are_taken(
     taken = load_trained(tmp_path, "last")
     assert (taken.weights, load_trained(tmp_path, "best").weights) == ("raw", "ema")
     assert taken.weights_text == (
-        "raw: the checkpoint is from step 7, within an epoch, and its averaged weights have "
-        "population statistics from step 5"
+        "raw: the checkpoint is from step 7, between two evaluations, and the statistics of its "
+        "averaged weights are from step 5"
     )
     with pytest.raises(UserError, match="take the raw weights, or the best checkpoint"):
         load_trained(tmp_path, "last", "ema")
