@@ -20,6 +20,7 @@ RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
     "bn_lstm_input": ELSTMBN,  # cell_norm none, normalize_hidden false: Laurent et al. 2015
     "bn_lstm_gates": ELSTMBN,  # cell_norm none
     "elstm_bn": ELSTMBN,
+    "elstm_bn_center": ELSTMBN,  # cell_norm center
 }
 
 

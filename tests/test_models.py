@@ -42,6 +42,7 @@ CONFIGS = {
     ),
     "bn_lstm_gates": ELSTMBNConfig(name="bn_lstm_gates", cell_norm="none"),
     "elstm_bn": ELSTMBNConfig(),
+    "elstm_bn_center": ELSTMBNConfig(name="elstm_bn_center", cell_norm="center"),
 }  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "bn_lstm_input": ELSTMBN,
         "bn_lstm_gates": ELSTMBN,
         "elstm_bn": ELSTMBN,
+        "elstm_bn_center": ELSTMBN,
     }
     norms = {name: [n for n, _ in statistics_norms(layer)] for name, layer in layers.items()}
     assert norms == {
@@ -112,6 +114,7 @@ def test_the_names_stand_for_the_layers_of_the_docs():
         "bn_lstm_input": ["norm_ih_l0"],
         "bn_lstm_gates": ["norm_ih_l0", "norm_hh_l0"],
         "elstm_bn": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
+        "elstm_bn_center": ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"],
     }
     assert layers["bn_lstm"].cell_norm == "output"
     assert layers["elstm_bn"].cell_norm == "update"

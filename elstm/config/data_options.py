@@ -40,7 +40,7 @@ class DigitsConfig(DataConfig):
     permute_seed: int | None = bounded(
         0,
         ge=0,
-        help="Seed of that random order. null takes the run's seed: an order for each seed.",
+        help="Seed of that random order. null takes the seed of the run.",
     )
 
 
@@ -145,7 +145,7 @@ class ImagesConfig(OwnDataConfig):
     permute_seed: int | None = bounded(
         0,
         ge=0,
-        help="Seed of that random order. null takes the run's seed: an order for each seed.",
+        help="Seed of that random order. null takes the seed of the run.",
     )
 
 

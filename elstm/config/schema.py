@@ -128,6 +128,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
         "bn_lstm_input": ELSTMBNConfig,
         "bn_lstm_gates": ELSTMBNConfig,
         "elstm_bn": ELSTMBNConfig,
+        "elstm_bn_center": ELSTMBNConfig,
     },
     "data": {
         **{

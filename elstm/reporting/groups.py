@@ -38,6 +38,7 @@ MODEL_ORDER = (
     "bn_lstm_published",
     "bn_lstm",
     "elstm_bn",
+    "elstm_bn_center",
 )
 MAX_LABEL = 60
 # They stand in every label if they differ at all, because no model's name implies them.

@@ -25,10 +25,11 @@ MODELS = {
     "bn_lstm_input": ("#E69F00", "P", 5),
     "bn_lstm_published": ("#56B4E9", "X", 0),
     "bn_lstm_gates": ("#8C8C8C", "p", 3),
+    "elstm_bn_center": ("#882255", "H", 2),
 }
 # Another model takes one of each by a hash of its name. No model above has such a marker.
 COLOURS = ("#8C8C8C", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("<", ">", "H", "h", "*", "d", "8")
+MARKERS = ("<", ">", "h", "*", "d", "8")
 LINES = (
     "-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
 )  # fmt: skip
