@@ -101,7 +101,8 @@ def _main(args: argparse.Namespace) -> int:
         )
 
     total, right = int(population.confusion.sum()), int(population.confusion.trace())
-    print(f"{config.model.name} on {data.name}, {args.split} split, {total:,} images")
+    what = "images" if "image_size" in trained.facts else "sequences"
+    print(f"{config.model.name} on {data.name}, {args.split} split, {total:,} {what}")
     print(f"checkpoint   {trained.path} ({trained.epoch} epochs, {trained.step} steps)")
     if trained.weights_text is not None:
         print(f"weights      {trained.weights_text}")
@@ -112,7 +113,7 @@ def _main(args: argparse.Namespace) -> int:
         f"macro F1 {macro_f1(population.confusion):.4f}"
     )
     print(f"loss         {population.loss:.4f}\n")
-    print(_table(population.confusion, data.class_names))
+    print(_table(population.confusion, data.class_names, what))
     name = f"confusion_{args.split}"
     if args.data is not None:
         name = f"confusion_{name_from_path(args.data)}"
@@ -125,7 +126,7 @@ def _main(args: argparse.Namespace) -> int:
     )
     picture = args.run_dir / f"{name}.png"
     try:
-        png = confusion_figure(population.confusion.numpy(), data.class_names, title)
+        png = confusion_figure(population.confusion.numpy(), data.class_names, title, what)
     except Exception as error:  # matplotlib, its fonts and its cache raise anything
         raise UserError(f"the confusion matrix cannot be drawn: {summary(error)}") from error
     write_atomic(picture, png, sync=False)
@@ -133,22 +134,26 @@ def _main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(confusion: Tensor, class_names: Sequence[str]) -> str:
-    """Lists recall, precision, F1 and the most frequent error of each class."""
+def _table(confusion: Tensor, class_names: Sequence[str], what: str) -> str:
+    """Lists recall, precision, F1 and the most frequent error of each class.
+
+    Args:
+        what: images or sequences, which the table counts.
+    """
     from elstm.training import scores
 
     names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in class_names]
     width = max(len("class"), *map(len, names))
-    lines = [f"{'class':<{width}}  images  recall  precision      F1  mostly taken for"]
+    lines = [f"{'class':<{width}}  {what}  recall  precision      F1  mostly taken for"]
     columns = scores.recalls, scores.precisions, scores.f1_scores
     recall, precision, f1 = (column(confusion).tolist() for column in columns)
     for i, name in enumerate(names):
         row = confusion[i].clone()
-        images, row[i] = int(row.sum()), 0
+        count, row[i] = int(row.sum()), 0
         wrong = int(row.max())
         taken = f"{names[int(row.argmax())]} ({wrong})" if wrong else ""
         cells = f"{_percent(recall[i]):>6}  {_percent(precision[i]):>9}  {_percent(f1[i]):>6}"
-        lines.append(f"{name:<{width}}  {images:>6}  {cells}  {taken}".rstrip())
+        lines.append(f"{name:<{width}}  {count:>{len(what)}}  {cells}  {taken}".rstrip())
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`elstm-predict RUN_DIR IMAGE... | FOLDER`: the classes of image files, as CSV.
+"""`elstm-predict RUN_DIR IMAGE... | FOLDER`: the classes of image files, as CSV or Parquet.
 
 elstm.data.image_files decodes a picture, elstm.data.placement brings it into the form of the
 model's images. Pictures are read one at a time and predicted in batches, so that memory is bounded
@@ -7,17 +7,16 @@ whatever their number and size.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from elstm.cli import FAILED, Parser, command, home_path, plural, say
+from elstm.commands.prediction_rows import CsvRows, Rows, check_output, rows_for
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -66,7 +65,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "training images (MNIST: into a box of 20 x 20), for pictures of your own; without it "
         "the full picture is scaled",
     )  # fmt: skip
-    parser.add_argument("--output", type=home_path, metavar="FILE", help="default: standard output")
+    parser.add_argument(
+        "-o", "--output", type=home_path, metavar="FILE",
+        help="default: standard output. A name that ends in .parquet gives Parquet, which needs "
+        "pip install 'elstm[parquet]'",
+    )  # fmt: skip
     args = parser.parse_intermixed_args(list(_with_values(words)))
     if not args.images:
         run = (args.run_dir / ".hydra").is_dir()
@@ -86,6 +89,7 @@ def _main(args: argparse.Namespace) -> int:
     from elstm.training.trained import load_trained  # and with it torch: --help answers at once
 
     require_one_process(PROG)
+    check_output(args.output)
     trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     if trained.weights_text is not None:
         say(f"{PROG}: weights: {trained.weights_text}")
@@ -94,11 +98,11 @@ def _main(args: argparse.Namespace) -> int:
     paths = list(_files(args.images, args.recursive))
     predictor = _Predictor(trained, invert=INVERT[args.invert], fit=args.fit)
     if args.output is None:
-        predictor.run(paths, sys.stdout)
+        predictor.run(paths, CsvRows(sys.stdout))
     else:
 
-        def write(out: TextIO) -> None:
-            predictor.run(paths, out)
+        def write(rows: Rows) -> None:
+            predictor.run(paths, rows)
             if predictor.bad == len(paths):
                 raise UserError(f"none of {plural(len(paths), 'file')} could be read: "
                     f"{args.output} was not written")  # fmt: skip
@@ -116,11 +120,11 @@ def _predict_series(args: argparse.Namespace, trained: Any) -> int:
 
     check_options(args)
 
-    def write(out: TextIO) -> None:
-        write_predictions(trained, args.images, csv.writer(_Rows(out)), out.isatty())
+    def write(rows: Rows) -> None:
+        write_predictions(trained, args.images, rows)
 
     if args.output is None:
-        write(sys.stdout)
+        write(CsvRows(sys.stdout))
     else:
         _write_output(args.output, write)
     return 0
@@ -163,7 +167,7 @@ def _visible(folder: Path, recursive: bool) -> Iterator[Path]:
 
 
 class _Predictor:
-    """Reads pictures, predicts their classes and writes them as CSV.
+    """Reads pictures, predicts their classes and writes them as rows.
 
     Args:
         trained: the model and its facts.
@@ -191,10 +195,8 @@ class _Predictor:
         self.bad = 0
         self.notes: dict[str, tuple[Path, int]] = {}  # the first file and the number of files
 
-    def run(self, paths: Sequence[Path], out: TextIO) -> None:
-        writer = csv.writer(_Rows(out))
-        names = self.facts["class_names"]
-        writer.writerow(["file", "predicted", "probability", *(f"p({name})" for name in names)])
+    def run(self, paths: Sequence[Path], rows: Rows) -> None:
+        rows.start(["file"], self.facts["class_names"], _shown)
         batch: list[tuple[Path, np.ndarray]] = []
         for number, path in enumerate(paths, start=1):
             try:
@@ -203,11 +205,8 @@ class _Predictor:
                 say(f"{PROG}: {path}: {error}")
                 self.bad += 1
             if batch and (len(batch) == BATCH or number == len(paths)):
-                terminal = out.isatty()
                 for (name, _), p in zip(batch, self.probabilities(batch), strict=True):
-                    best = max(range(len(p)), key=p.__getitem__)
-                    cells = [_shown(name, terminal), names[best], f"{p[best]:.6f}"]
-                    writer.writerow([*cells, *(f"{value:.6f}" for value in p)])
+                    rows.add([_text(name)], p)
                 batch.clear()
 
     def read(self, path: Path) -> np.ndarray:
@@ -246,49 +245,33 @@ class _Predictor:
             say(f"{PROG}: {first}{more}: the picture {text}")
 
 
-def _shown(path: Path, terminal: bool) -> str:
-    """Returns a file's name for a cell: bytes that are not UTF-8 are written as \\xNN.
+def _text(path: Path) -> str:
+    """Returns a file's name, in which bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _shown(name: str, terminal: bool) -> str:
+    """Returns a file's name for a cell.
 
     A spreadsheet would take a name that begins with = for a formula, and a terminal would obey
     control characters.
     """
-    name = f"./{path}" if str(path)[0] in "=+-@\t\r" else str(path)
-    name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    name = f"./{name}" if name[0] in "=+-@\t\r" else name
     if not terminal:
         return name
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-class _Rows:
-    """Receives the rows of a csv.writer; its encoding's missing characters are escaped.
-
-    The writer quotes cells that hold a part of its line end. Its own is CR LF, so that a CR in a
-    name is quoted; the rows written end with LF.
-    """
-
-    def __init__(self, out: TextIO) -> None:
-        self.out, self.encoding = out, getattr(out, "encoding", None) or "utf-8"
-
-    def write(self, row: str) -> None:
-        row = f"{row.removesuffix(csv.excel.lineterminator)}\n"
-        self.out.write(row.encode(self.encoding, "backslashreplace").decode(self.encoding))
-
-
-def _write_output(path: Path, write: Callable[[TextIO], None]) -> None:
+def _write_output(path: Path, write: Callable[[Rows], None]) -> None:
     """Writes a file that the user has named, at once or not at all.
 
     A link is followed and the file's permissions are kept. A pipe or a device is written to.
     """
     from elstm.files.atomic import write_atomic, writing
 
-    def write_text(file: IO[bytes]) -> None:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        try:
-            write(text)
-            text.flush()
-        finally:
-            with suppress(ValueError, OSError):
-                text.detach()
+    def write_rows(file: IO[bytes]) -> None:
+        with rows_for(path, file) as rows:
+            write(rows)
 
     with writing(path):
         try:
@@ -299,13 +282,13 @@ def _write_output(path: Path, write: Callable[[TextIO], None]) -> None:
             raise UserError(f"cannot write {path}: it is a folder")
         if mode is not None and not stat.S_ISREG(mode):
             with path.open("wb") as stream:
-                write_text(stream)
+                write_rows(stream)
             return
         if mode is not None and not os.access(path, os.W_OK):
             raise UserError(f"cannot write {path}: it is read-only")
 
     def replace(file: IO[bytes]) -> None:
-        write_text(file)
+        write_rows(file)
         if mode is not None:
             with suppress(OSError, AttributeError):  # Windows before Python 3.13
                 os.fchmod(file.fileno(), stat.S_IMODE(mode))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elstm.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
 
+    from elstm.commands.prediction_rows import Rows
     from elstm.training.trained import Trained
 
 
@@ -24,14 +25,10 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"{option} is for pictures, and the run is on sequences of numbers")
 
 
-def write_predictions(trained: Trained, paths: Sequence[Path], writer: Any, terminal: bool) -> None:
+def write_predictions(trained: Trained, paths: Sequence[Path], rows: Rows) -> None:
     """Writes a row for each sequence: id, label if it has one, prediction and probabilities.
 
     All files are read before the first row is written.
-
-    Args:
-        writer: of the module csv.
-        terminal: whether the rows go to a terminal, which control characters must not reach.
 
     Raises:
         UserError: a file cannot be read, or does not fit the model.
@@ -41,22 +38,19 @@ def write_predictions(trained: Trained, paths: Sequence[Path], writer: Any, term
     from elstm.data.other import load_series
 
     read = [load_series(trained.config.data, trained.facts, str(path)) for path in paths]
-    names = trained.facts["class_names"]
-    writer.writerow(["id", "label", "predicted", "probability", *(f"p({n})" for n in names)])
+    rows.start(["id", "label"], trained.facts["class_names"], _shown)
     for path, (data, part) in zip(paths, read, strict=True):
         number = 0
         for x, _ in data.eval_batches("test", trained.config.data.eval_batch_size):
             with torch.no_grad():
-                rows = trained.model(x).softmax(1).tolist()
-            for p in rows:
-                best = max(range(len(p)), key=p.__getitem__)
+                probabilities = trained.model(x).softmax(1).tolist()
+            for p in probabilities:
                 name = part.ids[number] if len(paths) == 1 else f"{path}: {part.ids[number]}"
-                cells = [_cell(name, terminal), _cell(part.labels[number], terminal), names[best]]
-                writer.writerow([*cells, f"{p[best]:.6f}", *(f"{value:.6f}" for value in p)])
+                rows.add([name, part.labels[number]], p)
                 number += 1
 
 
-def _cell(text: str, terminal: bool) -> str:
+def _shown(text: str, terminal: bool) -> str:
     """Returns text for a cell, which no spreadsheet takes for a formula."""
     shown = f"'{text}" if text[:1] in ("=", "+", "@") else text
     return "".join(c if c.isprintable() else "?" for c in shown) if terminal else shown

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGE = 25  # classes
 GRADIENT_RANGE = (1e-10, 10.0)
+CHARACTER = 0.6 / 72  # about the width of a character, in inches a point of its size
 MAX_NAME = 24  # characters of a class's name that are shown
 
 
@@ -63,21 +64,31 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
 
 
 @_under_own_settings
-def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+def confusion_figure(
+    confusion: np.ndarray, class_names: Sequence[str], title: str, what: str = "images"
+) -> Figure:
     """Draws the confusion matrix: the share of each true class, in per cent.
 
     Names of classes and shares are written smaller from LARGE classes on.
 
     Args:
         confusion: (C, C); row: the true class, column: the predicted one.
+        what: images or sequences, which it counts.
     """
     classes = len(class_names)
     many = classes >= LARGE
-    size = 2.4 + (0.24 if many else 0.55) * classes
-    width = max(size + 0.6, 4.6)
-    figure = _figure(width, size, layout="constrained")
-    axes = figure.add_subplot()
     images = confusion.sum(1, keepdims=True)
+    names = [_shortened(name) for name in class_names]
+    counted = [f"{name} ({count})" for name, count in zip(names, images[:, 0], strict=True)]
+    fontsize = 7 if many else 10
+    # Inches: the matrix, its labels on the left and below, and then title and colour bar.
+    side = max((0.24 if many else 0.55) * classes, 1.8)
+    left = CHARACTER * fontsize * max(map(len, counted))
+    below = CHARACTER * fontsize * max(map(len, names)) * (1 if many else 0.75)
+    width = side + left + 1.8
+    lines = textwrap.wrap(title, round(10 * width)) or [""]
+    figure = _figure(width, side + below + 0.8 + 0.17 * len(lines), layout="constrained")
+    axes = figure.add_subplot()
     share = confusion / np.maximum(images, 1)
     # The colours follow the square root, so that confusions of a few per cent can be seen.
     drawn = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
@@ -85,22 +96,20 @@ def confusion_figure(confusion: np.ndarray, class_names: Sequence[str], title: s
         if confusion[row, column]:
             axes.text(
                 column, row, _percent(part, short=many), ha="center", va="center",
-                color="white" if part > 0.3 else "black", fontsize=5 if many else 8,
+                color="white" if part > 0.3 else "black", fontsize=6 if many else 8,
             )  # fmt: skip
-    names = [_shortened(name) for name in class_names]
-    fontsize = 6 if many else 10
     axes.set_xticks(
         range(classes), names, rotation=90 if many else 45, ha="center" if many else "right",
         rotation_mode="default" if many else "anchor", fontsize=fontsize,
     )  # fmt: skip
-    counted = [f"{name} ({count})" for name, count in zip(names, images[:, 0], strict=True)]
     axes.set_yticks(range(classes), counted, fontsize=fontsize)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set_parse_math(False)  # a $ in a name is a $
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true (number of images)")
-    # matplotlib's own wrapping takes a $ for a formula.
-    axes.set_title(textwrap.fill(title, round(11 * width)), fontsize=10, parse_math=False)
+    axes.set_ylabel(f"true (number of {what})")
+    # Over the full figure, which is wider than the matrix. matplotlib's own wrapping takes a $ for
+    # a formula.
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
     bar.set_ticks(
         [p**0.5 for p in (0, 0.01, 0.05, 0.2, 0.5, 1)], labels=["0", "1", "5", "20", "50", "100"]

@@ -8,9 +8,11 @@
     data_fingerprint, data_description   of own data: a checksum of what was read, and what that is
                       in one line; null for a published data set
     epoch, step       done so far; max_epochs
-    val_accuracy, val_accuracy_batch_stats          of the latest evaluation
+    val_accuracy, val_accuracy_batch_stats, val_balanced_accuracy, val_macro_f1
+                      of the latest evaluation
     best_val_accuracy, best_epoch                   by population statistics
-    test_accuracy, test_accuracy_batch_stats, test_loss   of that best checkpoint, once done
+    test_accuracy, test_accuracy_batch_stats, test_balanced_accuracy, test_macro_f1, test_loss
+                      of that best checkpoint, once done
     train_seconds, wall_seconds                     as in metrics.csv, summed over resumes
     parameters        number of trainable numbers
     device, device_name, processes, threads, precision
@@ -51,8 +53,10 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
     (
         "state", "error", "model", "data", "seed", "data_fingerprint", "data_description",
         "epoch", "step", "max_epochs",
-        "val_accuracy", "val_accuracy_batch_stats", "best_val_accuracy", "best_epoch",
-        "test_accuracy", "test_accuracy_batch_stats", "test_loss",
+        "val_accuracy", "val_accuracy_batch_stats", "val_balanced_accuracy", "val_macro_f1",
+        "best_val_accuracy", "best_epoch",
+        "test_accuracy", "test_accuracy_batch_stats", "test_balanced_accuracy", "test_macro_f1",
+        "test_loss",
         "train_seconds", "wall_seconds", "parameters",
         "device", "device_name", "processes", "threads", "precision", "weights", "backend",
         "environment",

@@ -300,9 +300,12 @@ class Recorder:
     def _log_test_pictures(self, state: TrainState, score: evaluation.SplitScore) -> None:
         data = self.parts.data
         title = f"{self.config.model.name} on {data.name}, test"
+        what = "images" if "image_size" in data.facts() else "sequences"
         self.tracker.log_picture(
             "confusion",
-            lambda: figures.confusion_figure(score.confusion.numpy(), data.class_names, title),
+            lambda: figures.confusion_figure(
+                score.confusion.numpy(), data.class_names, title, what
+            ),
             state.step,
         )
         if not bool(score.correct.all()):

@@ -78,7 +78,7 @@ def test_other_splits_and_checkpoints(
 
 def test_the_table() -> None:
     confusion = torch.tensor([[8, 2, 0], [1, 9, 0], [0, 0, 0]])
-    assert evaluate._table(confusion, ["a cat", "dog", "none"]).splitlines() == [
+    assert evaluate._table(confusion, ["a cat", "dog", "none"], "images").splitlines() == [
         "class  images  recall  precision      F1  mostly taken for",
         "a cat      10   80.0%      88.9%   84.2%  dog (2)",
         "dog        10   90.0%      81.8%   85.7%  a cat (1)",

@@ -171,7 +171,7 @@ def test_names_of_all_kinds(
     assert {row["file"] for row in rows} == shown
     assert predict.main([str(trained_run), str(folder / names[-1])]) == 0
     assert "caf\\xe9.png" in capsys.readouterr().out
-    assert predict._shown(Path("=1+1\x1b[2J\n.png"), terminal=True) == r"./=1+1\x1b[2J\n.png"
+    assert predict._shown("=1+1\x1b[2J\n.png", terminal=True) == r"./=1+1\x1b[2J\n.png"
 
 
 def test_what_is_taken_from_a_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from own_data import QUICK, sequences, the_run, write_arrays
 from training_runs import rows as metrics
 
 from elstm import train
-from elstm.commands import evaluate, predict
+from elstm.commands import evaluate, predict, prediction_rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 TABLE = ("data=table", "data.path=t.csv", "data.id=i", "data.label=c", "data.time=t")
@@ -51,6 +52,36 @@ def test_arrays_with_and_without_labels(capsys: pytest.CaptureFixture[str]) -> N
     _, both = predicted(capsys, "new.npz", "waves.npz")
     assert len(both) == 120
     assert both[60]["id"] == "waves.npz: X[0]"
+
+
+def test_parquet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet has the columns and rows of the CSV, through groups of rows; texts as they are."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(prediction_rows, "GROUP", 25)
+    write_arrays(Path("waves.npz"))
+    assert train.main(["data=arrays", "data.path=waves.npz", *QUICK, "trainer.max_steps=1"]) == 0
+    columns, rows = predicted(capsys, "waves.npz")
+    assert predict.main([str(the_run()), "waves.npz", "-o", "out.parquet"]) == 0
+    table = parquet.read_table("out.parquet")
+    assert table.column_names == columns
+    for row, found in zip(rows, table.to_pylist(), strict=True):
+        for name, value in found.items():
+            assert row[name] == (value if isinstance(value, str) else f"{value:.6f}")
+    arrays = sequences()
+    np.savez("=new.npz", X=arrays["X"][:2], lengths=arrays["lengths"][:2])
+    before = Path("out.parquet").read_bytes()
+    assert predict.main([str(the_run()), "=new.npz", "waves.npz", "-o", "out.parquet"]) == 0
+    new = parquet.read_table("out.parquet").to_pylist()[:2]
+    assert [(row["id"], row["label"]) for row in new] == [
+        ("=new.npz: X[0]", None), ("=new.npz: X[1]", None),
+    ]  # fmt: skip
+
+    Path("out.parquet").write_bytes(before)
+    assert predict.main([str(the_run()), "missing.npz", "-o", "out.parquet"]) == 1
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert predict.main([str(the_run()), "waves.npz", "-o", "out.parquet"]) == 1
+    assert "Parquet files need pyarrow: pip install 'elstm[parquet]'" in capsys.readouterr().err
+    assert Path("out.parquet").read_bytes() == before
 
 
 def write_table(path: str, columns: str) -> None:

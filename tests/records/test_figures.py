@@ -6,9 +6,10 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
-from elstm.records.drawing import own_settings
+from elstm.records.drawing import own_settings, png
 from elstm.records.pictures import confusion_figure, gradient_figure
 
 
@@ -28,14 +29,26 @@ def test_gradient(norms: np.ndarray) -> None:
     assert width > height > 200
 
 
-@pytest.mark.parametrize(("classes", "widest"), [(2, 600), (10, 1000), (60, 2000)])
+@pytest.mark.parametrize(("classes", "widest"), [(2, 700), (10, 1100), (60, 2200)])
 def test_confusion(classes: int, widest: int) -> None:
     """Pictures fit a screen from 2 to 60 classes."""
     confusion = np.full((classes, classes), 2) + 96 * np.eye(classes, dtype=int)
     names = [f"class {i}" for i in range(classes - 1)] + ["a name that is far too long" * 9]
-    width, height = size(confusion_figure(confusion, names, "title " * 20))
+    with own_settings():
+        figure = confusion_figure.__wrapped__(confusion, names, "title " * 20)
+        png(figure)
+        texts = figure.findobj(lambda each: isinstance(each, Text) and each.get_text().strip())
+        boxes = [text.get_window_extent() for text in texts]
+    width, height = figure.bbox.size
     assert 400 < width < widest
     assert 300 < height < widest
+    for text, box in zip(texts, boxes, strict=True):  # nothing is cut off
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
+        assert box.x1 <= width, text
+        assert box.y1 <= height, text
+    cells = figure.axes[0].get_window_extent()
+    assert min(cells.width, cells.height) >= 0.9 * figure.dpi * 0.24 * classes
 
 
 def test_confusion_is_in_per_cent_of_each_class() -> None:

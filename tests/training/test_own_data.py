@@ -127,7 +127,7 @@ def test_moved_data_are_taken(interrupted: Path, capsys: pytest.CaptureFixture[s
     assert evaluate.main([str(interrupted)]) == 1
     assert "set --data-root to where the data lie" in capsys.readouterr().err
     assert evaluate.main([str(interrupted), "--data-root", str(moved)]) == 0
-    assert " on waves, test split, 9 images" in capsys.readouterr().out
+    assert " on waves, test split, 9 sequences" in capsys.readouterr().out
 
 
 def test_a_run_keeps_its_name_in_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +284,11 @@ def test_balanced_scores_are_recorded() -> None:
     test = metrics(folder)[-1]
     assert float(test["test_balanced_accuracy"]) != float(test["test_accuracy"])
     assert 0 <= float(test["test_macro_f1"]) <= 1
+    status, val = status_of(folder), metrics(folder)[-2]
+    for row, names in ((test, "test_balanced_accuracy test_macro_f1"),
+                       (val, "val_balanced_accuracy val_macro_f1")):  # fmt: skip
+        for name in names.split():
+            assert float(row[name]) == pytest.approx(status[name], rel=1e-6)
     tags = {tag for _, tag, _ in events(folder)}
     assert {
         "balanced_accuracy/val", "macro_f1/val", "balanced_accuracy/test", "macro_f1/test",
