@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,22 @@ if TYPE_CHECKING:
 
     import torch
 
+    from elstm.commands.programs import Program
+
 PROG = "elstm-export"
 DESCRIPTION = """\
 Writes the model of a run for serving: RUN_DIR/export/model.onnx, for onnxruntime, and model.pt2,
-for torch.export.load; neither needs elstm. They take raw images, uint8 (batch, rows, columns) with
-any batch size, and give logits and probabilities. Both are checked against the model on test images
-before they are written. ONNX needs: pip install 'elstm[onnx]'.
+for torch.export.load; neither needs elstm. They take raw images, uint8 (batch, rows, columns), or
+unscaled series, float32 (batch, steps, features) and, where their lengths differ, int64 lengths
+(batch); batch and steps may have any size. They give logits and probabilities. Both are checked
+against the model on the test split before they are written. ONNX needs: pip install 'elstm[onnx]'.
 """
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # the lowest that torch's exporter writes
 SIZES = (1, 7)  # of the first batches of the check; the last has the rest
 
-Run = Callable[["torch.Tensor"], "torch.Tensor"]
+Inputs = tuple["torch.Tensor", ...]
+Run = Callable[..., "torch.Tensor"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +51,11 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "-o", "--output", type=home_path, metavar="DIR", help="default: RUN_DIR/export"
     )
     parser.add_argument(
-        "--images", type=int, default=1000, metavar="N", help="test images of the check (1000)"
+        "--images",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="test images, or test sequences, of the check (1000)",
     )
     parser.add_data_root()
     args = parser.parse_args(words)
@@ -61,10 +70,9 @@ def _main(args: argparse.Namespace) -> int:
 
     import torch
 
-    from elstm.commands.serving import ServedModel, export_program
+    from elstm.commands.programs import export_program
     from elstm.config.schema import data_with_seed
     from elstm.data.load import load_data, moved
-    from elstm.data.sequences import ImageSequences
     from elstm.files.atomic import write_atomic, writing
     from elstm.training.data_facts import check_same_data, is_stratified
     from elstm.training.trained import load_trained
@@ -80,23 +88,20 @@ def _main(args: argparse.Namespace) -> int:
     with data_root_as("--data-root"):
         data = load_data(source, stratify=is_stratified(trained.facts))
         check_same_data(trained.facts, data)
-    if not isinstance(data, ImageSequences):
-        raise UserError(
-            f"{args.run_dir} cannot be exported: only models of images can be, and {data.name} "
-            "holds sequences of numbers"
-        )
     try:
-        served = ServedModel(trained.model, trained.facts)
+        served, inputs = _served(trained, data, source)
     except TypeError as error:
         raise UserError(f"{args.run_dir} cannot be exported: {error}") from error
-    facts = _metadata(trained, args.run_dir)
+    inputs = tuple(part[: args.images] for part in inputs)
+    facts = _metadata(trained, args.run_dir, served.described())
     say(f"{PROG}: tracing {trained.config.model.name}, {data.num_steps} steps")
     program = export_program(served)
 
-    images = data.test.images[: args.images]
-    with torch.no_grad():
-        expected = torch.cat([trained.model(data.sequences(part)) for part in images.split(1000)])
-    images = images.view(-1, *data.image_size)
+    with torch.no_grad():  # as elstm-predict computes
+        batches = data.eval_batches("test", min(args.images, 1000))
+        count = -(-len(inputs[0]) // min(args.images, 1000))
+        expected = torch.cat([trained.model(x) for x, _ in islice(batches, count)])
+    expected = expected[: args.images]
     contents: dict[str, bytes] = {}
     lines = []
     for name in formats:
@@ -106,9 +111,9 @@ def _main(args: argparse.Namespace) -> int:
             contents[name] = buffer.getvalue()
             run, runs = _torch_run(contents[name]), "torch"
         else:
-            contents[name] = _to_onnx(program, facts)
-            run, runs = _onnx_run(contents[name]), "onnxruntime"
-        lines.append(f"model.{name:<5} {_check(name, run, runs, images, expected)}")
+            contents[name] = _to_onnx(program, facts, served.names)
+            run, runs = _onnx_run(contents[name], served.names), "onnxruntime"
+        lines.append(f"model.{name:<5} {_check(name, run, runs, inputs, expected)}")
 
     folder = args.output or args.run_dir / "export"
     with writing(folder):
@@ -122,6 +127,31 @@ def _main(args: argparse.Namespace) -> int:
     return 0
 
 
+def _served(trained: Any, data: Any, source: Any) -> tuple[Program, Inputs]:
+    """Returns the model with what it takes, and the raw inputs of the test split.
+
+    Raises:
+        TypeError: its layers are of a kind that cannot be exported.
+    """
+    import torch
+
+    from elstm.commands.programs import ImageProgram, SeriesProgram
+    from elstm.data.load import raw_series
+    from elstm.data.sequences import ImageSequences
+
+    if isinstance(data, ImageSequences):
+        images = ImageProgram(trained.model, trained.facts)
+        return images, (data.test.images.view(-1, *images.size),)
+    part = raw_series(source, "test")
+    series = SeriesProgram(
+        trained.model, trained.facts, trained.config.data.missing, unequal=data.unequal
+    )
+    values = torch.from_numpy(part.values)
+    if not data.unequal:
+        return series, (values[:, : int(part.lengths[0])],)
+    return series, (values, torch.from_numpy(part.lengths))
+
+
 def _need_onnx() -> None:
     from importlib.util import find_spec
 
@@ -132,7 +162,7 @@ def _need_onnx() -> None:
         )
 
 
-def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
+def _metadata(trained: Any, run_dir: Path, inputs: str) -> dict[str, str]:
     """Returns the metadata that both programs carry."""
     import json
 
@@ -151,11 +181,14 @@ def _metadata(trained: Any, run_dir: Path) -> dict[str, str]:
         "weights": trained.weights,
         "git_commit": str(status.get("git_commit") or ""),
         "elstm": elstm.__version__,
-        "input": f"uint8 (batch, {facts['image_size'][0]}, {facts['image_size'][1]}), 0 black",
+        "input": inputs,
+        **({"features": json.dumps(facts["features"])} if "features" in facts else {}),
     }
 
 
-def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> bytes:
+def _to_onnx(
+    program: torch.export.ExportedProgram, facts: dict[str, str], names: Sequence[str]
+) -> bytes:
     """Converts the program to an ONNX model, whose time loops are Scan nodes."""
     import logging
     import warnings
@@ -169,7 +202,7 @@ def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> by
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
-                program, input_names=["images"], output_names=["logits", "probabilities"],
+                program, input_names=list(names), output_names=["logits", "probabilities"],
                 opset_version=OPSET, dynamo=True, verbose=False,
             )  # fmt: skip
     finally:
@@ -177,11 +210,14 @@ def _to_onnx(program: torch.export.ExportedProgram, facts: dict[str, str]) -> by
     assert exported is not None
     model = exported.model_proto
     graph = model.graph
-    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param  # torch chooses the name
+    # torch chooses the names of the dimensions.
+    dims = graph.input[0].type.tensor_type.shape.dim
+    named = zip(dims, ("batch", "steps"), strict=False)
+    symbols = {dim.dim_param: name for dim, name in named if dim.dim_param}
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == symbol:
-                dim.dim_param = "batch"
+            if dim.dim_param in symbols:
+                dim.dim_param = symbols[dim.dim_param]
     onnx.helper.set_model_props(model, facts)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -194,39 +230,50 @@ def _torch_run(content: bytes) -> Run:
 
     program = torch.export.load(io.BytesIO(content)).module()
 
-    def run(images: torch.Tensor) -> torch.Tensor:
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            logits: torch.Tensor = program(images)[0]
+            logits: torch.Tensor = program(*inputs)[0]
         return logits
 
     return run
 
 
-def _onnx_run(content: bytes) -> Run:
+def _onnx_run(content: bytes, names: Sequence[str]) -> Run:
     import onnxruntime
     import torch
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def run(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        given = {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["logits"], given)[0])
 
     return run
 
 
-def _check(name: str, run: Run, runs: str, images: torch.Tensor, expected: torch.Tensor) -> str:
-    """Compares a program with the model on test images, in batches of several sizes.
+def _check(name: str, run: Run, runs: str, inputs: Inputs, expected: torch.Tensor) -> str:
+    """Compares a program with the model on test data, in batches of several sizes.
+
+    Series of several lengths are cut to the longest of each batch.
 
     Raises:
         UserError: a prediction differs.
     """
     import torch
 
-    sizes = [*SIZES, len(images) - sum(SIZES)]
-    logits = torch.cat([run(part) for part in images.split(sizes)])
+    total, first, found = len(expected), 0, []
+    for size in (*SIZES, total):
+        batch = tuple(part[first : min(first + size, total)] for part in inputs)
+        if len(batch[0]):
+            if len(batch) > 1:
+                batch = (batch[0][:, : int(batch[1].max())], batch[1])
+            found.append(run(*batch))
+        first += size
+    logits = torch.cat(found)
     differ = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = float((logits - expected).abs().max())
-    where = f"{len(images):,} test images in {runs}"
+    what = "sequences" if inputs[0].is_floating_point() else "images"
+    where = f"{total:,} test {what} in {runs}"
     if differ or not largest < float("inf"):
         raise UserError(
             f"model.{name} was not written: of {where}, {differ} predictions differ from the "

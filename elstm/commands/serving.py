@@ -1,6 +1,6 @@
-"""Builds one program from raw images to probabilities, for torch.export and ONNX.
+"""Computes recurrent layers in eval mode, for programs of torch.export and ONNX.
 
-Only torch is needed to run it. In eval mode a normalisation is an affine map of each step,
+Only torch is needed to run them. In eval mode a normalisation is an affine map of each step,
 y_t = x_t * scale_t + shift_t, with scale_t = γ / sqrt(var_t + eps) and
 shift_t = β - mean_t * scale_t. It is therefore folded, and that of W_x x_t together with the bias.
 The time loop is torch's scan. It is one node of the graph for any number of steps, and becomes
@@ -9,7 +9,6 @@ ONNX's Scan.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elstm.data.sequences import to_sequences
-from elstm.models import SequenceClassifier
 from elstm.nn import GRU, LSTM, LayerNormLSTM
 from elstm.nn.base import RecurrentBase
 from elstm.nn.bn_lstm import NormalizedLSTM
@@ -29,38 +26,16 @@ State = list[Tensor]
 Step = Callable[[State, State], State]
 
 
-class ServedModel(nn.Module):
-    """Maps images (B, rows, columns) uint8 to logits (B, C) and probabilities (B, C).
+class Layers(nn.Module):
+    """Runs all layers and directions: x (T, B, F) to the last layer's h_T (B, D * H).
 
     Args:
-        model: in eval mode, on the CPU.
-        facts: how its images become sequences (elstm.data.sequences.SequenceData.facts).
+        rnn: the layers of the model.
+        steps: number of steps with statistics of their own; later ones take those of the last.
 
     Raises:
-        TypeError: its recurrent layers are of a kind that is not known here.
+        TypeError: they are of a kind that is not known here.
     """
-
-    permutation: Tensor | None
-
-    def __init__(self, model: SequenceClassifier, facts: dict[str, Any]) -> None:
-        super().__init__()
-        model = copy.deepcopy(model).requires_grad_(False)
-        self.pixels_per_step = facts["pixels_per_step"]
-        self.mean, self.std = facts["mean"], facts["std"]
-        self.register_buffer("permutation", facts["permutation"])
-        self.rows, self.columns = facts["image_size"]
-        self.layers = _Layers(model.rnn, facts["pixels"] // self.pixels_per_step)
-        self.head = model.head
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = images.reshape(-1, self.rows * self.columns)
-        x = to_sequences(pixels, self.pixels_per_step, self.mean, self.std, self.permutation)
-        logits = self.head(self.layers(x))
-        return logits, logits.softmax(1)
-
-
-class _Layers(nn.Module):
-    """Runs all layers and directions: x (T, B, F) to the last layer's h_T (B, D * H)."""
 
     def __init__(self, rnn: RecurrentBase, steps: int) -> None:
         super().__init__()
@@ -84,21 +59,32 @@ class _Layers(nn.Module):
             self.register_buffer(name, getattr(rnn, name) if rnn.learn_initial_state else zeros)
         self.names = tuple(rnn._state_sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Returns the state after the last step, or after `lengths` (B,) steps of each sequence."""
         size = x.shape[1]
+        active = back = None
+        if lengths is not None:
+            t = torch.arange(x.shape[0]).unsqueeze(1)
+            active = t < lengths  # (T, B)
+            back = torch.where(active, lengths - 1 - t, t).unsqueeze(2)
         for layer in range(self.num_layers):
             outputs, last = [], []
             for direction in range(self.directions):
                 row = layer * self.directions + direction
                 state = [getattr(self, name)[row].expand(size, -1).clone() for name in self.names]
-                output, h = self._run(row, x.flip(0) if direction else x, state)
-                outputs.append(output.flip(0) if direction else output)
+                output, h = self._run(row, _turned(x, back) if direction else x, state, active)
+                outputs.append(_turned(output, back) if direction else output)
                 last.append(h)
             x = torch.cat(outputs, dim=2)
         return torch.cat(last, dim=1)
 
-    def _run(self, row: int, x: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        """Returns the output (T, B, H) and h_T."""
+    def _run(
+        self, row: int, x: Tensor, state: State, active: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the output (T, B, H) and the last h; a sequence that has ended keeps its state.
+
+        The output past a sequence's end means nothing: no later layer reads it.
+        """
         cell: Any = self.cells[row]
         step = cell.step
 
@@ -106,8 +92,23 @@ class _Layers(nn.Module):
             carry = step(carry, inputs)
             return [part.clone() for part in carry], [carry[0].clone()]
 
-        (h, *_), (output,) = scan(body, state, cell.inputs(x))
+        def masked(carry: State, inputs: State) -> tuple[State, State]:
+            now, *rest = inputs
+            new = step(carry, rest)
+            carry = [torch.where(now, a, b) for a, b in zip(new, carry, strict=True)]
+            return carry, [carry[0].clone()]
+
+        inputs = cell.inputs(x)
+        if active is None:
+            (h, *_), (output,) = scan(body, state, inputs)
+        else:
+            (h, *_), (output,) = scan(masked, state, [active.unsqueeze(2), *inputs])
         return output, h
+
+
+def _turned(x: Tensor, back: Tensor | None) -> Tensor:
+    """Reverses each sequence of x (T, B, F), within its length where `back` (T, B, 1) says how."""
+    return x.flip(0) if back is None else x.gather(0, back.expand(-1, -1, x.shape[2]))
 
 
 class _FoldedLSTM(nn.Module):
@@ -142,8 +143,15 @@ class _FoldedLSTM(nn.Module):
         self.first = 2 if self.scaled else 1  # index of the first input of the cell's norms
 
     def inputs(self, x: Tensor) -> State:
-        wx = F.linear(x, self.weight_ih) * self.scale_ih.unsqueeze(1) + self.shift.unsqueeze(1)
-        return [wx, *(getattr(self, name) for name in self.names)]
+        def rows(part: Tensor) -> Tensor:
+            steps, known = x.shape[0], part.shape[0]
+            if isinstance(steps, int) and steps == known:
+                return part
+            return part[torch.arange(steps).clamp(max=known - 1)]
+
+        scale_ih, shift = rows(self.scale_ih).unsqueeze(1), rows(self.shift).unsqueeze(1)
+        wx = F.linear(x, self.weight_ih) * scale_ih + shift
+        return [wx, *(rows(getattr(self, name)) for name in self.names)]
 
     def step(self, state: State, inputs: State) -> State:
         h, c = state
@@ -220,11 +228,3 @@ class _GRU(nn.Module):
         h_r, h_z, h_n = F.linear(h, self.weight_hh, self.bias_hh).chunk(3, dim=1)
         r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
         return [(1 - z) * (x_n + r * h_n).tanh() + z * h]
-
-
-def export_program(model: ServedModel) -> torch.export.ExportedProgram:
-    """Exports a program that takes any batch size from 1 on."""
-    example = torch.zeros(3, model.rows, model.columns, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=({0: batch},))

@@ -100,14 +100,7 @@ def load_own(options: Any) -> SequenceData:
     checksum = preparing.fingerprint(source)
     # These are logged behind the line that says what was read.
     notes: list[tuple[Any, ...]] = [("%s", text) for part in source.values() for text in part.notes]
-    parts = preparing.split(
-        source,
-        preparing.SplitOptions(
-            options.val_fraction, options.test_fraction, options.split_seed,
-            options.folds, options.fold,
-        ),
-        note=lambda *args: notes.append(args),
-    )  # fmt: skip
+    parts = preparing.split(source, _split_options(options), note=lambda *args: notes.append(args))
     if options.train_size is not None:
         train = parts["train"]
         if options.train_size > len(train):
@@ -129,6 +122,23 @@ def load_own(options: Any) -> SequenceData:
     preparing.warn_of_missing_classes(names, present)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
+
+
+def raw_series(options: Any, split: str) -> LabelledSet:
+    """Returns a split of own series as the files have it, with its features in training's order.
+
+    Raises:
+        UserError: see `load_own`, which has to have accepted the options.
+    """
+    parts = preparing.split(read_own(options), _split_options(options), note=lambda *args: None)
+    return with_features(parts[split], parts["train"].features, f"the {split} split")
+
+
+def _split_options(options: Any) -> preparing.SplitOptions:
+    return preparing.SplitOptions(
+        options.val_fraction, options.test_fraction, options.split_seed,
+        options.folds, options.fold,
+    )  # fmt: skip
 
 
 def labels_of(part: LabelledSet, names: tuple[str, ...]) -> Tensor:

@@ -84,7 +84,7 @@ def test_the_table() -> None:
         "dog        10   90.0%      81.8%   85.7%  a cat (1)",
         "none        0       -          -       -",
     ]
-    long = evaluate._table(confusion, ["a" * 300, "b", "c"])
+    long = evaluate._table(confusion, ["a" * 300, "b", "c"], "images")
     assert max(map(len, long.splitlines())) < 100
 
 

@@ -13,7 +13,7 @@ import torch
 from training_runs import MODELS, small_config
 
 from elstm.commands import export
-from elstm.commands.serving import ServedModel, export_program
+from elstm.commands.programs import ImageProgram, export_program
 from elstm.config.schema import ELSTMBNConfig
 from elstm.data.load import load_data
 from elstm.data.sequences import to_sequences
@@ -49,7 +49,7 @@ def test_folded_statistics_are_those_of_the_model(cell_norm: str) -> None:
     for options in ({}, {"normalize_input": False}, {"normalize_hidden": False}):
         config = ELSTMBNConfig(hidden_size=5, cell_norm=cell_norm, **options)
         model, expected = model_and_logits(config)
-        logits, probabilities = ServedModel(model, FACTS).eval()(IMAGES)
+        logits, probabilities = ImageProgram(model, FACTS).eval()(IMAGES)
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(probabilities, expected.softmax(1), rtol=1e-5, atol=1e-6)
 
@@ -63,8 +63,8 @@ def test_programs_do_what_the_model_does(name: str) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model, expected = model_and_logits(MODELS[name](hidden_size=5, **DEEP))
-    program = export_program(ServedModel(model, FACTS))
-    content = export._to_onnx(program, {"data": "digits"})
+    program = export_program(ImageProgram(model, FACTS))
+    content = export._to_onnx(program, {"data": "digits"}, ["images"])
     session = runtime.InferenceSession(content)
     for size in (1, 2, 9):
         images = IMAGES[:size]
@@ -143,7 +143,7 @@ def test_what_cannot_be_exported(
         raise TypeError("Elman is not known to the export")
 
     with monkeypatch.context() as patch:
-        patch.setattr("elstm.commands.serving.ServedModel", refuse)
+        patch.setattr("elstm.commands.programs.ImageProgram", refuse)
         assert export.main([str(run_dir), "--format", "pt2"]) == 1
     assert "cannot be exported: Elman is not known to the export" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
