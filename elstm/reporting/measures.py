@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elstm.reporting.groups import Group, Section, matches
+from elstm.reporting.images import ImageTest, image_tests
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import (
     MIN_SEEDS,
@@ -50,6 +51,7 @@ class Comparison:
 
     test_accuracy: PairedTest | None
     area: PairedTest | None
+    images: ImageTest | None
 
 
 @dataclass(frozen=True)
@@ -270,7 +272,8 @@ def _compare_all(
     """Tests each group with enough pairs against the baseline; Holm's correction covers these."""
     test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
     area = _tests(groups, baseline, lambda run: _area(run, horizon))
-    return [Comparison(a, b) for a, b in zip(test_accuracy, area, strict=True)]
+    images = image_tests(groups, baseline)
+    return list(map(Comparison, test_accuracy, area, images))
 
 
 def _tests(

@@ -214,7 +214,37 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
             rows_of_tests = zip(tested, tests, strict=True)
             body = [_test_row(r, test)[: len(header)] for r, test in rows_of_tests]
             blocks += [Paragraph([Bold(name), ":"]), Table(header, body)]
-    return blocks
+    return blocks + _image_blocks(tested, baseline)
+
+
+def _image_blocks(tested: Sequence[GroupResult], baseline: str) -> list[Block]:
+    tests = [(r.group.label, test) for r in tested if (test := r.comparisons[baseline].images)]
+    if not tests:
+        return []
+    header = [
+        "Group", "Pairs", "Difference, points (95 % interval over images)",
+        "Only this group correct", "Only the baseline correct", "p (McNemar)",
+    ]  # fmt: skip
+    body = [
+        [
+            label,
+            str(test.pairs),
+            f"{wording.signed(100 * test.difference)} ({wording.signed(100 * test.low)} to "
+            f"{wording.signed(100 * test.high)})",
+            f"{test.only_group:.0f}",
+            f"{test.only_baseline:.0f}",
+            wording.p_value(test.p),
+        ]
+        for label, test in tests
+    ]
+    images = " or ".join(f"{n:,}" for n in sorted({test.images for _, test in tests}))
+    text: Inline = [
+        Bold("Test images"),
+        f" ({images}): the interval is over images and takes the trained models as they are. The "
+        "next columns are mean numbers of images per pair of runs; p is the median over the pairs "
+        "of McNemar's exact test, without a correction.",
+    ]
+    return [Paragraph(text), Table(header, body)]
 
 
 def _tests_of(result: GroupResult, baseline: str) -> list[PairedTest]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 from elstm.files.bounded import harmless
 from elstm.reporting.groups import Group
+from elstm.reporting.images import ImageTest
 from elstm.reporting.labels import show_value
 from elstm.reporting.measures import Analysis, GroupResult, Reach, area_under_curve, first_reach
 from elstm.reporting.runs import Run
@@ -107,6 +109,7 @@ def _group_row(analysis: Analysis, result: GroupResult, baseline: str) -> Row:
     comparison = result.comparisons[baseline]
     row.update(_test("test_accuracy", comparison.test_accuracy))
     row.update(_test("area_under_curve", comparison.area))
+    row.update(_image_test(comparison.images))
     return row
 
 
@@ -125,8 +128,12 @@ def _reach(name: str, reach: Reach | None) -> Row:
 
 
 def _test(name: str, test: PairedTest | None) -> Row:
-    fields = ("n", "difference", "low", "high", "t", "p", "p_holm", "effect")
-    return {f"{name}_test_{field}": getattr(test, field, None) for field in fields}
+    names = ("n", "difference", "low", "high", "t", "p", "p_holm", "effect")
+    return {f"{name}_test_{each}": getattr(test, each, None) for each in names}
+
+
+def _image_test(test: ImageTest | None) -> Row:
+    return {f"images_{each.name}": getattr(test, each.name, None) for each in fields(ImageTest)}
 
 
 def _write(rows: Sequence[Row]) -> str:
