@@ -46,6 +46,17 @@ def write_pictures(folder: Path, count: int = 10) -> Path:
     return folder
 
 
+def write_class_folders(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
+    """Writes FOLDER/LABEL/NUMBER.png, so that a class's pictures keep their order."""
+    from PIL import Image
+
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / label / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
 def the_run(root: Path = Path("outputs")) -> Path:
     """The only run folder below `root`."""
     (folder,) = (path.parent.parent for path in root.rglob(".hydra/config.yaml"))

@@ -42,8 +42,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_data_root()
     parser.add_argument(
         "--data", metavar="PATH",
-        help="other labelled data in the format of the run's; files without splits are taken as "
-        "a whole. They are scaled by the statistics of the run's training split",
+        help="other labelled data in the format of the run's; for a run on a published image set a "
+        "folder with files of that format, or with a folder of pictures for each class. Files "
+        "without splits are taken as a whole. The statistics of the run's training split scale "
+        "them",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"
@@ -82,7 +84,8 @@ def _main(args: argparse.Namespace) -> int:
         source = moved(source, args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
     if args.data is not None:
-        data: SequenceData = load_other(source, trained.facts, args.data, args.split)
+        with data_root_as("--data"):
+            data: SequenceData = load_other(source, trained.facts, args.data, args.split)
     else:
         with data_root_as("--data-root"):
             data = load_data(source, stratify=is_stratified(trained.facts))

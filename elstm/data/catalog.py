@@ -96,6 +96,11 @@ class DataSet:
         """Returns the folder of the files, below data.root."""
         return f"{self.folder}/raw" if self.layout == "idx" else str(self.folder)
 
+    def files_of(self, part: str) -> tuple[str, ...]:
+        """Returns the files of "train" or "test"."""
+        first = 2 if self.layout == "idx" else -1
+        return self.files[first:] if part == "test" else self.files[:first]
+
     @property
     def published_files(self) -> tuple[str, ...]:
         """Returns the names under which the files are published."""
@@ -169,7 +174,10 @@ READERS = {
 
 def name_from_path(path: str) -> str:
     """Returns what own data are called: the file's or folder's name, fit for a folder's name."""
-    stem = Path(str(path)).expanduser().resolve().stem
+    try:
+        stem = Path(str(path)).expanduser().resolve().stem
+    except (OSError, RuntimeError, ValueError):  # ~somebody, a null character: reading reports it
+        stem = Path(str(path)).stem
     stem = re.sub("_(TRAIN|TEST)$", "", stem)  # the two files of one set of the UCR/UEA archive
     return re.sub("[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "data"
 

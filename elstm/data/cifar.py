@@ -24,8 +24,7 @@ def read_cifar_part(source: DataSet, folder: Path, part: str) -> tuple[np.ndarra
         UserError: a file is damaged, or names other classes.
     """
     _check_classes(source, folder / META)
-    files = source.files[-1:] if part == "test" else source.files[:-1]
-    batches = [_records(source, folder / file) for file in files]
+    batches = [_records(source, folder / file) for file in source.files_of(part)]
     labels = np.concatenate([records[:, 0] for records in batches])
     images = np.empty((len(labels), source.pixels * source.channels), np.uint8)
     first = 0

@@ -26,15 +26,13 @@ def read_idx_part(source: DataSet, folder: Path, part: str) -> tuple[np.ndarray,
     Raises:
         UserError: a file is damaged, or the two do not belong together.
     """
-    first = 0 if part == "train" else 2
     arrays = []
-    for number in (first, first + 1):
-        file = source.files[number]
+    for file in source.files_of(part):
         path = find(folder, file) or folder / file
         shape = (None, *source.image_size) if "images" in file else (None,)
         array = read_idx(path, shape)
         if source.md5 and path.suffix == ".gz":
-            _check_published(path, source.md5[number])
+            _check_published(path, source.md5[source.files.index(file)])
         if "labels" in file:
             array = _labels(path, array, source)
         elif source.transposed:
@@ -42,7 +40,7 @@ def read_idx_part(source: DataSet, folder: Path, part: str) -> tuple[np.ndarray,
         arrays.append(array)
     images, labels = arrays
     if len(images) != len(labels):
-        kind = "train" if part == "train" else "t10k" if "t10k" in source.files[2] else "test"
+        kind = source.files_of(part)[0].partition("-images")[0]
         raise UserError(
             f"{folder}: {len(images)} images but {len(labels)} labels in {kind}-*: the files do "
             "not belong together; put files of one set there"

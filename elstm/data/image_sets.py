@@ -152,6 +152,28 @@ def _split(source: DataSet, folder: Path) -> ImageSet:
     )
 
 
+def load_files(source: DataSet, place: Path, split: str) -> Split | None:
+    """Returns a split of files in the format of a published set; None if they are not there.
+
+    Args:
+        place: the folder of the files, or one that has them as data.root has; the files of the
+            other splits may be missing.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    if source.folder is None:
+        return None
+    part = "test" if split == "test" else "train"
+    for folder in (place, place / source.place):
+        if set(source.files_of(part)) <= set(found_files(source, folder)):
+            images, labels = map(torch.from_numpy, READ[source.layout](source, folder, part))
+            cut = len(images) - len(images) // source.val_part
+            rows = {"train": slice(0, cut), "val": slice(cut, None), "test": slice(None)}[split]
+            return Split(images[rows], labels[rows].long())
+    return None
+
+
 def found_files(source: DataSet, folder: Path) -> dict[str, str]:
     """Returns those files of a set that are there: the name of each in the folder."""
     if source.layout == "idx":

@@ -59,7 +59,7 @@ def read_own(options: Any, *, labelled: bool = True) -> Source:
     Raises:
         UserError: they are not there, or not as the option of the group `data` says.
     """
-    options = replace(options, path=str(_existing(options.path)))
+    options = replace(options, path=str(existing(options.path)))
     reader = import_module(READERS[options.source])
     read = reader.read if labelled else getattr(reader, "read_unlabelled", reader.read)
     try:
@@ -71,9 +71,13 @@ def read_own(options: Any, *, labelled: bool = True) -> Source:
     return source
 
 
-def _existing(given: str) -> Path:
-    """Returns the file or folder that data.path names; ~ is the home folder."""
-    advice = "set data.path= to where the data lie"
+def existing(given: str, option: str = "data.path=") -> Path:
+    """Returns the file or folder that an option names; ~ is the home folder.
+
+    Raises:
+        UserError: there is none, or it is neither.
+    """
+    advice = f"set {option.strip()} to where the data lie"
     try:
         path = Path(given).expanduser()
         if path.is_file() or path.is_dir():
@@ -81,10 +85,10 @@ def _existing(given: str) -> Path:
         there = path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # no permission; ~somebody
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"data.path={given} cannot be read ({reason}): {advice}") from error
+        raise UserError(f"{option}{given} cannot be read ({reason}): {advice}") from error
     if there:
-        raise UserError(f"data.path={given} is neither a file nor a folder: {advice}")
-    raise UserError(f"data.path={given}: there is no such file or folder; {advice}")
+        raise UserError(f"{option}{given} is neither a file nor a folder: {advice}")
+    raise UserError(f"{option}{given}: there is no such file or folder; {advice}")
 
 
 def data_fingerprint(options: Any) -> str | None:

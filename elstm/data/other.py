@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from elstm.data import preparing
-from elstm.data.image_sets import Split
+from elstm.data.catalog import DATA_SETS, DataSet
+from elstm.data.image_sets import Split, load_files
 from elstm.data.labelled import UNLABELLED, LabelledSet, with_features
-from elstm.data.load import labels_of, moved, read_own
+from elstm.data.load import existing, labels_of, moved, read_own
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
@@ -25,20 +26,25 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
     Args:
         options: the group `data` of the run.
         facts: how its files became inputs (`SequenceData.facts`), which were checked.
-        path: the file or folder of the other data, in the format of the run's.
+        path: the file or folder of the other data, in the format of the run's. For a run on a
+            published set a folder with files of that format, or with a folder for each class.
 
     Raises:
-        UserError: the run is not on own data, or the data do not fit its model.
+        UserError: the data cannot be read, or do not fit the run's model.
     """
+    names = tuple(facts["class_names"])
     if getattr(options, "source", None) is None:
-        raise UserError(
-            f"the run is on {options.name}, and other data can only be given for runs on own data"
-        )
-    source = read_own(moved(options, path))
+        published = DATA_SETS[options.name]
+        place = existing(path, "--data ")
+        files = load_files(published, place, split)
+        if files is not None:
+            return _image_sequences(options, files, facts, names, path)
+        source = _class_folders(published, facts, place, options.name)
+    else:
+        source = read_own(moved(options, path))
     part = source.get("all", source.get(split))
     if part is None:
         raise UserError(f"{path} has no split {split}: it has {', '.join(source)}")
-    names = tuple(facts["class_names"])
     unknown = sorted(set(part.labels) - set(names))
     if unknown:
         raise UserError(
@@ -99,14 +105,48 @@ def _images(
             f"{path} has pictures of {'x'.join(map(str, part.image_size or ()))} pixels, and the "
             f"run was trained on {'x'.join(map(str, size))}"
         )
-    images = torch.from_numpy(part.values.reshape(len(part), math.prod(size) * options.channels))
-    split = Split(images, labels_of(part, names))
+    images = torch.from_numpy(part.values.reshape(len(part), -1))
+    return _image_sequences(options, Split(images, labels_of(part, names)), facts, names, path)
+
+
+def _image_sequences(
+    options: Any, split: Split, facts: dict[str, Any], names: tuple[str, ...], path: str
+) -> ImageSequences:
+    rows, columns = facts["image_size"]
     return ImageSequences(
-        name=path, class_names=names, image_size=part.image_size,
+        name=path, class_names=names, image_size=(rows, columns),
         pixels_per_step=facts["pixels_per_step"], mean=facts["mean"], std=facts["std"],
         permutation=facts["permutation"], batch_size=options.batch_size,
-        train=split, val=split, test=split, channels=options.channels,
+        train=split, val=split, test=split, channels=facts.get("channels", 1),
     )  # fmt: skip
+
+
+def _class_folders(
+    published: DataSet, facts: dict[str, Any], place: Path, name: str
+) -> dict[str, LabelledSet]:
+    """Reads class folders of pictures, in the size and the colours of a published set.
+
+    A folder has the name of a class, with - or _ in place of a slash, or its number from 0 where
+    no class is named by a number.
+    """
+    from elstm.data.readers.image_folders import read_image_folders  # and with it Pillow
+
+    if not place.is_dir() or not any(entry.is_dir() for entry in place.iterdir()):
+        files = "" if published.folder is None else f" the files of {name} or"
+        raise UserError(
+            f"{place} has to be a folder with{files} a folder of pictures for each class: "
+            f"{', '.join(facts['class_names'][:20])}"
+        )
+    rows, columns = facts["image_size"]
+    classes = facts["class_names"]
+    spelled = {each.replace("/", sign): each for each in classes for sign in "-_/"}
+    if not any(each.isdecimal() for each in classes):
+        spelled |= {str(number): each for number, each in enumerate(classes)}
+    source = read_image_folders(place, published.channels, (rows, columns))
+    return {
+        split: replace(part, labels=tuple(spelled.get(label, label) for label in part.labels))
+        for split, part in source.items()
+    }
 
 
 def _check_features(part: LabelledSet, facts: dict[str, Any], path: str) -> None:

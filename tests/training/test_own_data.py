@@ -164,7 +164,7 @@ def test_data_name(capsys: pytest.CaptureFixture[str]) -> None:
         (["model=lstm", "model.cell_norm=carry"], "it goes with model=bn_lstm_input"),
         (["data=arrays", "data.path=X"], "data.path=X: there is no such file or folder"),
         (["data=arrays", "data.path=/dev/null"], "data.path=/dev/null is neither a file nor a"),
-        (["data=arrays", "data.path=~no-such-user/X"], "data.path=~no-such-user/X cannot be read"),
+        (["data=arrays", "data.path=~no-such-user/X"], "data.path=~no-such-user/X: Could not"),
         (["data=arrays"], "data.path has to be given"),
     ],
 )  # fmt: skip
