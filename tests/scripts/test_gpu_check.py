@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.sh"
-PARTS = ["facts", "tests", "layers", "epochs", "profile", "reference"]
+PARTS = ["facts", "tests", "rows", "pixels", "wide", "packed", "epochs", "profile", "reference"]
 
 
 def run(tmp_path: Path, *arguments: str, gpu: bool, fails: str = "-") -> tuple[int, str, str]:
@@ -31,13 +31,13 @@ def run(tmp_path: Path, *arguments: str, gpu: bool, fails: str = "-") -> tuple[i
 
 
 def test_runs_every_part_and_names_those_that_fail(tmp_path: Path) -> None:
-    status, output, calls = run(tmp_path, gpu=True, fails="layers")
+    status, output, calls = run(tmp_path, gpu=True, fails="wide")
     assert status == 1
     for call, part in zip(calls.splitlines(), PARTS, strict=True):
         script = Path(call.split()[0])
         assert (SCRIPT.parents[1] / script).is_file()
         assert f"--json {tmp_path}/out/{part}.json" in call
-    assert output.splitlines()[-1].endswith("failed: layers")
+    assert output.splitlines()[-1].endswith("failed: wide")
 
 
 def test_runs_one_part(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_skips_without_a_gpu(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--only", "speed"], "there is no part speed; parts: facts"), (["--only"], "--only PART")],
+    [(["--only", "speed"], "there is no part speed; parts: facts"), (["--only"], '--only "PART')],
 )
 def test_refuses_other_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
     status, output, calls = run(tmp_path, *arguments, gpu=True)
