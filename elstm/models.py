@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
@@ -72,3 +73,30 @@ def build_model(
     sync = {"sync_batch_stats": sync_batch_stats} if issubclass(layer, NormalizedLSTM) else {}
     rnn = layer(input_size, max_steps=num_steps, **options, **sync)
     return SequenceClassifier(rnn, num_classes)
+
+
+def equations(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns what decides which function the weights of a model compute, and the eps of its norms.
+
+    Two models that agree in it compute the same from the same weights, whatever their names are.
+    Sizes are as in `options`. What only trains or initialises weights has no part in it.
+
+    Args:
+        name, options: as in `build_model`.
+    """
+    smallest = {**options, "hidden_size": 2, "num_layers": 1, "dropout": 0.0}
+    with torch.device("meta"):
+        layer = RECURRENT_LAYERS[name](1, max_steps=1, **smallest)
+    kind = NormalizedLSTM if isinstance(layer, NormalizedLSTM) else type(layer)
+    found = {"layer": kind.__name__}
+    for key in ("cell_norm", "normalize_input", "normalize_hidden"):
+        if hasattr(layer, key):
+            found[key] = getattr(layer, key)
+    for key in ("hidden_size", "num_layers", "bidirectional", "learn_initial_state"):
+        found[key] = options[key]
+    eps: dict[str, Any] = {
+        norm.partition("_l0")[0]: module.eps
+        for norm, module in layer.named_children()
+        if hasattr(module, "eps")
+    }
+    return found, eps

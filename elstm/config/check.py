@@ -25,12 +25,13 @@ from elstm.config.schema import (
     ELSTMBNConfig,
     GRUConfig,
     LayerNormLSTMConfig,
+    ModelConfig,
     SGDConfig,
     SweepConfig,
     TrackingConfig,
     TrainerConfig,
 )
-from elstm.config.values import fits, types_of, wrong_value
+from elstm.config.values import check_fields, fits, types_of, wrong_value
 from elstm.data.catalog import DATA_SETS, check_sizes, name_from_path
 from elstm.errors import UserError, show, show_key
 
@@ -60,6 +61,20 @@ def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
         raise unknown_key(key, keys_of(config))
     validate(config)
     return config
+
+
+def model_from(flat: Mapping[str, Any]) -> ModelConfig:
+    """Builds the typed config of a model alone, from its settings as a checkpoint holds them.
+
+    Raises:
+        UserError: an unknown key, or a wrong value.
+    """
+    rest = _without_removed(flat)
+    model: ModelConfig = _take(_schema("model", option_name(rest, "model")), "model", rest)
+    for key in rest:
+        raise UserError(f"there is no setting {show_key(key)}")
+    check_fields(model, "model")
+    return model
 
 
 def _without_removed(flat: Mapping[str, Any]) -> dict[str, Any]:

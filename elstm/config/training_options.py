@@ -200,7 +200,8 @@ class TrainerConfig:
     init_from: str | None = setting(
         None,
         help="Run folder, of which best.pt is taken, or checkpoint whose weights a new run begins "
-        "with. The model has to have the same settings; the data set and the length of its "
+        "with: the averaged weights where that run has trainer.ema_decay. The model has to have "
+        "the same equations and sizes, whatever its name; the data set and the length of its "
         "sequences may be others. null: new weights.",
     )
     init_head: bool = setting(

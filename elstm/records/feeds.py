@@ -28,7 +28,7 @@ from elstm.errors import UserError
 from elstm.files.atomic import read_json, write_atomic
 from elstm.records.sink import Description, Point, Sink
 from elstm.records.stored import RunFolder, table_rows
-from elstm.records.tags import SCALARS, TAGS
+from elstm.records.tags import RAW_SCALARS, SCALARS, TAGS
 
 FILE = "tracking.json"
 START_SECONDS = 20.0  # training waits so long for a tracker to report a wrong setting
@@ -204,7 +204,8 @@ def _past(run_dir: Path) -> list[Point]:
     points = []
     for row in table_rows(RunFolder(str(run_dir), run_dir), "metrics.csv"):
         with suppress(ValueError):
-            values = {TAGS[column]: float(row[column]) for column in SCALARS if row.get(column)}
+            columns = [column for column in (*SCALARS, *RAW_SCALARS) if row.get(column)]
+            values = {TAGS[column]: float(row[column]) for column in columns}
             points.append(Point(int(row["step"]), {**values, "epoch": float(row["epoch"])}))
     return points
 

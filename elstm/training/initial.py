@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elstm.config.check import model_from
 from elstm.config.schema import Config
 from elstm.errors import UserError, show
-from elstm.models import SequenceClassifier
+from elstm.models import SequenceClassifier, equations
 from elstm.nn.norm import STATISTICS
 from elstm.records.source import checksum, source_checkpoint
 from elstm.training import checkpoint
 from elstm.training.content import MAX_STEPS, check_weights, integer, mapping
 from elstm.training.ema import EMA, RAW, chosen_weights
-from elstm.training.trained import OWN_DATA_LIMIT, check_computing
+from elstm.training.trained import NOT_TRAINED, OWN_DATA_LIMIT
 
 HEAD = "head."
+SETTING = (str, int, float, type(None))  # of the values of settings
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def _checked(
     """Returns the weights to load; raises ValueError where they are not of such a model."""
     if content.get("settings") is None:
         raise ValueError("it is of an early version, which did not record the model's settings")
-    check_computing(dict(content), config)
+    _check_same_equations(mapping("settings", content["settings"]), config)
     given = mapping("model", chosen)
     expected = model.state_dict()
     if not head:
@@ -88,6 +90,39 @@ def _checked(
             )
     check_weights(given, expected)
     return given
+
+
+def _check_same_equations(saved: Mapping[Any, Any], config: Config) -> None:
+    """Raises ValueError where the weights belong to other equations, whose shapes may be the same.
+
+    Two names in the table of models may stand for the same equations. Another eps changes the
+    results, but not what the weights mean, so that a run may begin from it; this is logged.
+    """
+    given = {key: value for key, value in saved.items() if str(key).startswith("model.")}
+    if not all(isinstance(part, SETTING) for item in given.items() for part in item):
+        raise ValueError("its model's settings are damaged")
+    own = config.model
+    try:
+        model = model_from({key: value for key, value in given.items() if key not in NOT_TRAINED})
+    except UserError as error:
+        raise ValueError(f"its model's settings cannot be used: {error}") from error
+    there, eps_there = equations(model.name, model.options())
+    here, eps_here = equations(own.name, own.options())
+    for key in dict.fromkeys((*there, *here)):
+        if there.get(key) == here.get(key):
+            continue
+        if model.name == own.name:
+            was, wants = f"model.{key}={show(there[key])}", show(here[key])
+        else:
+            was = f"model.name={model.name}, whose {key} is {show(there.get(key, 'none'))}"
+            wants = f"{show(here.get(key, 'none'))} as that of {own.name}"
+        raise ValueError(f"it was trained with {was}, not {wants}")
+    changed = [norm for norm, eps in eps_here.items() if eps_there.get(norm, eps) != eps]
+    if changed:
+        log.warning(
+            "the initial weights were trained with another eps: %s; model.eps sets it",
+            ", ".join(f"{norm} {eps_there[norm]:g}, here {eps_here[norm]:g}" for norm in changed),
+        )
 
 
 def _check_head(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:

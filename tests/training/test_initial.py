@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_runs import at, differences, last, send
+from training_runs import at, differences, last, send, small_config
 
 from elstm import train
 from elstm.config.identity import identity
 from elstm.config.run_config import load_run_config
+from elstm.config.schema import SCHEMAS, Config
+from elstm.errors import UserError
+from elstm.models import build_model
 from elstm.records.source import checksum
 from elstm.records.stored import RunFolder
 from elstm.reporting.runs import load_run
@@ -23,6 +27,7 @@ from elstm.sweeps.fingerprints import Fingerprints, source_in
 from elstm.sweeps.plan import _identity_in
 from elstm.training import build, checkpoint, initial
 from elstm.training.step import TrainStep
+from elstm.training.trained import settings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -153,6 +158,12 @@ def write_series(steps: int) -> None:
         (["trainer.init_from=run/metrics.csv"], "is damaged or was not written by elstm"),
         (["trainer.init_from=run", "model=lstm"], "it was trained with model.name=elstm_bn"),
         (["trainer.init_from=run", "model.hidden_size=9"], "model.hidden_size=8, not 9"),
+        (
+            ["trainer.init_from=run", "model=bn_lstm"],
+            "model.name=elstm_bn, whose cell_norm is update, not output as that of bn_lstm",
+        ),
+        (["trainer.init_from=run", "model=gru"], "whose layer is NormalizedLSTM, not GRU"),
+        (["trainer.init_from=run", "model.normalize_hidden=false"], "normalize_hidden=true, not"),
         (["trainer.init_from=run", "data.pixels_per_step=16"], "its model has rnn."),
         (["trainer.init_head=false"], "trainer.init_head=false needs trainer.init_from"),
     ],
@@ -165,6 +176,53 @@ def test_what_does_not_fit_is_refused(
     assert said in err
     assert err.count("\n") == 1
     assert not Path("new").exists()
+
+
+NONE = {"cell_norm": "none"}
+
+
+@pytest.mark.parametrize(
+    ("source", "of_source", "own", "of_own", "warned"),
+    [
+        ("bn_lstm", {}, "bn_lstm_published", {"eps": 1e-5, "gamma_c": 0.1}, True),
+        ("bn_lstm_published", {"eps": 0.1, "gamma_ih": 0.1}, "bn_lstm", {"momentum": 0.5}, False),
+        ("bn_lstm", {}, "elstm_bn", {"cell_norm": "output"}, False),
+        ("elstm_bn", {**NONE, "normalize_hidden": False}, "bn_lstm_input",
+         {**NONE, "normalize_hidden": False, "state_noise": 0.5}, False),
+        ("bn_lstm_gates", NONE, "elstm_bn", NONE, False),
+        ("elstm_bn", {"gamma_c": 2.0}, "elstm_bn", {}, True),  # eps of the carried norm follows it
+    ],
+)  # fmt: skip
+def test_a_name_does_not_decide_whether_weights_fit(
+    source: str,
+    of_source: dict[str, Any],
+    own: str,
+    of_own: dict[str, Any],
+    warned: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def built(name: str, options: dict[str, Any], **trainer: Any) -> tuple[Config, Any]:
+        kind = SCHEMAS["model"][name]
+        config = dataclasses.replace(
+            small_config(**trainer), model=kind(**{"name": name, "hidden_size": 4, **options})
+        )
+        sizes = {"input_size": 8, "num_steps": 8, "num_classes": 10}
+        return config, build_model(name, config.model.options(), **sizes)
+
+    config, model = built(source, of_source)
+    content = {
+        "model": model.state_dict(), "state": {"step": 1}, "settings": settings(config)
+    }  # fmt: skip
+    checkpoint.save(content, tmp_path / "source.pt")
+    new, target = built(own, of_own, init_from=str(tmp_path / "source.pt"))
+    initial.take_weights(new, target)
+    assert differences(dict(target.state_dict()), dict(model.state_dict())) == []
+    assert ("another eps" in caplog.text) == warned
+    content["settings"]["model.cell_norm"] = torch.zeros(2)
+    checkpoint.save(content, tmp_path / "source.pt")
+    with pytest.raises(UserError, match="settings are damaged"):
+        initial.take_weights(new, target)
 
 
 def test_damaged_weights_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
