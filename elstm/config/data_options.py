@@ -23,7 +23,9 @@ class DataConfig:
     batch_size: int = bounded(
         128, ge=2, help="Number of sequences in a training batch of each process."
     )
-    eval_batch_size: int = bounded(1000, ge=2, help="Number of sequences in an evaluation batch.")
+    eval_batch_size: int = bounded(
+        1000, ge=2, affects_training=False, help="Number of sequences in an evaluation batch."
+    )
 
 
 @dataclass

@@ -11,7 +11,9 @@ LARGE = 1_000  # above it, gates and norms compute nothing but overflow in float
 TINY = 1e-12  # the least eps of a norm, because its gradient holds eps to the power of -1.5
 
 
-def setting(default: Any, *, help: str = "", affects_result: bool = True) -> Any:
+def setting(
+    default: Any, *, help: str = "", affects_result: bool = True, affects_training: bool = True
+) -> Any:
     """Makes a field that takes every value of its type.
 
     Args:
@@ -19,27 +21,38 @@ def setting(default: Any, *, help: str = "", affects_result: bool = True) -> Any
         help: what the key does, in plain sentences. "": as in the class that this one extends.
         affects_result: False for a key that says where files lie, what is shown or how often
             something is saved. Runs that differ in such keys alone have the same result.
+        affects_training: False for a key that only says where or how the same is computed. Its
+            results may differ in their last bits; checkpoints and names of folders leave it out.
     """
-    return field(default=default, metadata={"help": help, "affects_result": affects_result})
+    return field(default=default, metadata=_metadata(help, affects_result, affects_training))
 
 
 def bounded(
     default: Any, *, ge: float | None = None, gt: float | None = None,
     le: float | None = None, lt: float | None = None, help: str = "", affects_result: bool = True,
+    affects_training: bool = True,
 ) -> Any:  # fmt: skip
     """Makes a field that takes a number within bounds, and None where the type allows it."""
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return field(
-        default=default, metadata={**bounds, "help": help, "affects_result": affects_result}
-    )
+    marks = _metadata(help, affects_result, affects_training)
+    return field(default=default, metadata={**bounds, **marks})
 
 
-def choice(default: Any, *allowed: Any, help: str = "", affects_result: bool = True) -> Any:
+def choice(
+    default: Any, *allowed: Any, help: str = "", affects_result: bool = True,
+    affects_training: bool = True,
+) -> Any:  # fmt: skip
     """Makes a field that takes one of the values listed."""
-    return field(
-        default=default,
-        metadata={"choices": allowed, "help": help, "affects_result": affects_result},
-    )
+    marks = _metadata(help, affects_result, affects_training)
+    return field(default=default, metadata={"choices": allowed, **marks})
+
+
+def _metadata(help: str, affects_result: bool, affects_training: bool) -> dict[str, Any]:
+    return {
+        "help": help,
+        "affects_result": affects_result,
+        "affects_training": affects_result and affects_training,
+    }
 
 
 def bias(default: float | str, *, help: str = "") -> Any:

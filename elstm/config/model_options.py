@@ -36,7 +36,7 @@ class ModelConfig:
         False, help="Makes the initial state a parameter, which starts at zero."
     )
     backend: str = choice(
-        "auto", *BACKENDS,
+        "auto", *BACKENDS, affects_training=False,
         help="Code that runs the recurrence. auto takes the fastest one that serves a call.",
     )  # fmt: skip
 
@@ -68,6 +68,7 @@ class LSTMConfig(GateBiasConfig):
     name: str = setting("lstm")
     recompute: bool = setting(
         False,
+        affects_training=False,
         help="Saves memory on long sequences: the backward pass computes states a second time.",
     )
 

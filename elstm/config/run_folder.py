@@ -15,13 +15,14 @@ from functools import lru_cache
 from typing import Any
 
 from elstm.config.hints import all_keys
-from elstm.config.schema import settings_without_effect
+from elstm.config.schema import settings_outside_training
 
 CHOICES = (
     "model",
     "data",
     "experiment",
 )
+TRAINERS = ("default", "gpu", "deterministic")  # they only say where and how it is computed
 MAX_CHANGES = 60  # characters of CHANGES without the seed
 MAX_NUMBER = 8  # characters of a number that is written in full
 HASH = 6
@@ -35,14 +36,14 @@ def run_name() -> str:
 def run_changes(overrides: Sequence[str], seed: Any) -> str:
     """Returns what a run changes against its experiment, and its seed: "lr-0.003_seed-1".
 
-    Settings without an effect on the result are left out. A long text is cut, and a hash of the
+    Settings that do not change what is trained are left out. A long text is cut, and a hash of the
     complete one takes the place of the rest.
 
     Args:
         overrides: of the command line, KEY=VALUE with one value each.
     """
     changes: dict[str, str] = {}
-    without_effect = settings_without_effect()
+    left_out = settings_outside_training()
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         group = key.partition(".")[0]
@@ -50,8 +51,9 @@ def run_changes(overrides: Sequence[str], seed: Any) -> str:
             (key in CHOICES and not value.strip().startswith("{"))
             or key in ("seed", "data.name")
             or key.startswith("hydra")
-            or key in without_effect
-            or group in without_effect
+            or key in left_out
+            or group in left_out
+            or (key == "trainer" and value in TRAINERS)
         ):
             continue
         changes[key] = value

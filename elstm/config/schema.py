@@ -8,7 +8,7 @@ and its help. No module here imports torch or Hydra.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any
 
 from elstm.config.data_options import (
@@ -166,11 +166,25 @@ def settings_without_effect() -> tuple[str, ...]:
     Sweeps compare runs without them, reports group runs without them, and TensorBoard's HPARAMS
     leave them out.
     """
+    return _without("affects_result")
+
+
+def settings_outside_training() -> tuple[str, ...]:
+    """Lists the keys that do not change what is trained, but at most where or how it is computed.
+
+    They contain all keys without an effect on the result. Names of run folders and the settings in
+    checkpoints leave them out.
+    """
+    return _without("affects_training")
+
+
+def _without(mark: str) -> tuple[str, ...]:
     owners = {"": Config, "trainer.": TrainerConfig, "tracking.": TrackingConfig}
     keys = {(prefix, each) for prefix, owner in owners.items() for each in fields(owner)}
     for group, schemas in SCHEMAS.items():
         keys |= {(f"{group}.", each) for schema in schemas.values() for each in fields(schema)}
-    marked = {
-        prefix + each.name for prefix, each in keys if not each.metadata.get("affects_result", True)
-    }
-    return tuple(sorted(marked))
+    return tuple(sorted({prefix + each.name for prefix, each in keys if _lacks(each, mark)}))
+
+
+def _lacks(each: Field[Any], mark: str) -> bool:
+    return not each.metadata.get(mark, each.metadata.get("affects_result", True))

@@ -111,7 +111,7 @@ class TrainerConfig:
         None, ge=1, help="Number of training steps after which training ends, if that is earlier."
     )
     device: str = choice(
-        "auto", "auto", "cpu", "cuda", "mps",
+        "auto", "auto", "cpu", "cuda", "mps", affects_training=False,
         help="Device that trains. auto takes a GPU where there is one.",
     )  # fmt: skip
     precision: str = choice(
@@ -119,16 +119,22 @@ class TrainerConfig:
         help="Precision of the computation. bf16 and fp16 are mixed with float32.",
     )  # fmt: skip
     deterministic: bool = setting(
-        False, help="Gives the same bits from the same seed on a GPU too, which costs speed."
+        False,
+        affects_training=False,
+        help="Gives the same bits from the same seed on a GPU too, which costs speed.",
     )
-    compile: bool = setting(False, help="Trains and evaluates through torch.compile.")
+    compile: bool = setting(
+        False, affects_training=False, help="Trains and evaluates through torch.compile."
+    )
     cuda_graph: bool | str = choice(
         "auto", "auto", True, False, affects_result=False,
         help="Runs the full training step as one CUDA graph. auto does so on a CUDA GPU wherever "
         "the step can be captured.",
     )  # fmt: skip
     profile: bool = setting(
-        False, help="Writes a trace of training steps 4 to 8 to profile.json.gz in the run folder."
+        False,
+        affects_training=False,
+        help="Writes a trace of training steps 4 to 8 to profile.json.gz in the run folder.",
     )
     clip_grad_norm: float | None = bounded(
         1.0, gt=0, help="Largest norm of the gradient; a larger one is scaled down. null: no limit."

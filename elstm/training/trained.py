@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from elstm.config.run_config import load_run_config
-from elstm.config.schema import Config, data_with_seed
+from elstm.config.schema import Config, data_with_seed, settings_outside_training
 from elstm.errors import UserError, show
 from elstm.files.atomic import refuse_links
 from elstm.models import SequenceClassifier, build_model
@@ -133,10 +133,7 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
     check_ema(content, config, model)
 
 
-# Settings that do not change what a run trains.
-NOT_TRAINED = (
-    "model.backend", "model.recompute", "data.root", "data.path", "data.eval_batch_size"
-)  # fmt: skip
+NOT_TRAINED = settings_outside_training()
 # Settings that affect the weights, but not what they compute; gamma_c does, as eps follows it.
 MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
            "forget_bias", "input_bias", "update_bias")  # fmt: skip
