@@ -277,7 +277,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
     log.info("%s: %s", options.name, description)
     there = len(images.train) + len(images.val), len(images.test)
     published = DATA_SETS[options.name].file_images
-    if there != published:
+    if DATA_SETS[options.name].folder and there != published:  # the digits come with a package
         log.warning(
             "the files hold %s training and %s test images instead of %s and %s: they are a set "
             "of your own", *(f"{count:,}" for count in (*there, *published)),

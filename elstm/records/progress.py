@@ -7,18 +7,39 @@ import math
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
-BAR = "{desc} {bar} step {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
+FIRST_SECONDS = 1.0  # after which a bar has its first values, however far the first log point is
+# By columns of the terminal. The narrow one fits 80 columns, whatever the numbers are.
+WIDE = "{desc} {bar} step {n_fmt}/{total_fmt}{loss}{val}{speed}, {elapsed} done, {remaining} left"
+NARROW = "{desc} {bar} step {n_fmt}/{total_fmt}{loss}{speed}, {remaining} left"
+SHORT = "{desc}, step {n_fmt}/{total_fmt}{loss}, {remaining} left"
+LARGE = 1e4  # a loss of more digits is written with an exponent
+FORMATS = ((105, WIDE), (78, NARROW), (0, SHORT))
 
 log = logging.getLogger(__name__)
 
 
+class _Bar(tqdm):
+    """Shows as much as the terminal is wide; its time left counts evaluations as well."""
+
+    shown: dict[str, str]
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        fields = super().format_dict
+        columns = fields["ncols"] or 80
+        texts = {"loss": "", "val": "", "speed": "", **getattr(self, "shown", {})}
+        form = next(form for least, form in FORMATS if columns >= least)
+        return {**fields, **texts, "bar_format": form}
+
+
 class Progress:
-    """Shows epoch, step, loss, validation accuracy, samples per second and remaining time.
+    """Shows epoch, step, loss, samples per second and the time left; and what a wide bar can hold.
 
     A terminal has a bar at the bottom, and log lines scroll above it. Otherwise there is a log line
     at most every 10 s, so that the log of a long run stays short.
@@ -26,27 +47,33 @@ class Progress:
     Args:
         steps: number of steps of the full run.
         done: number of steps before this process started.
+        epoch: the one that comes first, counted from 1.
         enabled: False: no bar and no such lines.
     """
 
-    def __init__(self, steps: int, done: int, max_epochs: int, *, enabled: bool) -> None:
+    def __init__(
+        self, steps: int, done: int, max_epochs: int, *, epoch: int = 1, enabled: bool
+    ) -> None:
         self.steps, self.max_epochs = steps, max_epochs
         self.first, self.start = done, time.monotonic()
-        self.last_line = self.start
+        self.last_line, self.any_shown = self.start, False
         self.val_accuracy: float | None = None
         self.lines = enabled and not sys.stderr.isatty()
-        self.bar: tqdm[None] | None = None
+        self.bar: _Bar | None = None
         self._stack = ExitStack()
         if enabled and not self.lines:
             self._stack.enter_context(logging_redirect_tqdm())
+            logging.captureWarnings(True)  # else a warning would share the bar's line
+            self._stack.callback(logging.captureWarnings, False)
             self.bar = self._stack.enter_context(
-                tqdm(
+                _Bar(
                     total=steps,
                     initial=done,
                     dynamic_ncols=True,
                     leave=False,
                     mininterval=0.2,
-                    bar_format=BAR,
+                    smoothing=0,
+                    desc=f"epoch {min(epoch, max_epochs)}/{max_epochs}",
                 )
             )
 
@@ -54,22 +81,37 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
 
+    def due(self) -> bool:
+        """Returns whether values should be shown before the next log point brings some."""
+        if self.bar is None and not self.lines:
+            return False
+        soon = self.bar is not None and not self.any_shown
+        return time.monotonic() - self.last_line >= (
+            FIRST_SECONDS if soon else SECONDS_BETWEEN_LINES
+        )
+
     def show(self, epoch: float, step: int, loss: float, samples_per_second: float) -> None:
-        """Shows the values of a log point."""
+        """Shows the values of the latest steps."""
         if self.bar is None and not self.lines:
             return
+        self.any_shown = True
         label = f"epoch {max(math.ceil(epoch), 1)}/{self.max_epochs}"
         val = "" if self.val_accuracy is None else f", val {self.val_accuracy:.2%}"
-        text = f"loss {loss:.4f}{val}, {samples_per_second:,.0f} samples/s"
-        if self.bar is not None:
-            self.bar.set_description_str(label, refresh=False)
-            self.bar.set_postfix_str(text, refresh=False)
-            return
+        texts = {
+            "loss": f", loss {loss:.4f}" if loss < LARGE else f", loss {loss:.2g}",
+            "val": val,
+            "speed": f", {samples_per_second:,.0f} samples/s",
+        }
         now = time.monotonic()
-        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+        if self.bar is not None:
+            self.last_line = now
+            self.bar.set_description_str(label, refresh=False)
+            self.bar.shown = texts
+        elif now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             left = (now - self.start) / max(step - self.first, 1) * (self.steps - step)
-            log.info("%s, step %d/%d, %s, %s left", label, step, self.steps, text, duration(left))
+            text = "".join(texts.values())
+            log.info("%s, step %d/%d%s, %s left", label, step, self.steps, text, duration(left))
 
     def close(self) -> None:
         self._stack.close()

@@ -99,7 +99,8 @@ class TrainingLoop:
     def after_step(self) -> None:
         """Does what is due between two steps: a log point, a checkpoint, stopping on a signal."""
         state, trainer = self.state, self.config.trainer
-        self.recorder.progress.step()
+        progress = self.recorder.progress
+        progress.step()
         # Log every log_every steps and before an evaluation. A short rest joins the last log point.
         done, left = state.steps_since_evaluation, state.steps_to_evaluation
         if left == 0 or (done % trainer.log_every == 0 and left >= trainer.log_every / 2):
@@ -108,6 +109,9 @@ class TrainingLoop:
             values = self.sums.pop_means(self.parts.accelerator, state.train_seconds)
             state.train_loss = values["train_loss"]
             self.recorder.log_point(state, values)
+        elif progress.due():
+            self.clock.update()
+            progress.show(state.epochs, state.step, *self.sums.peek(state))
         if trainer.checkpoint_every and state.step % trainer.checkpoint_every == 0:
             self.checkpoints.save()
         if state.limits.processes == 1 or state.step % SIGNAL_STEPS == 0:

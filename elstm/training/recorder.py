@@ -115,6 +115,7 @@ class Recorder:
             self.parts.limits.total_steps,
             state.step,
             self.config.trainer.max_epochs,
+            epoch=int(state.epochs) + 1,
             enabled=self.config.trainer.progress and self.main,
         )
 

@@ -281,6 +281,13 @@ class StepSums:
         self.start_seconds = train_seconds
         return means
 
+    def peek(self, state: TrainState) -> tuple[float, float]:
+        """Returns this process's mean loss, and samples per second of all processes, up to now."""
+        self.flush()
+        seconds = max(state.train_seconds - self.start_seconds, 1e-9)
+        samples = self.samples * state.limits.processes
+        return float(self.sums[0]) / self.steps, samples / seconds
+
     def state_dict(self) -> dict[str, Any]:
         self.flush()
         return {

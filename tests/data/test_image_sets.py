@@ -8,7 +8,7 @@ import torch
 from small_sets import idx_bytes, write_idx_set
 from torchvision import datasets
 
-from elstm.config.schema import ImageSetConfig
+from elstm.config.schema import DigitsConfig, ImageSetConfig
 from elstm.data import image_sets
 from elstm.data.catalog import DATA_SETS, DIGITS, DataSet
 from elstm.data.catalog import IDX_FILES as FILES
@@ -48,6 +48,11 @@ def test_digits_are_all_of_scikit_learns_split_evenly_over_the_classes():
     expected = np.column_stack([np.round(original * 255 / 16), labels])
     for a, b in zip(sorted_rows(ours), sorted_rows(expected), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_digits_are_no_set_of_a_users_own(caplog):
+    load_data(DigitsConfig(name="digits", pixels_per_step=8))
+    assert "of your own" not in caplog.text
 
 
 def test_the_split_of_the_digits_is_the_same_everywhere():

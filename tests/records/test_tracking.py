@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -367,20 +368,56 @@ def test_lines_where_there_is_no_terminal(
     ]
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def bar_line(monkeypatch: pytest.MonkeyPatch, columns: int, steps: int, *, shown: bool) -> str:
+    """Returns the last state of a bar in a terminal of so many columns."""
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
-    bar = progress.Progress(10, 4, 2, enabled=True)
+    bar = progress.Progress(steps, 0, 100, epoch=51, enabled=True)
     assert bar.bar is not None
-    bar.show(1.2, 5, 0.5, 12345.6)
-    bar.val_accuracy = 0.5
-    bar.show(1.4, 6, 0.25, 12345.6)
+    bar.bar.dynamic_ncols = lambda file: (columns, 24)
+    bar.bar.update(steps // 2)
+    if shown:
+        bar.val_accuracy = 0.5
+        bar.show(50.5, steps // 2, 0.25, 12345.6)
+    bar.bar.start_t -= 36_000  # ten hours
     bar.bar.refresh()
+    line = terminal.getvalue().split("\r")[-1].rstrip()
     bar.close()
-    line = terminal.getvalue()
-    for part in ("epoch 2/2", "step 4/10", "loss 0.2500", "val 50.00%", "12,346 samples/s"):
-        assert part in line
+    return line
+
+
+@pytest.mark.parametrize("shown", [False, True])
+@pytest.mark.parametrize("columns", [40, 65, 77, 78, 80, 104, 105, 120, 200])
+def test_a_bar_fits_its_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: int, shown: bool
+) -> None:
+    for steps in (10, 100_000):
+        line = bar_line(monkeypatch, columns, steps, shown=shown)
+        assert len(line) <= columns
+        if columns >= 65:  # nothing is cut
+            parts = ["epoch 51/100", f"step {steps // 2}/{steps}", " left"]
+            parts += ["loss 0.2500"] if shown else []
+            parts += ["12,346 samples/s"] if shown and columns >= 78 else []
+            parts += ["val 50.00%"] if shown and columns >= 105 else []
+            assert [part for part in parts if part not in line] == []
+
+
+def test_a_bar_gets_values_before_the_first_log_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with contextlib.closing(progress.Progress(1000, 0, 10, enabled=True)) as bar:
+        due = []
+        for seconds in (0.5, 1.0, 5.0, 10.0):
+            now += seconds
+            due.append(bar.due())
+            if due[-1]:
+                bar.show(0.5, 50, 0.5, 100.0)
+    assert due == [False, True, False, True]
+    assert not progress.Progress(1000, 0, 10, enabled=False).due()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.4, "0:05"), (75, "1:15"), (3675, "1:01:15")])
