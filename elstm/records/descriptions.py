@@ -41,10 +41,22 @@ def describe_run(config: Config, run_dir: Path, model: nn.Module) -> dict[str, s
     """Returns texts by tag; the command is missing where the folder does not have it."""
     tree = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
     texts = {"run/config": _code(tree), "run/model": model_table(model)}
-    with suppress(Damaged, yaml.YAMLError, TypeError):
-        overrides = yaml.safe_load(read_text(run_dir / ".hydra" / "overrides.yaml", MAX_BYTES))
-        texts["run/command"] = _code(shlex.join(["elstm-train", *overrides]))
+    with suppress(TypeError):
+        texts["run/command"] = _code(shlex.join(["elstm-train", *_overrides(run_dir)]))
     return texts
+
+
+def changed_keys(run_dir: Path) -> list[str]:
+    """Returns the keys that the run's command sets."""
+    return [str(each).lstrip("+").partition("=")[0] for each in _overrides(run_dir) or ()]
+
+
+def _overrides(run_dir: Path) -> Any:
+    """Returns the list in .hydra/overrides.yaml; None where the folder does not have it."""
+    with suppress(Damaged, yaml.YAMLError):
+        found = yaml.safe_load(read_text(run_dir / ".hydra" / "overrides.yaml", MAX_BYTES))
+        return found if isinstance(found, list) else None
+    return None
 
 
 def model_table(model: nn.Module) -> str:

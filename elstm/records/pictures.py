@@ -137,8 +137,9 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
     """
     columns = min(len(mistakes), 4)
     rows = -(-len(mistakes) // columns)
-    figure = _figure(max(1.9 * columns, 4), 2.2 * rows + 0.4, layout="constrained")
-    figure.suptitle(textwrap.fill(title, 50), fontsize=10, parse_math=False)
+    figure = _figure(max(1.9 * columns, 4), 2.2 * rows + 0.6, layout="constrained")
+    caption = f"{title}: the most confident mistakes, as label, not prediction (its probability)"
+    figure.suptitle(textwrap.fill(caption, 50), fontsize=10, parse_math=False)
     for number, mistake in enumerate(mistakes, start=1):
         axes = figure.add_subplot(rows, columns, number)
         example = mistake.example.numpy()
@@ -149,6 +150,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
         else:
             axes.plot(np.arange(1, len(example) + 1), example, linewidth=0.8)
             axes.tick_params(labelsize=6)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # steps
         names = [_shortened(name) for name in (mistake.label, mistake.predicted)]
         text = f"{names[0]}\nnot {names[1]} ({mistake.confidence:.0%})"
         axes.set_title(text, fontsize=7, parse_math=False)

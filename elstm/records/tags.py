@@ -1,7 +1,7 @@
 """Names the curves, histograms and pictures of a run in TensorBoard.
 
 TensorBoard groups cards by the part of a tag before the first slash, sorts the groups by name and
-opens the first ones. The groups are therefore named so that convergence comes first: accuracy,
+opens the first two. The groups are therefore named so that convergence comes first: accuracy,
 loss, optimization, and then what serves a diagnosis.
 
 A run that started under the earlier names resumes under them, so that no curve is split in two.
@@ -23,20 +23,19 @@ SCALARS = {  # by column of metrics.csv
     "test_loss": "loss/test",
     "test_accuracy": "accuracy/test",
     "test_accuracy_batch_stats": "statistics/test_accuracy_batch_stats",
-    "val_balanced_accuracy": "balanced_accuracy/val",
-    "val_macro_f1": "macro_f1/val",
-    "test_balanced_accuracy": "balanced_accuracy/test",
-    "test_macro_f1": "macro_f1/test",
+    "val_balanced_accuracy": "per_class/balanced_accuracy_val",
+    "val_macro_f1": "per_class/macro_f1_val",
+    "test_balanced_accuracy": "per_class/balanced_accuracy_test",
+    "test_macro_f1": "per_class/macro_f1_test",
 }
 # The columns that metrics.csv had before; a run that started with them keeps them.
 FIRST_SCALARS = tuple(SCALARS)[:-4]
 # Of runs with trainer.ema_decay alone: the weights that are trained, beside their average.
 RAW_SCALARS = {"val_loss_raw": "loss/val_raw", "val_accuracy_raw": "accuracy/val_raw"}
-# Written once, at the end. HPARAMS sorts its metrics by tag, so that the best validation accuracy
-# and the test accuracy lead, and a run without an end shows neither.
+# Written once, at the end, for the HPARAMS tab: a run without an end shows neither.
 RESULTS = {
-    "best_val_accuracy": "accuracy/best_val",
-    "train_seconds": "optimization/train_seconds",
+    "best_val_accuracy": "results/best_val_accuracy",
+    "train_seconds": "results/train_seconds",
 }
 HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
     "gamma": "weights/gamma",
@@ -51,6 +50,13 @@ PICTURES = {
 }
 TAGS = {**SCALARS, **RAW_SCALARS, **RESULTS, **HISTOGRAMS, **PICTURES}
 
+# The names that some columns had for a short time.
+BETWEEN = {
+    "val_balanced_accuracy": "balanced_accuracy/val",
+    "val_macro_f1": "macro_f1/val",
+    "test_balanced_accuracy": "balanced_accuracy/test",
+    "test_macro_f1": "macro_f1/test",
+}
 EARLIER = {
     "lr": "lr",
     "train_loss": "train/loss",
@@ -78,4 +84,6 @@ def tags_after(existing: Collection[str]) -> Mapping[str, str]:
         existing: the tags that the event file holds; empty for a new run.
     """
     earlier = {EARLIER[column] for column in FIRST_SCALARS}
-    return {**TAGS, **EARLIER} if earlier.intersection(existing) else TAGS
+    if earlier.intersection(existing):
+        return {**TAGS, **EARLIER}
+    return {**TAGS, **BETWEEN} if set(BETWEEN.values()).intersection(existing) else TAGS

@@ -77,6 +77,7 @@ from elstm.nn.norm import StepBatchNorm
 from elstm.records.descriptions import hparams
 from elstm.records.event_file import EventFile
 from elstm.records.feeds import Feed, open_feeds
+from elstm.records.hparams import columns
 from elstm.records.sink import Description, Point
 from elstm.records.table_file import TableFile
 from elstm.records.tags import EARLIER, FIRST_SCALARS, SCALARS, TAGS, tags_after
@@ -128,6 +129,7 @@ class Tracker:
         step: int = 0,
         texts: Mapping[str, str] | None = None,
         keep: Collection[str] = (),
+        changed: Collection[str] = (),
     ) -> None:
         """Opens the files.
 
@@ -137,6 +139,7 @@ class Tracker:
             texts: what the event file of a new run holds in Markdown, by tag.
             keep: names of pictures of that step that stay, though they were drawn after the
                 checkpoint.
+            changed: keys of the settings that HPARAMS shows first.
         """
         if self._csv is None:
             return
@@ -158,9 +161,8 @@ class Tracker:
             )
         self._csv.write_header()
         if sizes is None or self._events.missing:
-            # Session info alone, and no experiment summary: TensorBoard then gathers the table's
-            # columns from all runs. Of several experiment summaries it would show only the first.
             _, begin, _ = summaries.hparams(dict(hparams), {})
+            self._events.add(columns(changed), 0)
             self._events.add(begin, 0)
             for tag, text in (texts or {}).items():
                 self._events.add(summaries.text(tag, text), 0)

@@ -22,7 +22,7 @@ from elstm.files.atomic import write_atomic
 from elstm.nn.backends import untried
 from elstm.records import pictures as figures
 from elstm.records.correct import TABLE, encode_correct
-from elstm.records.descriptions import describe_run, hparams
+from elstm.records.descriptions import changed_keys, describe_run, hparams
 from elstm.records.progress import Progress, duration
 from elstm.records.status import Status
 from elstm.records.tags import PICTURES
@@ -92,7 +92,10 @@ class Recorder:
         texts = describe_run(self.config, self.run_dir, self.parts.model)
         at_evaluation = file_sizes is not None and state.evaluated_step == state.step
         keep = (PICTURES if extended else ("gradient",)) if at_evaluation else ()
-        self.tracker.start(hparams(self.config), file_sizes, state.step, texts, keep)
+        self.tracker.start(
+            hparams(self.config), file_sizes, state.step, texts, keep,
+            changed_keys(self.run_dir),
+        )  # fmt: skip
         self.tracker.open_feeds(self.config)
         due = at_evaluation and self.main and self._pictures_due(state)
         if due and not self.tracker.has_picture("gradient"):

@@ -85,7 +85,7 @@ def test_a_resumed_run_continues_the_same_tracked_run(
     found = rows(tmp_path)
     for tag, column in (("loss/train", "train_loss"), ("accuracy/val", "val_accuracy")):
         assert steps(fake, tag) == [int(row["step"]) for row in found if row[column]]
-    assert steps(fake, "accuracy/test") == steps(fake, "accuracy/best_val") == [10]
+    assert steps(fake, "accuracy/test") == steps(fake, "results/best_val_accuracy") == [10]
     assert steps(fake, "pictures/gradient_over_time") == [5, 10]
 
 

@@ -291,5 +291,6 @@ def test_balanced_scores_are_recorded() -> None:
             assert float(row[name]) == pytest.approx(status[name], rel=1e-6)
     tags = {tag for _, tag, _ in events(folder)}
     assert {
-        "balanced_accuracy/val", "macro_f1/val", "balanced_accuracy/test", "macro_f1/test",
+        "per_class/balanced_accuracy_val", "per_class/macro_f1_val",
+        "per_class/balanced_accuracy_test", "per_class/macro_f1_test",
     } <= tags  # fmt: skip
