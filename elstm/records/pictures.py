@@ -150,7 +150,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
         else:
             axes.plot(np.arange(1, len(example) + 1), example, linewidth=0.8)
             axes.tick_params(labelsize=6)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # steps
+            axes.locator_params(axis="x", nbins=5, integer=True)  # steps
         names = [_shortened(name) for name in (mistake.label, mistake.predicted)]
         text = f"{names[0]}\nnot {names[1]} ({mistake.confidence:.0%})"
         axes.set_title(text, fontsize=7, parse_math=False)
