@@ -167,6 +167,10 @@ def run_lists(
 def method(analyses: Sequence[Analysis]) -> list[Block]:
     """Returns how the numbers are made."""
     several = any(analysis.section.folds is not None for analysis in analyses)
+    groups = [group for analysis in analyses for group in analysis.section.groups]
+    tested = "the checkpoint with the best validation accuracy"
+    if any(run.state == "done" and run.best_val_accuracy is None for g in groups for run in g.runs):
+        tested += ", or of the last epoch where data.val_fraction=0 leaves no validation split"
     return [
         Heading(2, "How these numbers are computed"),
         Bullets(
@@ -176,7 +180,7 @@ def method(analyses: Sequence[Analysis]) -> list[Block]:
                 "into sequences, are never compared with each other.",
                 "The tables show a group's finished runs, or all its runs while none is finished. "
                 "The curves show both.",
-                "Test accuracy is that of the checkpoint with the best validation accuracy, "
+                f"Test accuracy is that of {tested}, "
                 "measured once at the end of a run. ± is the standard deviation over seeds "
                 "(n − 1); intervals are 95 % intervals of the mean by Student's t.",
                 "An accuracy counts as reached at the first evaluation at or above it, without "

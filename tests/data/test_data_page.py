@@ -16,6 +16,7 @@ from PIL import Image
 
 import elstm.data
 from elstm import train
+from elstm.data.catalog import READERS
 from elstm.records.status import read_status
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -70,7 +71,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page_has_a_command_for_each_source() -> None:
     sources = {re.findall(r"data=(\w+)", command)[0] for command in COMMANDS}
-    assert sources == {"arrays", "table", "ts", "images"}
+    assert sources == set(READERS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -59,7 +59,8 @@ def test_the_last_epoch_is_tested(capsys: pytest.CaptureFixture[str]) -> None:
     status = read_status(folder)
     assert status is not None
     assert status["best_epoch"] == 4.0
-    assert report.main(["outputs", "--figures", "none"]) == 0
+    assert report.main(["outputs", "--figures", "none", "-o", "report"]) == 0
+    assert "or of the last epoch where data.val_fraction=0" in Path("report/report.md").read_text()
 
 
 def test_pictures(capsys: pytest.CaptureFixture[str]) -> None:
