@@ -58,10 +58,9 @@ def compare(of_set: dict[str, dict[int, float]]) -> list[PairedTest]:
     """Compares eLSTM-BN with the other models over the seeds."""
     tests = []
     for other in AGAINST:
-        seeds = sorted(of_set["elstm_bn"].keys() & of_set[other].keys())
-        test = paired_test(
-            *([of_set[name][seed] for seed in seeds] for name in ("elstm_bn", other))
-        )
+        ours, theirs = of_set["elstm_bn"], of_set[other]
+        seeds = sorted(ours.keys() & theirs.keys())
+        test = paired_test([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
         assert test is not None
         tests.append(test)
     return tests
