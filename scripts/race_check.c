@@ -70,8 +70,16 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     if (packed) q.batch_sizes = sizes;
     q.x = draw(T * B * I, 1, 0), q.h_0 = draw(B * H, 1, 0), q.c_0 = draw(B * H, 1, 0);
     q.w_x = draw(4 * H * I, 0.3, 0), q.w_h = draw(4 * H * H, 0.3, 0), q.bias = draw(4 * H, 1, 0);
-    if (!joint) q.norm_x = norm(all, T, batch_steps, 4 * H, 1, 0), q.norm_h = norm(all, T, batch_steps, 4 * H, 1, 0);
-    if (cell != CELL_NONE) q.norm_c = norm(all, T, batch_steps, H, cell != CELL_CENTER, 1);
+    if (cell == CELL_LAYER) {
+        struct norm *norms[] = {&q.norm_x, &q.norm_h, &q.norm_c};
+        for (int i = 0; i < 3; i++) {
+            *norms[i] = norm(all, T, 0, i < 2 ? 4 * H : H, 1, i == 2);
+            norms[i]->batch_mean = mode == EVAL ? 0 : zero(T * B), norms[i]->batch_var = mode == EVAL ? 0 : zero(T * B);
+        }
+    } else {
+        if (!joint) q.norm_x = norm(all, T, batch_steps, 4 * H, 1, 0), q.norm_h = norm(all, T, batch_steps, 4 * H, 1, 0);
+        if (cell != CELL_NONE) q.norm_c = norm(all, T, batch_steps, H, cell != CELL_CENTER, 1);
+    }
     q.output = result(all, T * B * H), q.h_n = result(all, B * H), q.c_n = result(all, B * H);
     if (mode != EVAL) q.saved_c = aligned(saved);
     if (mode == TRAIN) q.saved_zh = aligned(4 * saved);
@@ -89,6 +97,8 @@ static void run(int cell, int joint, const long *shape, int packed, enum mode mo
     for (size_t i = 0; i < sizeof given / sizeof *given; i++) free((void *)given[i]);
     const struct norm norms[] = {q.norm_x, q.norm_h, q.norm_c};
     for (int i = 0; i < 3; i++)
+        if (cell == CELL_LAYER) free(norms[i].batch_mean), free(norms[i].batch_var);
+    for (int i = 0; i < 3; i++)
         free((void *)norms[i].gamma), free((void *)norms[i].beta), free((void *)norms[i].mean),
             free((void *)norms[i].var);
 }
@@ -103,9 +113,10 @@ int main(void) {
     double worst = 0;
     int calls = 0, shared_rows = 0;
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int kind = 0; kind < 16 * MODES; kind++) {
-            const int cell = kind % 4, joint = kind / 4 % 2, packed = kind / 8 % 2;
-            const enum mode mode = kind / 16;
+        for (int kind = 0; kind < 20 * MODES; kind++) {
+            const int cell = kind % 5, joint = kind / 5 % 2, packed = kind / 10 % 2;
+            const enum mode mode = kind / 20;
+            if (cell == CELL_LAYER && (joint || mode == TRAIN_RECOMPUTE || mode == POPULATION)) continue; /* it has none */
             struct results one, several;
             run(cell, joint, shapes[s], packed, mode, 1, &one);
             for (int n = 0; n < 2; n++, calls++) {

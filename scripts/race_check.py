@@ -2,10 +2,10 @@
 
     python scripts/race_check.py          # a minute; ends non-zero where anything is found
 
-race_check.c drives training, recompute and eval by 1, 2 and 4 threads at odd shapes, in float and
-double, without Python and OpenMP, of whose own barriers a sanitizer knows nothing. First the
-barrier is taken away: the check is worth something only if that race is found. Needs gcc or clang
-with sanitizers.
+race_check.c drives training, recompute, eval and layer normalisation by 1, 2 and 4 threads at odd
+shapes, in float and double, without Python and OpenMP, of whose own barriers a sanitizer knows
+nothing. First the barrier is taken away: the check is worth something only if that race is found.
+Needs gcc or clang with sanitizers.
 """
 
 from __future__ import annotations

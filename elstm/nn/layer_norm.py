@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,3 +107,22 @@ def run_steps(
         h_all, c_all = keep_ended(h, h_all), keep_ended(c, c_all)
         outputs.append(zero_ended(h, batch))
     return torch.stack(outputs), h_all, c_all
+
+
+def merged_recurrence(
+    batch_sizes: Sequence[int] | None, eps: Sequence[float], learned: Sequence[Tensor | None]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs the same on tensors alone, with all biases but the cell's in one.
+
+    Args:
+        batch_sizes: as in LayerNormCall.
+        eps: of norm_ih, norm_hh and norm_c.
+        learned: x, h_0, c_0, weight_ih, weight_hh, bias, γ of the three norms, and β of norm_c.
+    """
+    x, h_0, c_0, weight_ih, weight_hh, bias, *gammas, beta_c = cast("Sequence[Tensor]", learned)
+    ih, hh, c = (
+        partial(F.layer_norm, normalized_shape=gamma.shape, weight=gamma, bias=beta, eps=each)
+        for gamma, beta, each in zip(gammas, (None, None, beta_c), eps, strict=True)
+    )
+    sizes = None if batch_sizes is None else list(batch_sizes)
+    return run_steps(ih(F.linear(x, weight_ih)) + bias, sizes, h_0, c_0, weight_hh, hh, c)

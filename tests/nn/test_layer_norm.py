@@ -100,6 +100,19 @@ def test_follows_the_equations(options, lengths):
     assert layer.last_backend == options.get("backend", "cpu")
 
 
+@pytest.mark.parametrize(("inputs", "units"), [(1, 33), (40, 17)])
+def test_c_code_in_float32(inputs, units):
+    """At sizes that fill no vector, on numbers with a mean that the norms have to take off."""
+    layer = randomize(LayerNormLSTM(inputs, units, backend="cpu"))
+    x = 3 + sequences(T, B, inputs, dtype=torch.float32)
+    output, (h_n, c_n) = layer(x)
+    zero = np.zeros((1, units))
+    for b in range(B):
+        expected = one_sequence(layer, to_numpy(layer), x[:, b].double().numpy(), zero, zero)
+        for found, value in zip((output, h_n, c_n), expected, strict=True):
+            np.testing.assert_allclose(found[:, b].detach(), value, rtol=1e-4, atol=2e-5)
+
+
 def test_one_sequence_without_a_batch_dimension():
     layer, x = make(**DEEP), sequences(T, F)
     state = tuple(part[:, 0] for part in initial_state(layer))

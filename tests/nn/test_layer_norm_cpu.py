@@ -4,12 +4,17 @@ import copy
 
 import pytest
 import torch
+from backend_calls import assert_as_exact_in_most
 from numpy_lstm import randomize
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from elstm.nn import LayerNormLSTM
 
 SHAPES = [(1, 1, 1, 2), (5, 4, 3, 4), (7, 13, 5, 33), (3, 30, 1, 100), (4, 9, 40, 64)]
+CHUNKS = {  # the C code takes several steps together: backward 512 rows, forward with a large W_x
+    "backward": (13, 100, 3, 20),
+    "forward": (3, 260, 600, 113),
+}
 
 
 def pair(inputs, units, dtype, **options):
@@ -71,6 +76,58 @@ def test_results_and_gradients(shape, dtype, packed, threads):
     tolerance = 1e-11 if dtype == torch.float64 else 5e-5
     assert_same(found, expected, tolerance, tolerance)
     torch.testing.assert_close(again, reference(x)[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", CHUNKS.values(), ids=CHUNKS)
+def test_several_chunks_of_steps(shape, monkeypatch):
+    """The last of them is a short one, and the threads share rows out anew in each."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    steps, batch, inputs, units = shape
+    torch.manual_seed(0)
+    x = torch.randn(steps, batch, inputs) / inputs**0.5
+    layer, reference = pair(inputs, units, torch.float32)
+    for lengths in (None, [1 + (5 * row) % steps for row in range(batch)]):
+        found, expected = everything(layer, x, lengths), everything(reference, x, lengths)
+        assert_same(found, expected, 1e-4, 1e-4)
+
+
+@pytest.fixture
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("shape", SHAPES[2:4], ids=str)
+def test_float32_is_as_exact_as_torch(shape):
+    """Against the reference in float64, which tests/nn/test_layer_norm.py holds to NumPy's."""
+    steps, batch, inputs, units = shape
+    draws = []
+    for seed in range(9):
+        torch.manual_seed(seed)
+        x = 3 + torch.randn(steps, batch, inputs)  # a mean that the norm has to take off
+        layer, reference = pair(inputs, units, torch.float32)
+        exact = everything(copy.deepcopy(reference).double(), x.double())
+        found, plain = everything(layer, x), everything(reference, x)
+        draws.append(
+            tuple({n: p.detach().double() for n, p in d.items()} for d in (found, exact, plain))
+        )
+    assert_as_exact_in_most(draws)
+
+
+@pytest.mark.parametrize(("inputs", "expected"), [(1, 5), (40, 9)])
+def test_what_is_kept_for_the_backward_pass(inputs, expected):
+    """In numbers of T * B * H beside the output, as the module documents it."""
+    kept = []
+    x = torch.randn(20, 50, inputs, requires_grad=True)
+    layer = LayerNormLSTM(inputs, 64, backend="cpu")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output, _ = layer(x)
+    known = {t.data_ptr() for t in (x, output, *layer.parameters())}
+    numbers = sum(t.numel() for t in kept if t.data_ptr() not in known)
+    assert numbers / output.numel() == pytest.approx(expected, abs=0.2)
 
 
 def test_deep_without_bias():

@@ -99,18 +99,16 @@ def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[...
     if name == "reference":
         return name, layer_norm_recurrence
     candidate = "cpu" if name == "auto" else name
-    reason: str | None = "torch.compile traces the call"
-    if candidate != "cpu" or not torch.compiler.is_dynamo_compiling():
-        norms = call.norm_ih, call.norm_hh, call.norm_c
-        weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
-        tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
-        reason = why_not(*tensors, *weights)
+    norms = call.norm_ih, call.norm_hh, call.norm_c
+    weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
+    tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
+    reason = why_not(*tensors, *weights)
+    if reason is None:
+        module_name = _LAYER_NORM[candidate]
+        _load(module_name)
+        reason = _LOADED[module_name].refuses(call)
         if reason is None:
-            module_name = _LAYER_NORM[candidate]
-            _load(module_name)
-            reason = _LOADED[module_name].refuses(call)
-            if reason is None:
-                return candidate, _LOADED[module_name].recurrence
+            return candidate, _LOADED[module_name].recurrence
     if name == candidate:
         raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
     return "reference", layer_norm_recurrence

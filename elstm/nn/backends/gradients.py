@@ -7,7 +7,8 @@ torch differentiates it, as often as is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,8 +62,21 @@ def needs_reference(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() or why_not(*tensors) is not None
 
 
+# Computes output, h_n and c_n from the ten learned tensors by torch's operators.
+Reference = Callable[[Sequence[Tensor | None]], Sequence[Tensor]]
+
+
+def reference_of(call: Call) -> Reference:
+    """Returns the reference for a call, without keeping the learned tensors."""
+    return partial(_results, without_learned(call))
+
+
+def _results(call: Call, learned: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    return recurrence(with_learned(call, learned)._replace(recompute=False))[:3]
+
+
 def reference_gradients(
-    call: Call,
+    reference: Reference,
     learned: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
     wanted: Sequence[bool],
@@ -70,7 +84,7 @@ def reference_gradients(
     """Returns the gradients of the ten learned tensors, differentiable where that is asked for.
 
     Args:
-        call: what `without_learned` returned.
+        reference: what computes the results again.
         learned: the saved inputs, connected to the graph that they came from.
         upstream: the gradients of output, h_n and c_n; None: zero.
         wanted: which gradients are needed.
@@ -83,7 +97,7 @@ def reference_gradients(
             tensor.view_as(tensor) if want and tensor is not None else tensor
             for tensor, want in zip(learned, wanted, strict=True)
         ]
-        results = recurrence(with_learned(call, variables)._replace(recompute=False))[:3]
+        results = reference(variables)
         pairs = [
             (result, gradient)
             for result, gradient in zip(results, upstream, strict=True)

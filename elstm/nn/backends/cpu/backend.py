@@ -14,24 +14,26 @@ statistics of the batch are kept (18 T H at most). torch.nn.LSTM keeps about 15.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elstm.nn.backends.cpu import library
-from elstm.nn.backends.cpu.library import BITS, Computed, Constants, Learned
+from elstm.nn.backends.cpu.library import BITS, LAYER, Computed, Constants, Learned
 from elstm.nn.backends.gradients import (
+    Reference,
     learned_of,
     needs_reference,
     reference_gradients,
-    with_learned,
-    without_learned,
+    reference_of,
 )
 from elstm.nn.backends.plain import constant_result
+from elstm.nn.layer_norm import merged_recurrence
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 
-_CELLS = {"none": 0, "output": 1, "update": 2, "center": 3}
+_CELLS = {"none": 0, "output": 1, "update": 2, "center": 3}  # and LAYER
 
 
 def refuses(call: Call) -> str | None:
@@ -39,6 +41,12 @@ def refuses(call: Call) -> str | None:
     x, cell_norm = call.x, call.cell_norm
     if cell_norm not in _CELLS:
         return f"cell_norm {cell_norm!r} (it has {', '.join(_CELLS)})"
+    weights = call.weight_ih, call.weight_hh, call.bias
+    return refuses_tensors(x, call.h_0, call.c_0, *weights, *_tensors(*call.norms))
+
+
+def refuses_tensors(x: Tensor, *others: Tensor | None) -> str | None:
+    """Returns why the library cannot take these tensors, in one line; None where it can."""
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}"
     if torch.compiler.is_exporting():
@@ -47,8 +55,7 @@ def refuses(call: Call) -> str | None:
         return "autocast is on"
     if x.dtype not in BITS:
         return f"dtype {x.dtype} (it has float32 and float64)"
-    given = (call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias, *_tensors(*call.norms))
-    for tensor in given:
+    for tensor in others:
         if tensor is not None and (tensor.dtype != x.dtype or tensor.device != x.device):
             return f"tensors of {x.dtype} on {x.device} and of {tensor.dtype} on {tensor.device}"
     if not x.shape[0] or not x.shape[1]:
@@ -67,26 +74,34 @@ def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
 
 def recurrence(call: Call) -> Results:
     """Does what elstm.nn.recurrence.recurrence does, for a call that `refuses` lets through."""
-    learned = learned_of(call)
-    constants = _constants(call)
-    # ctx.needs_input_grad does not look at whether gradients are enabled.
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
-    if torch.compiler.is_dynamo_compiling():
-        given = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
-    elif keep:
-        # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
-        contiguous = [None if t is None else t.contiguous() for t in learned]
-        given = _CpuRecurrence.apply(without_learned(call), constants, *contiguous)
-    else:
-        results = library.forward(constants, _contiguous(learned), False)
-        given = (*results[:3], *results.statistics)
-    output, h_n, c_n, *found = given[:9]
+    output, h_n, c_n, *found = run(reference_of(call), _constants(call), learned_of(call))
     pairs = zip(call.norms[:3], found[::2], found[1::2], strict=True)
     statistics = [
         None if norm is None else Statistics(mean, None if norm.weight is None else var)
         for norm, mean, var in pairs
     ]
     return Results(output, h_n, c_n, (*statistics, None))
+
+
+def run(
+    reference: Reference, constants: Constants, learned: Sequence[Tensor | None]
+) -> Sequence[Tensor]:
+    """Runs the library, and connects its results to the graph of autograd.
+
+    Returns:
+        output, h_n, c_n, and mean and variance of the three norms.
+    """
+    # ctx.needs_input_grad does not look at whether gradients are enabled.
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
+    if torch.compiler.is_dynamo_compiling():
+        found = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
+        return found[:9]
+    if keep:
+        # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
+        contiguous = [None if t is None else t.contiguous() for t in learned]
+        return _CpuRecurrence.apply(reference, constants, *contiguous)
+    results = library.forward(constants, _contiguous(learned), False)
+    return (*results[:3], *results.statistics)
 
 
 def _constants(call: Call) -> Constants:
@@ -107,11 +122,11 @@ class _CpuRecurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, constants: Constants, *learned: Tensor | None
+        ctx: Any, reference: Reference, constants: Constants, *learned: Tensor | None
     ) -> tuple[Tensor, ...]:
         contiguous = _contiguous(learned)
         output, h_n, c_n, statistics, kept = library.forward(constants, contiguous, True)
-        ctx.call, ctx.constants = call, constants
+        ctx.reference, ctx.constants = reference, constants
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*statistics)
         saved = (*learned, output, *statistics, *kept)
@@ -130,7 +145,7 @@ class _CpuRecurrence(torch.autograd.Function):
                 )
         learned, wanted = saved[:_LEARNED_END], ctx.needs_input_grad[2:]
         if needs_reference(*saved, *given):
-            return None, None, *reference_gradients(ctx.call, learned, given, wanted)
+            return None, None, *reference_gradients(ctx.reference, learned, given, wanted)
         results = _results([_aligned(t) for t in saved[_LEARNED_END:]])
         gradients = [None if g is None else g.contiguous() for g in given]
         found = library.backward(ctx.constants, _contiguous(learned), results, gradients, wanted)
@@ -226,8 +241,8 @@ def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:_LEARNED_END])
     learned, given = saved[:_LEARNED_END], list(upstream[:3])
     if torch.is_grad_enabled():
-        call = _call_of(saved[_LEARNED_END:_TENSORS_END], learned, *ctx.constants)
-        gradients = reference_gradients(call, learned, given, wanted)
+        reference = _reference_of(saved[_LEARNED_END:_TENSORS_END], learned, *ctx.constants)
+        gradients = reference_gradients(reference, learned, given, wanted)
     else:
         results = list(saved[_TENSORS_END:])
         found = torch.ops.elstm.cpu_backward(
@@ -237,7 +252,7 @@ def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
     return *gradients, *[None] * (_CALL_END + 1 - _LEARNED_END)
 
 
-def _call_of(
+def _reference_of(
     population: Sequence[Tensor | None],
     learned: Sequence[Tensor | None],
     sizes: Sequence[int] | None,
@@ -245,8 +260,10 @@ def _call_of(
     cell: int,
     eps: Sequence[float],
     recompute: bool,
-) -> Call:
-    """Returns the call that the arguments of the custom op came from."""
+) -> Reference:
+    """Returns the reference for the call that the arguments of the custom op came from."""
+    if cell == LAYER:
+        return partial(merged_recurrence, sizes, eps)
     nothing: Any = None
 
     def norm(n: int) -> NormInputs | None:
@@ -272,7 +289,7 @@ def _call_of(
         cell_norm=name,
         recompute=recompute,
     )
-    return with_learned(call, learned)
+    return reference_of(call)
 
 
 _forward_op.register_autograd(_gradient, setup_context=_save)

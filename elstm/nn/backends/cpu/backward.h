@@ -9,6 +9,7 @@
 struct backward {
     const struct call *q;
     long chunk;                       /* steps whose dz are kept together */
+    long slot;                        /* numbers from a slice's dz to the next one's: chunk * B * GATES at least */
     real *w_x, *w_h;                  /* as forward; only where a projection is computed again */
     real *w_x_back, *w_h_back;        /* (column blocks of up to 4 slices, 4H, width of the block) */
     real *d_zh, *d_zx;                /* (2 halves, slices, chunk, B, GATES), used in turns; one if joint */
@@ -158,7 +159,7 @@ static void multiply_slices(const struct backward *w, const real *d_z, long n, c
                             long first, long last, real *c, long c_row, long c_vector, int accumulate, long ahead) {
     const struct call *q = w->q;
     const long whole = min_long(last, q->units / LANES), rest = last > whole ? q->units % LANES : 0;
-    const long step = w->chunk * q->rows * GATES;
+    const long step = w->slot;
     struct product product = {.a = d_z + first * step, .a_row = GATES, .a_k = 1, .a_segment = step,
                               .b = packed + first * GATES * vectors * LANES, .b_segment = GATES * vectors * LANES,
                               .segments = whole - first, .length = GATES, .c = c, .c_row = c_row,
@@ -206,7 +207,8 @@ static inline int recomputes_zx(const struct call *q) { return is_joint(q) ? !q-
 static void lay_out_backward(struct backward *w, struct arena *arena) {
     const struct call *q = w->q;
     const long slices = slices_of(q), B = q->rows, I = q->inputs, H = q->units;
-    const long dz = 2 * w->chunk * slices * B * GATES;
+    w->slot = w->chunk * B * GATES;
+    const long dz = 2 * slices * w->slot;
     w->w_x = take(arena, recomputes_zx(q) ? slices * I * GATES : 0);
     w->w_h = take(arena, q->saved_zh ? 0 : slices * H * GATES);
     w->w_x_back = take(arena, q->d_x ? (I + GATES) * 4 * H : 0);
@@ -305,7 +307,7 @@ static void backward_thread(void *data, int thread, struct team *team) {
     const struct call *q = w->q;
     const long T = q->steps, B = q->rows, I = q->inputs, H = q->units, slices = slices_of(q);
     const long first = slices * thread / team->threads, last = slices * (thread + 1) / team->threads;
-    const long slot = w->chunk * B * GATES;
+    const long slot = w->slot;
     real *scratch = w->scratch + thread * B * (2 * GATES + 3 * LANES);
     int64_t passed = 0;
 

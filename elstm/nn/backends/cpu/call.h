@@ -20,7 +20,7 @@
 #define BY_ROWS_BYTES (1 << 20)
 #endif
 
-enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE, CELL_CENTER };
+enum cell { CELL_NONE, CELL_OUTPUT, CELL_UPDATE, CELL_CENTER, CELL_LAYER /* layer_norm.h */ };
 
 struct norm {
     const real *gamma, *beta;            /* (F,); beta: the cell's alone. Both null: no normalisation here;
@@ -63,15 +63,15 @@ static inline int by_rows(const struct call *q) {
     return !q->batch_steps && q->rows >= q->threads * TILE_ROWS && weights <= BY_ROWS_BYTES;
 }
 
-/* The first row of a thread, so that all have as many steps of sequences. */
-static inline long first_row(const struct call *q, long thread, long threads) {
+/* The first row of a thread, so that all have as many steps of sequences between t_0 and t_1. */
+static inline long first_row(const struct call *q, long thread, long threads, long t_0, long t_1) {
     if (!q->batch_sizes) return q->rows * thread / threads;
     int64_t all = 0, before = 0;
-    for (long t = 0; t < q->steps; t++) all += q->batch_sizes[t];
+    for (long t = t_0; t < t_1; t++) all += q->batch_sizes[t];
     long r = 0;
-    for (long length = q->steps; r < q->rows && before * threads < all * thread; r++) {
-        while (q->batch_sizes[length - 1] <= r) length--;
-        before += length;
+    for (long end = t_1; r < q->rows && before * threads < all * thread; r++) {
+        while (q->batch_sizes[end - 1] <= r) end--;
+        before += end - t_0;
     }
     return r;
 }

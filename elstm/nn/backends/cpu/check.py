@@ -4,8 +4,9 @@
 
 A compiler's flags can make the library wrong, or use instructions that this CPU does not have,
 which ends the process that runs them. So the check runs elsewhere, on the standard library alone:
-tiny calls with batch and with population statistics, forward and backward, against the equations
-of elstm.nn.recurrence in Python's floats and their central differences.
+tiny calls with batch and with population statistics and with layer normalisation, forward and
+backward, against the equations of elstm.nn.recurrence in Python's floats and their central
+differences.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, ROWS, INPUTS, UNITS = 3, 4, 2, 5
-CELLS = ("none", "output", "update", "center")  # enum cell of call.h
+CELLS = ("none", "output", "update", "center", "layer")  # enum cell of call.h
 EPS = 0.1
 TOLERANCE = {32: 1e-3, 64: 1e-7}  # of the largest number of a result
 Numbers = list[float]
@@ -70,18 +71,28 @@ def equations(cell: str, values: Values, batch_steps: int) -> Values:
 
     def normalize(z: list[Numbers], name: str, t: int, beta: Numbers | None) -> list[Numbers]:
         features = len(z[0])
+        gamma, shift = values[f"{name}.gamma"], beta or [0.0] * features
+        if cell == "layer":  # of each row
+            return [
+                [
+                    (value - mean) / math.sqrt(var + EPS) * a + b
+                    for value, a, b in zip(row, gamma, shift, strict=True)
+                ]
+                for row in z
+                for mean in (sum(row) / features,)
+                for var in (sum((value - mean) ** 2 for value in row) / features,)
+            ]
         if t < batch_steps:
             mean = [sum(row[j] for row in z) / ROWS for j in range(features)]
             var = [sum((row[j] - mean[j]) ** 2 for row in z) / ROWS for j in range(features)]
         else:
             part = slice(t * features, (t + 1) * features)
             mean, var = values[f"{name}.mean"][part], values[f"{name}.var"][part]
-        if cell == "center" and name == "norm_c" and beta:
-            return [[row[j] - mean[j] + beta[j] for j in range(features)] for row in z]
-        gamma = values[f"{name}.gamma"]
+        if cell == "center" and name == "norm_c":
+            return [[row[j] - mean[j] + shift[j] for j in range(features)] for row in z]
         return [
             [
-                (row[j] - mean[j]) / math.sqrt(var[j] + EPS) * gamma[j] + (beta[j] if beta else 0)
+                (row[j] - mean[j]) / math.sqrt(var[j] + EPS) * gamma[j] + shift[j]
                 for j in range(features)
             ]
             for row in z
@@ -116,7 +127,7 @@ def equations(cell: str, values: Values, batch_steps: int) -> Values:
             c[b] = [sigmoid(f[j]) * c[b][j] + sigmoid(i[j]) * math.tanh(g[j]) for j in range(UNITS)]
         if cell in ("update", "center"):
             c = normalize(c, "norm_c", t, beta)
-        shown = normalize(c, "norm_c", t, beta) if cell == "output" else c
+        shown = normalize(c, "norm_c", t, beta) if cell in ("output", "layer") else c
         h = [[gates[b][j] * math.tanh(shown[b][j]) for j in range(UNITS)] for b in range(ROWS)]
         output += chain(*h)
     return {"output": output, "h_n": [*chain(*h)], "c_n": [*chain(*c)]}

@@ -201,7 +201,7 @@ static void forward_thread(void *data, int thread, struct team *team) {
     if (by_rows(q)) {
         barrier(team, &passed); /* all weights are packed */
         first = 0, last = slices;
-        row_0 = first_row(q, thread, team->threads), row_1 = first_row(q, thread + 1, team->threads);
+        row_0 = first_row(q, thread, team->threads, 0, T), row_1 = first_row(q, thread + 1, team->threads, 0, T);
     }
     for (long s = first; s < last; s++)
         for (long r = row_0; r < row_1; r++)

@@ -17,6 +17,7 @@ from elstm.nn.backends.cpu.structs import CallStruct, ThreadPool, prototypes
 log = logging.getLogger(__name__)
 
 BITS = {torch.float32: 32, torch.float64: 64}
+LAYER = 4  # CELL_LAYER of call.h: layer normalisation
 Empty = Callable[..., Tensor]  # (like, *shape)
 # W_x x is computed again in the backward pass up to this I, where that costs less than keeping it.
 RECOMPUTED_INPUTS = 16
@@ -81,7 +82,7 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
     """
     verify = partial(check.in_own_process, bits=bits)
     loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, verify)
-    prototypes(loaded, ("elstm", "elstm_layer_norm"))
+    prototypes(loaded)
     if loaded.elstm_call_size() != ctypes.sizeof(CallStruct):
         raise build.BuildError("the compiled library and structs.py disagree")
     return loaded
@@ -128,17 +129,25 @@ def empty_results(
         empty(x, steps, rows, units),
         empty(x, rows, units),
         empty(x, rows, units),
-        tuple(
-            empty(x, *(nothing if like is None else (batch_steps, like.shape[0])))
-            for batch_steps, pair in zip(constants.batch_steps, learned.statistics, strict=True)
-            for like in pair
-        ),
+        tuple(empty(x, *shape) for shape in _statistics(constants, learned, keep)),
         (
             empty(x, *(gates if keep_zh else nothing)),
             empty(x, *(gates if keep_zx else nothing)),
             empty(x, *((slices, steps, rows, lanes) if keep else nothing)),
         ),
     )
+
+
+def _statistics(constants: Constants, learned: Learned, keep: bool) -> list[tuple[int, ...]]:
+    """Returns the shapes of mean and variance of each norm."""
+    if constants.cell == LAYER:  # of rows; only that of the cell has a mean
+        of_rows = tuple(learned.x.shape[:2]) if keep else (0,)
+        return [(0,), of_rows, (0,), of_rows, of_rows, of_rows]
+    return [
+        (0,) if like is None else (steps, like.shape[0])
+        for pair, steps in zip(learned.statistics, constants.batch_steps, strict=True)
+        for like in pair
+    ]
 
 
 def empty_gradients(
@@ -155,7 +164,7 @@ def empty_gradients(
 
 def forward(constants: Constants, learned: Learned, keep: bool) -> Computed:
     results = empty_results(constants, learned, keep, memory.empty)
-    run("elstm", "forward", BITS[learned.x.dtype], _call(constants, learned, results))
+    _run("forward", BITS[learned.x.dtype], _call(constants, learned, results))
     return results
 
 
@@ -170,30 +179,30 @@ def backward(
     gradients = empty_gradients(learned, wanted, memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
-        setattr(call, name, pointer(tensor))
+        setattr(call, name, _pointer(tensor))
     for name, d_gamma in zip(CallStruct.norms, gradients[6:9], strict=True):
-        getattr(call, name).d_gamma = pointer(d_gamma)
-    call.norm_c.d_beta = pointer(gradients[9])
-    run("elstm", "backward", BITS[learned.x.dtype], call)
+        getattr(call, name).d_gamma = _pointer(d_gamma)
+    call.norm_c.d_beta = _pointer(gradients[9])
+    _run("backward", BITS[learned.x.dtype], call)
     return gradients
 
 
-def run(kind: str, direction: str, bits: int, call: CallStruct) -> None:
-    """Runs the function elstm_forward, or that of another kind or direction."""
+def _run(direction: str, bits: int, call: CallStruct) -> None:
+    """Runs the function elstm_forward or elstm_backward."""
     loaded = library(bits)
-    block = memory.take(getattr(loaded, f"{kind}_workspace")(call, direction == "backward"))
+    block = memory.take(loaded.elstm_workspace(call, direction == "backward"))
     call.workspace = block.address
-    getattr(loaded, f"{kind}_{direction}")(call)
+    getattr(loaded, f"elstm_{direction}")(call)
     memory.give(block)
 
 
-def set_batch_sizes(call: CallStruct, sizes: Sequence[int] | None) -> None:
+def _set_batch_sizes(call: CallStruct, sizes: Sequence[int] | None) -> None:
     if sizes is not None:
         call.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
         call.batch_sizes = ctypes.addressof(call.sizes)  # `sizes` lives as long as the call
 
 
-def pointer(tensor: Tensor | None) -> int | None:
+def _pointer(tensor: Tensor | None) -> int | None:
     """Null for what does not apply; torch gives empty tensors a null pointer."""
     return None if tensor is None else tensor.data_ptr() or None
 
@@ -211,19 +220,19 @@ def _call(constants: Constants, learned: Learned, results: Computed) -> CallStru
         )
     )
     for name, tensor in zip(CallStruct.given[1:], learned, strict=False):
-        setattr(call, name, pointer(tensor))
-    set_batch_sizes(call, constants.batch_sizes)
+        setattr(call, name, _pointer(tensor))
+    _set_batch_sizes(call, constants.batch_sizes)
     for index, name in enumerate(CallStruct.norms):
         norm = getattr(call, name)
-        norm.gamma, norm.eps = pointer(learned.gammas[index]), constants.eps[index]
+        norm.gamma, norm.eps = _pointer(learned.gammas[index]), constants.eps[index]
         norm.batch_steps = constants.batch_steps[index]
         population = constants.population[2 * index : 2 * index + 2]
-        norm.mean, norm.var = (pointer(t) for t in population)
+        norm.mean, norm.var = (_pointer(t) for t in population)
         of_batch = results.statistics[2 * index : 2 * index + 2]
-        norm.batch_mean, norm.batch_var = (pointer(t) for t in of_batch)
-    call.norm_c.beta = pointer(learned.beta_c)
+        norm.batch_mean, norm.batch_var = (_pointer(t) for t in of_batch)
+    call.norm_c.beta = _pointer(learned.beta_c)
     kept = (results.output, results.h_n, results.c_n, *results.kept)
     for name, tensor in zip(CallStruct.results, kept, strict=True):
-        setattr(call, name, pointer(tensor))
+        setattr(call, name, _pointer(tensor))
     call.pool = ThreadPool(*openmp())
     return call

@@ -38,15 +38,12 @@ class CallStruct(ctypes.Structure):
     ]
 
 
-def prototypes(library: ctypes.CDLL, kinds: tuple[str, ...] = ("elstm",)) -> ctypes.CDLL:
-    """Declares the types of the functions of cpu.c; each of `kinds` begins the names of three."""
-    for kind in kinds:
-        for direction in ("forward", "backward"):
-            getattr(library, f"{kind}_{direction}").argtypes = [ctypes.POINTER(CallStruct)]
-            getattr(library, f"{kind}_{direction}").restype = None
-        workspace = getattr(library, f"{kind}_workspace")
-        workspace.argtypes = [ctypes.POINTER(CallStruct), ctypes.c_int64]
-        workspace.restype = ctypes.c_int64
-    for name in ("elstm_lanes", "elstm_call_size"):
+def prototypes(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declares the types of the functions of cpu.c."""
+    for name in ("elstm_forward", "elstm_backward"):
+        getattr(library, name).argtypes = [ctypes.POINTER(CallStruct)]
+        getattr(library, name).restype = None
+    library.elstm_workspace.argtypes = [ctypes.POINTER(CallStruct), ctypes.c_int64]
+    for name in ("elstm_workspace", "elstm_lanes", "elstm_call_size"):
         getattr(library, name).restype = ctypes.c_int64
     return library

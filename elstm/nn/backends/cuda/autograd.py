@@ -14,10 +14,11 @@ from elstm.nn.backends.cuda.launch import (
     why_not_on,
 )
 from elstm.nn.backends.gradients import (
+    Reference,
     learned_of,
     needs_reference,
     reference_gradients,
-    without_learned,
+    reference_of,
 )
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
 from elstm.nn.sequences import places
@@ -63,7 +64,7 @@ def recurrence(call: Call) -> Results:
     # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
     learned = [None if t is None else t.float().contiguous() for t in learned_of(call)]
     with torch.autocast(x.device.type, enabled=False):
-        output, h_n, c_n = _TritonRecurrence.apply(plan, without_learned(call), *learned)
+        output, h_n, c_n = _TritonRecurrence.apply(plan, reference_of(call), *learned)
     statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
     return Results(output.to(dtype), h_n.to(dtype), c_n.to(dtype), (*statistics, None))
 
@@ -135,7 +136,9 @@ _PARAMETERS = ("bias", "gamma_ih", "gamma_hh", "gamma_c", "beta_c")
 
 class _TritonRecurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, call: Call, *learned: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, plan: _Plan, reference: Reference, *learned: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, h_0, c_0, weight_ih, weight_hh, *parameters = learned
         bias, gamma_ih, *_ = parameters
         steps, batch, _ = x.shape
@@ -155,7 +158,7 @@ class _TritonRecurrence(torch.autograd.Function):
             launcher.all_steps("before_forward", programs, features, wx=wx, h_0=h_0, c_0=c_0, **own)
             own |= {"h_n": torch.empty_like(h_0), "c_n": torch.empty_like(c_0)}
             launcher.step_by_step("forward", steps, z_x=wx, weight_hh=weight_hh, **own)
-        ctx.plan, ctx.call = plan, call
+        ctx.plan, ctx.reference = plan, reference
         ctx.set_materialize_grads(False)  # zeros would be written and read for nothing
         statistics = [part for pair in plan.statistics for part in pair or (None, None)]
         states, cells = own["states"], own["cells"]
@@ -166,7 +169,7 @@ class _TritonRecurrence(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, learned, wanted = ctx.saved_tensors[0], ctx.saved_tensors[:10], ctx.needs_input_grad[2:]
         if needs_reference(*ctx.saved_tensors, *gradients):
-            return None, None, *reference_gradients(ctx.call, learned, gradients, wanted)
+            return None, None, *reference_gradients(ctx.reference, learned, gradients, wanted)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             return _backward(ctx, *gradients)
 
