@@ -7,10 +7,11 @@ everything is checked before there is a folder, and every error is one message.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     # Imports stand in functions here and below, because --help needs no Hydra, and torch is slow.
     args = _parse(arguments)
-    if args.help:
+    if args.help and not args.cfg:
         from elstm.config.help import find_config_dir, text
 
         topics = [argument for argument in args.overrides if "=" not in argument]
@@ -257,10 +258,16 @@ def _show(args: argparse.Namespace, composer: Composer) -> int:
             composer.parse(arguments)
             hydra.hydra_help(None, get_args_parser(), args)
         else:
-            composer.compose(arguments)
+            _, config = composer.compose(arguments)
             if args.info:
                 with _own_logging():
                     hydra.show_info(args.info, CONFIG_NAME, arguments)
+            elif args.help:
+                from elstm.config.describe import commented
+
+                with redirect_stdout(io.StringIO()) as shown:
+                    hydra.show_cfg(CONFIG_NAME, arguments, args.cfg, args.package, args.resolve)
+                print(commented(shown.getvalue(), config, args.package))
             else:
                 hydra.show_cfg(CONFIG_NAME, arguments, args.cfg, args.package, args.resolve)
     except UserError:

@@ -1,9 +1,10 @@
-"""`elstm-train --help KEY` and `--help GROUP`: what keys do and take, and their defaults."""
+"""Describes keys: `elstm-train --help KEY`, `--help GROUP`, and comments in `--cfg job --help`."""
 
 from __future__ import annotations
 
+import re
 import textwrap
-from dataclasses import Field, fields
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from elstm.config.fields import MISSING, description
@@ -41,6 +42,36 @@ def describe(topic: str) -> str:
     if not keys:
         raise unknown_key(topic, all_keys())
     return "\n".join(line for key in keys for line in _lines(key))
+
+
+def commented(text: str, config: Config, package: str | None) -> str:
+    """Puts the description of each key, and what it takes, above its line.
+
+    Args:
+        text: YAML as Hydra prints a config, of which `config` is the typed one.
+        package: the group that the text is of; None: all groups.
+    """
+    lines, group = [], package or ""
+    for line in text.splitlines():
+        indent, name = re.match(r"( *)(\w*)", line).groups()  # type: ignore[union-attr]
+        if package is None and not indent:
+            group = ""
+        owner: Any = getattr(config, group, None) if group else config
+        inner = "  " if group and package is None else ""
+        known = owner is not None and name in getattr(owner, "__dataclass_fields__", ())
+        if known and indent == inner and line.startswith(f"{indent}{name}:"):
+            node = getattr(owner, name)
+            if is_dataclass(node):
+                group = name
+            elif description(type(owner), name):
+                comment = f"{description(type(owner), name)} It takes {allowed(type(owner), name)}."
+                start = f"{indent}# "
+                lines += textwrap.wrap(
+                    comment, 80, initial_indent=start, subsequent_indent=start,
+                    break_long_words=False, break_on_hyphens=False,
+                )  # fmt: skip
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _lines(key: str) -> list[str]:

@@ -33,6 +33,7 @@ flags:
                                   hydra/launcher=joblib, slurm: several runs at once
                                   hydra/sweeper=optuna: a search over ranges
   --cfg job|hydra|all, -c         shows the config and trains nothing; --resolve, --package KEY
+  --cfg job --help                the same, with the description of each key as a comment
   --config-dir DIR, -cd           adds options of groups, as DIR/experiment/mine.yaml
   --info [TOPIC], -i              shows how Hydra composes: defaults, defaults-tree, searchpath...
   --shell-completion, -sc         eval "$(elstm-train -sc install=bash)" completes groups and keys

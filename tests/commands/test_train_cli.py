@@ -268,6 +268,15 @@ def test_the_config_is_shown(training, capsys):
     assert "hydra" not in out
     assert main(["--cfg", "job", "--package", "optimizer", "--resolve"]) == 0
     assert capsys.readouterr().out.startswith("# @package optimizer\nname: adam\n")
+    assert main(["model=lstm", "--cfg", "job", "--help"]) == 0
+    commented = capsys.readouterr().out
+    assert commented.count("  # ") > 40
+    assert "  # Learning rate after the warm-up. It takes" in commented
+    lines = [line for line in commented.splitlines() if not line.lstrip().startswith("#")]
+    assert "\n".join(lines) == out.rstrip()
+    assert max(map(len, commented.splitlines())) <= 80
+    assert main(["--cfg", "job", "--package", "optimizer", "-h"]) == 0
+    assert "\n# Learning rate after" in capsys.readouterr().out
     assert main(["--info", "defaults-tree"]) == 0
     assert "model: elstm_bn" in capsys.readouterr().out
     assert main(["--cfg", "job", "model.hidden_size=x"]) == 1
