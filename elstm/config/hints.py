@@ -12,7 +12,8 @@ from elstm.config import removed
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.errors import UserError, show, show_key
 
-ALIASES = {"gpu": "cuda", "cuda": "gpu"}  # trainer.device=cuda, trainer=gpu
+ALIASES = {"gpu": "cuda", "cuda": "gpu", "none": "constant"}  # of options
+LEAVES = {"learning_rate": "lr", "batch": "batch_size", "units": "hidden_size"}  # of keys
 # Flags of other programs, as arguments of this one.
 FLAGS = {
     "epochs": "trainer.max_epochs={}",
@@ -25,6 +26,11 @@ FLAGS = {
     "learning_rate": "optimizer.lr={}",
     "dataset": "data={}",
     "gpu": "trainer=gpu",
+    "cuda": "trainer=gpu",
+    "cpu": "trainer.device=cpu",
+    "debug": "debug=quick",
+    "verbose": "hydra.verbose=true",
+    "v": "hydra.verbose=true",
     "seed": "seed={}",
 }
 GROUPS = (*SCHEMAS, "trainer", "experiment", "debug")
@@ -47,6 +53,8 @@ def all_keys() -> list[str]:
 def near_option(name: str, options: Iterable[str]) -> str | None:
     """Returns the nearest option, whatever its case and underscores, or None."""
     plain = {_plain(option): option for option in reversed(list(options))}
+    if _plain(name) in plain:
+        return plain[_plain(name)]
     plain_name = _plain(ALIASES.get(name.lower(), name))
     if ALIASES.get(name.lower()) in plain.values():
         return ALIASES[name.lower()]
@@ -63,7 +71,10 @@ def near_option(name: str, options: Iterable[str]) -> str | None:
 def near_keys(key: str, known: Sequence[str]) -> list[str]:
     """Returns the keys that an unknown key may mean."""
     group, _, leaf = key.rpartition(".")
+    leaf = LEAVES.get(leaf, leaf)
     siblings = [k for k in known if k.rpartition(".")[0] == group]
+    if f"{group}.{leaf}" in siblings:
+        return [f"{group}.{leaf}"]
     if group and len(leaf) > 1:
         starts = [k for k in siblings if _leaf(k).startswith(leaf)]
         initials = [k for k in siblings if "_" in k and _initials(k) == leaf]
@@ -94,8 +105,12 @@ def spelled(near: Sequence[str]) -> str:
 def flag_as_argument(flag: str, value: str | None) -> str | None:
     """Returns the KEY=VALUE for --FLAG VALUE of other programs; None where nothing is near."""
     name, equals, given = flag.lstrip("-").partition("=")
+    if not equals and (value is None or "=" in value or value.startswith("-")):
+        value = None
     given = given if equals else value or "VALUE"
     name = name.replace("-", "_")
+    if name == "device":
+        given = ALIASES.get(given, given)
     if name == "resume":
         return f"trainer.resume={given if given != 'VALUE' else 'RUN_DIR'}"
     if name in FLAGS:
@@ -105,7 +120,32 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
     if name in all_keys():
         return f"{name}={given}"
     same = [key for key in all_keys() if _leaf(key) == name]
-    return f"{same[0]}={given}" if len(name) > 1 and same else None
+    if len(name) < 2 or not same:
+        return None
+    if given == "VALUE" and same[0].startswith("tracking."):
+        given = "true"
+    return f"{same[0]}={given}"
+
+
+def near_argument(argument: str, before: str | None = None) -> str | None:
+    """Returns what was meant by an argument that is no KEY=VALUE; None where nothing is near.
+
+    Args:
+        before: the argument before it.
+    """
+    if argument in ("help", "version"):
+        return f"elstm-train --{argument}"
+    if before is not None and before.endswith("=") and "=" not in argument:
+        return f"{before}{argument}, without a space"
+    key, equals, value = re.sub(r"\s*(==|:=|=|:)\s*", "=", argument, count=1).partition("=")
+    key = key.strip("~+ ")
+    if key not in (*GROUPS, *all_keys()):
+        near = near_keys(key, [*GROUPS, *all_keys()]) if re.fullmatch(r"[\w.]+", key) else []
+        if not near:
+            return None
+        key = near[0]
+    meant = f"{key}={value.strip().rstrip(',')}" if equals else f"{key}=VALUE"
+    return None if meant == argument else meant
 
 
 def keys_of(config: Config) -> list[str]:

@@ -33,6 +33,8 @@ def explain(error: BaseException) -> UserError:
 def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     key, owner = str(error.full_key), error.object_type
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if key == "hydra.launcher.n_jobs":
+        return UserError(f"{key} needs a launcher that has it: -m hydra/launcher=joblib {key}=N")
     if key.startswith("hydra."):
         return UserError(f"{show_key(key)}: {show(text)}")
     if isinstance(error, ConfigAttributeError | ConfigKeyError):

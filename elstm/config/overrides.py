@@ -6,8 +6,10 @@ resolvers; and settings of Hydra itself other than those in HYDRA_KEYS.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import OverrideParseException
 
 from elstm.config.help import GROUPS
-from elstm.config.hints import all_keys, no_such, unknown_key
+from elstm.config.hints import all_keys, near_argument, no_such, spelled, unknown_key
 from elstm.config.hydra_private import ConfigLoaderImpl
 from elstm.config.removed import REMOVED
-from elstm.config.schema import SCHEMAS
+from elstm.config.schema import SCHEMAS, SweepConfig, TrackingConfig
 from elstm.errors import UserError, show, show_key
 
 CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
+# Groups that have no options.
+KEYS_OF: dict[str, type[Any]] = {"tracking": TrackingConfig, "sweep": SweepConfig}
 # Settings of Hydra that may be given. Others (callbacks, logging, environment...) can run code or
 # break what a run folder promises.
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
@@ -60,10 +64,17 @@ class OverrideParser:
         Raises:
             UserError: naming the argument.
         """
-        return [self.parse_one(argument, sweep=sweep) for argument in arguments]
+        return [
+            self.parse_one(argument, sweep=sweep, before=before)
+            for before, argument in zip([None, *arguments], arguments, strict=False)
+        ]
 
-    def parse_one(self, argument: str, *, sweep: bool) -> Override:
-        """Parses one argument. Raises UserError if it is wrong."""
+    def parse_one(self, argument: str, *, sweep: bool, before: str | None = None) -> Override:
+        """Parses one argument; `before` is the one in front of it.
+
+        Raises:
+            UserError: it is wrong.
+        """
         if len(argument) > 10_000:
             raise UserError(f"{show(argument)}: the argument is too long")
         if not argument.isprintable():
@@ -81,6 +92,11 @@ class OverrideParser:
         try:
             override = self._parser.parse_override(argument)
         except Exception as error:
+            meant = near_argument(argument, before)
+            if meant is not None:
+                raise UserError(
+                    f"cannot read '{show(argument)}': did you mean {show(meant)}? write KEY=VALUE"
+                ) from error
             reason = error.args[0] if isinstance(error, OverrideParseException) else error
             lines = [line for line in str(reason).splitlines() if "See http" not in line]
             raise UserError(
@@ -109,12 +125,15 @@ class OverrideParser:
                 "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
         group_of_one = key in SCHEMAS or key == "trainer"
-        if (
-            override.is_add()
-            and not override.is_force_add()
-            and (group_of_one or key in all_keys())
-        ):
-            raise UserError(f"{show(argument)}: {key} exists already: write {show(argument[1:])}")
+        added = override.is_add() and not override.is_force_add() and key in all_keys()
+        if added or (group_of_one and (override.is_add() or override.is_force_add())):
+            plain = argument.lstrip("+")
+            raise UserError(f"{show(argument)}: {key} exists already: write {show(plain)}")
+        if key in KEYS_OF and not isinstance(override.value(), dict):
+            raise UserError(
+                f"{show(argument)}: {key} has keys and no options: write one of "
+                f"{', '.join(f'{key}.{each.name}=VALUE' for each in fields(KEYS_OF[key]))}"
+            )
         if override.is_hydra_override() or key == "hydra":
             self._check_hydra(override, argument)
         elif self.options(key):
@@ -134,8 +153,12 @@ class OverrideParser:
             for value in values(override):
                 self._check_option(override, value)
         elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
-            names = ", ".join([*HYDRA_GROUPS, *HYDRA_KEYS, *(f"{node}*" for node in HYDRA_NODES)])
-            raise UserError(f"{show(argument)}: only these settings of Hydra can be set: {names}")
+            known = [*HYDRA_GROUPS, *HYDRA_KEYS]
+            names = ", ".join([*known, *(f"{node}*" for node in HYDRA_NODES)])
+            near = spelled(difflib.get_close_matches(key, known, n=1, cutoff=0.75))
+            raise UserError(
+                f"{show(argument)}: only these settings of Hydra can be set: {names}{near}"
+            )
         if key == "hydra.verbose" and not isinstance(override.value(), bool | str):
             raise UserError(f"{show(argument)}: has to be true, false or a logger's name")
 
