@@ -202,6 +202,7 @@ class ImageSequences(SequenceData):
     channels: int = 1
     fingerprint: str | None = None  # of own pictures: a checksum of what was read
     description: str = ""  # what was read, in one line
+    content: str | None = None  # of a published set: a checksum of its images and labels
 
     @property
     def num_steps(self) -> int:
@@ -249,7 +250,8 @@ class ImageSequences(SequenceData):
             "permutation": None if self.permutation is None else self.permutation.cpu(),
             "train_images": len(self.train),
             "stratified": self.stratified,
-            # Checkpoints of grey published sets have neither.
+            # Checkpoints of published sets have no fingerprint, of grey ones no channels.
             **({"channels": self.channels} if self.channels > 1 or self.fingerprint else {}),
             **({"fingerprint": self.fingerprint} if self.fingerprint else {}),
+            **({"content": self.content} if self.content else {}),
         }

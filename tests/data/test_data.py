@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from small_sets import write_idx_set
+from small_sets import idx_bytes, write_idx_set
 
 from elstm.config.compose import Composer
-from elstm.config.schema import ImageSetConfig
+from elstm.config.schema import SCHEMAS, ImageSetConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import load_image_set
 from elstm.data.load import load_data
 from elstm.errors import UserError
+from elstm.training.data_facts import check_same_data
 
 REAL = Path(os.environ.get("ELSTM_DATA") or "data")
 
@@ -27,6 +28,20 @@ def root(tmp_path_factory):
 
 def load(root, **values):
     return load_data(ImageSetConfig(**{"name": "mnist", "root": root, "batch_size": 16} | values))
+
+
+def test_files_whose_test_labels_changed_are_not_the_runs(tmp_path):
+    arrays = write_idx_set(tmp_path)
+    facts = load(str(tmp_path)).facts()
+    check_same_data(facts, load(str(tmp_path)))
+    name = "t10k-labels-idx1-ubyte"
+    labels = arrays[name].copy()
+    labels[3] += 1
+    (tmp_path / "MNIST" / "raw" / name).write_bytes(idx_bytes(labels))
+    with pytest.raises(UserError, match=r"labels or splits differ: checksum .* set data\.root= to"):
+        check_same_data(facts, load(str(tmp_path)))
+    del facts["content"]  # as of earlier versions
+    check_same_data(facts, load(str(tmp_path)))
 
 
 @pytest.mark.parametrize("pixels_per_step", [28, 4, 1, 784])
@@ -189,6 +204,22 @@ def test_each_image_set_is_read_row_by_row(name):
         data = load_data(config.data)
         assert (data.num_steps, data.input_size, data.num_classes) == (8, 8, 10)
         assert data.num_train_batches >= 30
+
+
+@pytest.mark.parametrize("option", SCHEMAS["data"])
+def test_a_file_of_ones_own_may_be_based_on_any_option(tmp_path, option):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    given = {"batch_size": 16}
+    for name in ("path", "id", "label"):
+        if hasattr(SCHEMAS["data"][option], name):
+            given[name] = "X.csv"
+    lines = ["defaults:", f"  - {option}", *(f"{key}: {value}" for key, value in given.items())]
+    (folder / "mine.yaml").write_text("\n".join(lines))
+    _, config = Composer(str(tmp_path)).compose(["data=mine"])
+    assert type(config.data) is SCHEMAS["data"][option]
+    assert config.data.name == (option if option in DATA_SETS else "X")
+    assert config.data.batch_size == 16
 
 
 @pytest.mark.parametrize(
