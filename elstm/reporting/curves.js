@@ -16,6 +16,14 @@
       found.push(Number((n * step).toPrecision(12)));
     return found;
   };
+  const decades = (low, high) => {
+    const found = [];
+    for (let k = Math.floor(Math.log10(low)); 10 ** k <= high; k++)
+      for (const factor of high / low > 300 ? [1] : [1, 2, 5])
+        if (factor * 10 ** k >= low * 0.999 && factor * 10 ** k <= high * 1.001)
+          found.push(Number((factor * 10 ** k).toPrecision(12)));
+    return found.length > 1 ? found : ticks(low, high);
+  };
   const show = (figure) => {
     const lines = JSON.parse(figure.dataset.curves), hidden = new Set();
     const box = document.createElement("details");
@@ -27,6 +35,7 @@
     value.className = "value";
     const choices = document.createElement("div");
     box.append(summary, choices, value, svg);
+    const log = lines.some((line) => line.log), of = log ? Math.log10 : (y) => y;
     let points = [];
     const draw = () => {
       svg.replaceChildren();
@@ -36,11 +45,11 @@
       const xs = shown.flatMap((line) => line.x), ys = shown.flatMap((line) => line.y);
       if (!xs.length) return;
       const high = Math.max(...xs) || 1, bottom = Math.min(...ys), top = Math.max(...ys);
-      const pad = 0.05 * (top - bottom || 1);
+      const range = of(top) - of(bottom), pad = 0.05 * (range || 1);
       const px = (x) => LEFT + (x / high) * (W - LEFT - RIGHT);
-      const py = (y) => H - BOTTOM - ((y - bottom + pad) / (top - bottom + 2 * pad))
+      const py = (y) => H - BOTTOM - ((of(y) - of(bottom) + pad) / (range + 2 * pad))
         * (H - TOP - BOTTOM);
-      for (const y of ticks(bottom, top)) {
+      for (const y of (log ? decades : ticks)(bottom, top)) {
         svg.append(node("path", { d: `M${LEFT} ${py(y)}H${W - RIGHT}`, stroke: "#d9d9d9" }));
         svg.append(node("text", { x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, y));
       }

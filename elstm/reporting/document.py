@@ -66,6 +66,7 @@ class CurveLine:
     dash: str  # as in SVG; empty for a solid line
     x: list[float]
     y: list[float]
+    log: bool = False  # the y axis of the figure is logarithmic
 
 
 @dataclass(frozen=True)

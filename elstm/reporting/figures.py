@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -93,7 +94,8 @@ def curve_lines(
         dash = "" if isinstance(style.line, str) else " ".join(f"{2 * d:g}" for d in style.line[1])
         y = [float(f"{value:.5g}") for value in b.mean[kept] * (100.0 if percent else 1.0)]
         lines.append(CurveLine(group.label, style.colour, dash, b.x[kept].tolist(), y))
-    return lines
+    log = not percent and all(value > 0 for line in lines for value in line.y)
+    return [replace(line, log=log) for line in lines]
 
 
 def _bands(groups: Sequence[Group], curve_of: Callable[[Run], Curve]) -> list[tuple[Group, Band]]:

@@ -45,6 +45,7 @@ def test_the_page_holds_the_numbers_of_its_curves(page):
     assert lines["elstm_bn"]["x"] == [1, 2, 3]
     assert lines["elstm_bn"]["colour"] == "#D55E00"
     assert all(30 < value < 100 for value in lines["lstm"]["y"])
+    assert not any(line["log"] for line in lines.values())  # as the axis of the figure
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here")
