@@ -11,19 +11,22 @@ import argparse
 import difflib
 import os
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from elstm.errors import UserError
 from elstm.files.streams import lasting_streams
 
 FAILED, USAGE = 1, 2
+MAX_COLUMNS = 80  # of a line on a terminal
 
 
 class Ended(KeyboardInterrupt):
@@ -150,13 +153,30 @@ def say_error(prog: str, error: object) -> None:
     say(f"{prog}: error: {' '.join(str(error).split())}")
 
 
+def fitted(text: str, stream: TextIO) -> str:
+    """Breaks lines between words so that they fit a terminal; paths stay whole.
+
+    Nothing is changed where the stream is a file or a pipe.
+    """
+    if not stream.isatty():
+        return text
+    width = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
+    return "\n".join(
+        textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.splitlines()
+    )
+
+
 def say(line: str) -> None:
     """Prints a line on standard error.
 
     It may hold text from a file that anyone wrote, so control characters are replaced.
     """
     with suppress(OSError):  # the terminal may be gone
-        print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)
+        shown = "".join(c if c.isprintable() else "?" for c in line)
+        print(fitted(shown, sys.stderr), file=sys.stderr, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

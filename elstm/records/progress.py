@@ -41,8 +41,9 @@ class _Bar(tqdm):
 class Progress:
     """Shows epoch, step, loss, samples per second and the time left; and what a wide bar can hold.
 
-    A terminal has a bar at the bottom, and log lines scroll above it. Otherwise there is a log line
-    at most every 10 s, so that the log of a long run stays short.
+    A terminal has a bar at the bottom, and log lines scroll above it. Otherwise, and where several
+    runs share the terminal, there is a log line at most every 10 s, so that the log of a long run
+    stays short.
 
     Args:
         steps: number of steps of the full run.
@@ -58,7 +59,7 @@ class Progress:
         self.first, self.start = done, time.monotonic()
         self.last_line, self.any_shown = self.start, False
         self.val_accuracy: float | None = None
-        self.lines = enabled and not sys.stderr.isatty()
+        self.lines = enabled and not (sys.stderr.isatty() and _log_is_shown())
         self.bar: _Bar | None = None
         self._stack = ExitStack()
         if enabled and not self.lines:
@@ -115,6 +116,13 @@ class Progress:
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _log_is_shown() -> bool:
+    """Returns whether log messages reach the terminal; those of a sweep's workers do not."""
+    streams = (sys.stdout, sys.stderr)
+    handlers = logging.getLogger().handlers
+    return any(isinstance(h, logging.StreamHandler) and h.stream in streams for h in handlers)
 
 
 def duration(seconds: float) -> str:

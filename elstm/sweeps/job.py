@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, Ended, say_error, summary
+from elstm.cli import FAILED, Ended, fitted, say_error, summary
 from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files.atomic import open_append
@@ -29,7 +28,6 @@ from elstm.training.ranks import Ranks, read_ranks
 
 PROG = "elstm-train"
 LOG = "train.log"
-MAX_COLUMNS = 80  # of a log line on a terminal
 
 log = logging.getLogger(__name__)
 
@@ -206,13 +204,7 @@ class _Wrapped(logging.Formatter):
     """Breaks messages between words so that they fit the terminal; paths stay whole."""
 
     def format(self, record: logging.LogRecord) -> str:
-        width = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
-        return "\n".join(
-            textwrap.fill(
-                line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-            )
-            for line in super().format(record).splitlines()
-        )
+        return fitted(super().format(record), sys.stdout)
 
 
 @contextmanager
@@ -225,7 +217,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
     root = logging.getLogger()
     level, hydra_level = root.level, logging.getLogger("hydra").level
     terminal = logging.StreamHandler(sys.stdout)
-    terminal.setFormatter(_Wrapped() if sys.stdout.isatty() else logging.Formatter("%(message)s"))
+    terminal.setFormatter(_Wrapped())
     handlers: list[logging.Handler] = [terminal] if on_terminal else []
     if read_ranks().main:
         path = run_dir / LOG

@@ -6,13 +6,16 @@ others. The same command again skips the finished runs and resumes the others.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, Ended, plural
+from elstm.cli import FAILED, Ended, fitted, plural
 from elstm.config.compose import Composer, plain
 from elstm.config.messages import explain
 from elstm.config.run_folder import run_name
@@ -75,6 +78,7 @@ class Sweep:
         self.launcher = RunLauncher(composer, master, plan.root, self.stop)
         self.results: dict[str, JobResult] = {}  # by the identity of the run
         self.total: int | None = None
+        self._new_folders: set[Path] = set()  # around the runs' own
 
     def run(self, sweeper: Sweeper) -> int:
         """Returns the exit code once all runs have ended, 1 if one failed."""
@@ -91,12 +95,19 @@ class Sweep:
             raise
         finally:
             self.plan.close()
+            self._remove_empty_folders()
         print(self._report(), flush=True)
         return FAILED if {r.state for r in self.results.values()} & {"failed", "killed"} else 0
 
     def train(self, jobs: Sequence[Job], *, following: int | None = None) -> list[JobResult]:
         """Trains jobs as elstm.sweeps.plan.Train says. Raises Stopped if the sweep has to end."""
         planned = [self.plan.run(job) for job in jobs]
+        self._new_folders |= {
+            folder
+            for run in planned
+            for folder in run.folder.parents
+            if folder.is_relative_to(self.plan.root) and not folder.exists()
+        }
         first: dict[str, PlannedRun] = {}  # one of several equal jobs is trained
         for run in planned:
             first.setdefault(run.identity, run)
@@ -116,6 +127,12 @@ class Sweep:
                 run.job.on_end(self.results[run.identity])
         return [self.results[run.identity] for run in planned]
 
+    def _remove_empty_folders(self) -> None:
+        """Removes folders that this sweep has made and whose runs have ended before a step."""
+        for folder in sorted(self._new_folders, key=lambda each: len(each.parts), reverse=True):
+            with suppress(OSError):  # not empty, or not made
+                folder.rmdir()
+
     def _has_to_train(self, run: PlannedRun) -> bool:
         """Searches for an earlier run, and lists the run if there is nothing to train."""
         self.plan.find_earlier(run)
@@ -126,13 +143,13 @@ class Sweep:
             self._add_result(run, result, f"already {result.state}{_commit_note(result)}: ")
         else:
             if run.state is None and (why := self.plan.why_again(run)):
-                print(f"{label(run.varied)}: {why}", flush=True)
+                _tell(f"{label(run.varied)}: {why}")
             return True
         return False
 
     def _train_here(self, run: PlannedRun) -> None:
         how = "" if run.state is None else f", resumes ({run.state})"
-        print(f"{self._place(len(self.results) + 1)} {label(run.varied)}{how}", flush=True)
+        _tell(f"{self._place(len(self.results) + 1)} {label(run.varied)}{how}")
         if run.state is None:
             run.folder = run.folder.with_name(run_name())  # the time at which it starts
         try:
@@ -153,7 +170,7 @@ class Sweep:
         threads = {run.config.trainer.threads or launcher.threads for run in runs}
         if len(threads) == 1 and (each := threads.pop()) is not None:
             what += f", {plural(each, 'thread')} each"
-        print(f"{what}; each has its own train.log", flush=True)
+        _tell(f"{what}; each has its own train.log")
         launcher.launch_together(runs, self._on_run_end)
 
     def _on_run_end(self, run: PlannedRun, error: str | None) -> None:
@@ -167,7 +184,7 @@ class Sweep:
         self.plan.release(run)
         self.results[run.identity] = result
         place = self._place(len(self.results))
-        print(f"{place} {label(run.varied)}: {how}{result.summary()}", flush=True)
+        _tell(f"{place} {label(run.varied)}: {how}{result.summary()}")
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.folder / "sweep.csv", list(self.results.values()))
@@ -177,8 +194,13 @@ class Sweep:
         return f"[{number}]" if self.total is None else f"[{number}/{self.total}]"
 
     def _report(self) -> str:
-        shown = table(list(self.results.values()))
-        return f"\nreport: elstm-report {self.folder}\n{shown}\n{self.folder / 'sweep.csv'}"
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        shown = table(list(self.results.values()), width)
+        return f"\n{shown}\n{self.folder / 'sweep.csv'}\nreport: elstm-report {self.folder}"
+
+
+def _tell(line: str) -> None:
+    print(fitted(line, sys.stdout), flush=True)
 
 
 def _commit_note(result: JobResult) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,27 @@ class JobResult:
         value = self.status.get(key)
         return value if isinstance(value, int | float) and abs(value) < 1e15 else None
 
+    @property
+    def reason(self) -> str:
+        """Returns why a run failed."""
+        return str(self.status.get("error") or "see the log")
+
+    @property
+    def shown_folder(self) -> str:
+        """Returns the run's folder; "" for a run that failed before its first step and has none."""
+        return "" if self.state == "failed" and not self.folder.exists() else str(self.folder)
+
     def summary(self) -> str:
         """Returns state, accuracies, time and folder on one line."""
         parts = [self.state]
         if self.state == "failed":
-            parts = [f"failed: {self.status.get('error') or 'see the log'}"]
+            parts = [f"failed: {self.reason}"]
         for name, key in (("validation", "best_val_accuracy"), ("test", "test_accuracy")):
             if (value := self.number(key)) is not None:
                 parts.append(f"{name} {value:.2%}")
         if (seconds := self.number("wall_seconds")) is not None:
             parts.append(f"{seconds:.1f} s")
-        return ", ".join([*parts, str(self.folder)])
+        return ", ".join([*parts, *([self.shown_folder] if self.shown_folder else [])])
 
 
 def label(varied: Mapping[str, str]) -> str:
@@ -93,39 +104,69 @@ def _sorted(results: Sequence[JobResult]) -> tuple[list[str], list[JobResult]]:
     return keys, sorted(results, key=lambda r: -(r.number("best_val_accuracy") or -1.0))
 
 
-def table(results: Sequence[JobResult]) -> str:
-    """Returns the runs as a table of text."""
+def table(results: Sequence[JobResult], width: int | None = None) -> str:
+    """Returns the runs as a table of text.
+
+    Args:
+        width: columns of the terminal. Where the table is wider, the folders are left out, and the
+            reason of a failure is on lines of its own; the lines above the table name the folders.
+    """
     keys, best_first = _sorted(results)
     errors = any(r.state == "failed" for r in results)
-    reason = ["reason"] if errors else []
-    rows = [[*keys, "state", "validation", "test", "seconds", "folder", *reason]]
-    for r in best_first:
-        accuracies = (r.number(key) for key in ("best_val_accuracy", "test_accuracy"))
-        seconds = r.number("wall_seconds")
-        rows.append([
-            *(r.varied.get(key, "") for key in keys),
-            r.state,
-            *("" if a is None else f"{a:.2%}" for a in accuracies),
-            "" if seconds is None else f"{seconds:.1f}",
-            str(r.folder),
-            *([_reason(r)] if errors else []),
-        ])  # fmt: skip
+    heads = ["state", "validation", "test", "seconds"]
+    right = range(len(keys) + 1, len(keys) + len(heads))
+    values = [[r.varied.get(key, "") for key in keys] + _values(r) for r in best_first]
+    wide = [
+        [*row, r.shown_folder, *([_reason(r)] if errors else [])]
+        for row, r in zip(values, best_first, strict=True)
+    ]
+    lines = _aligned([[*keys, *heads, "folder", *(["reason"] if errors else [])], *wide], right)
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    lines = _aligned([[*keys, *heads], *values], right)
+    if max(map(len, lines)) > width:
+        lines = _aligned([[*(key.rpartition(".")[2] for key in keys), *heads], *values], right)
+    found = [lines[0]]
+    for line, r in zip(lines[1:], best_first, strict=True):
+        found.append(line)
+        if r.state == "failed":
+            found.append(
+                textwrap.fill(
+                    r.reason, width, initial_indent="    ", subsequent_indent="    ",
+                    break_long_words=False, break_on_hyphens=False,
+                )
+            )  # fmt: skip
+    return "\n".join(found)
+
+
+def _values(result: JobResult) -> list[str]:
+    """Returns state, accuracies and seconds as text."""
+    accuracies = (result.number(key) for key in ("best_val_accuracy", "test_accuracy"))
+    seconds = result.number("wall_seconds")
+    return [
+        result.state,
+        *("" if a is None else f"{a:.2%}" for a in accuracies),
+        "" if seconds is None else f"{seconds:.1f}",
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Returns a line for each row; the columns in `right` are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = range(len(keys) + 1, len(keys) + 4)
-    return "\n".join(
+    return [
         "  ".join(
             cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    )
+    ]
 
 
 def _reason(result: JobResult) -> str:
     """Returns why a run failed, cut to a length that a table can show."""
     if result.state != "failed":
         return ""
-    text = str(result.status.get("error") or "see the log")
+    text = result.reason
     return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
 
 

@@ -1,6 +1,7 @@
 """Sweeps: checked first, one line for each run, skipped or resumed the second time."""
 
 import csv
+import io
 import json
 import logging
 import re
@@ -20,6 +21,7 @@ from elstm.errors import UserError
 from elstm.sweeps import job
 from elstm.sweeps import table as sweep_table
 from elstm.sweeps.plan import Grid, Plan
+from elstm.sweeps.table import JobResult
 from elstm.train import main
 
 SWEEP = ["-m", "model=lstm,elstm_bn", "seed=0,1", "optimizer.lr=0.1"]
@@ -65,9 +67,9 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
     assert [row["seed"] + row["model"] for row in table()] == ["0lstm", "1lstm", "1elstm_bn",
                                                                "0elstm_bn"]  # fmt: skip
     last = out.splitlines()
-    assert last[-6].split() == ["model", "seed", "state", "validation", "test", "seconds", "folder"]
-    assert last[-2].split()[:5] == ["elstm_bn", "0", "done", "80.00%", "80.00%"]
-    assert last[-1].endswith("/sweep.csv")
+    assert last[-7].split() == ["model", "seed", "state", "validation", "test", "seconds", "folder"]
+    assert last[-3].split()[:5] == ["elstm_bn", "0", "done", "80.00%", "80.00%"]
+    assert last[-2].endswith("/sweep.csv")
     assert table()[0]["run_dir"] == str(first)
     assert float(table()[0]["best_val_accuracy"]) == 0.9
 
@@ -339,17 +341,50 @@ def test_a_launcher_that_is_not_installed(training, capsys, monkeypatch, name):
 def test_the_end_names_the_report_and_the_reason_of_a_failure(training, capsys):
     training.answer = lambda config: RuntimeError("no luck " * 20) if config.seed else "done"
     assert main(["-m", "seed=0,1"]) == 1
-    end = capsys.readouterr().out.splitlines()[-5:]
-    folder = end[-1].removesuffix("/sweep.csv")
-    assert end[0] == f"report: elstm-report {folder}"
-    assert end[1].split()[-1] == "reason"
-    failed = next(line for line in end if " failed " in line)
+    *_, head, _, failed, path, report = capsys.readouterr().out.splitlines()
+    assert report == f"report: elstm-report {path.removesuffix('/sweep.csv')}"
+    assert head.split()[-1] == "reason"
+    assert " failed " in failed
     assert "no luck" in failed
     assert failed.endswith("...")
 
 
-def test_log_lines_fit_a_terminal() -> None:
+def test_a_run_that_fails_at_its_start_leaves_no_folder(training, capsys):
+    """Nor one that names its changes; a folder that was there stays."""
+    kept = Path("outputs/digits/lstm/lr-1_seed-0")
+    kept.mkdir(parents=True)
+
+    def answer(config):
+        training.step = 0 if config.optimizer.lr == 1 else 7
+        return UserError("no luck") if config.optimizer.lr == 1 else "done"
+
+    training.answer = answer
+    assert main(["-m", "optimizer.lr=0.5,1", "model=lstm,gru"]) == 1
+    names = sorted(str(p.relative_to("outputs/digits")) for p in Path("outputs").glob("digits/*/*"))
+    assert names == ["gru/lr-0.5_seed-0", "lstm/lr-0.5_seed-0", "lstm/lr-1_seed-0"]
+    failed = [line for line in capsys.readouterr().out.splitlines() if "failed: " in line]
+    assert len(failed) == 2
+    assert all(line.endswith("failed: no luck") for line in failed)
+
+
+def test_a_table_fits_a_terminal(tmp_path):
+    long = {"model.hidden_size": "65000", "optimizer.weight_decay": "0.001", "data.batch_size": "8"}
+    results = [
+        JobResult({**long, "seed": "0"}, tmp_path / ("x" * 60), {"state": "done"}),
+        JobResult({**long, "seed": "1"}, tmp_path, {"state": "failed", "error": "no luck " * 15}),
+    ]
+    lines = sweep_table.table(results, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split()[:3] == ["hidden_size", "weight_decay", "batch_size"]
+    assert " ".join(lines[3:]).split() == ["no", "luck"] * 15
+    assert sweep_table.table(results).splitlines()[0].endswith("reason")
+
+
+def test_log_lines_fit_a_terminal(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
     record = logging.LogRecord("x", logging.INFO, "", 0, "word " * 40 + "a/" * 60, (), None)
+    assert job._Wrapped().format(record) == record.getMessage()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     *lines, path = job._Wrapped().format(record).splitlines()
     assert max(map(len, lines)) <= 80
     assert path.strip() == "a/" * 60

@@ -82,9 +82,9 @@ def test_a_line_for_each_run_and_the_table(climber, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "[1] optimizer.lr=0.1"
     assert "[3] optimizer.lr=0.3: done, validation 30.00%" in "\n".join(lines)
-    assert lines[-5].split() == ["optimizer.lr", "state", "validation", "test", "seconds", "folder"]
-    assert lines[-4].split()[:3] == ["0.3", "done", "30.00%"]
-    assert lines[-1].endswith("/sweep.csv")
+    assert lines[-6].split() == ["optimizer.lr", "state", "validation", "test", "seconds", "folder"]
+    assert lines[-5].split()[:3] == ["0.3", "done", "30.00%"]
+    assert lines[-2].endswith("/sweep.csv")
     assert table() == [("0.3", "done"), ("0.2", "done"), ("0.1", "done")]
     assert {p.name for p in Path("outputs").iterdir()} == {"digits", "sweeps"}
 
