@@ -4,6 +4,7 @@
     python scripts/benchmark.py --scaling                    # cost against T, B and H
     python scripts/benchmark.py --shapes rows --compile      # with torch.compile of the reference
     python scripts/benchmark.py --end-to-end                 # epochs of elstm-train
+    python scripts/benchmark.py --packed --rounds 40         # steps of packed batches
     python scripts/benchmark.py --startup                    # of the commands
     python scripts/benchmark.py --json speed.json --chart speed.png
     python scripts/benchmark.py --device cuda                # see also scripts/gpu_check.sh
@@ -48,7 +49,8 @@ def main() -> None:
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()) + ", float32, no TF32\n")
     part = next(
-        (p for p in ("scaling", "end_to_end", "startup", "profile") if getattr(args, p)), "rows"
+        (p for p in ("scaling", "end_to_end", "packed", "startup", "profile") if getattr(args, p)),
+        "rows",
     )
     rows = measure(part, args)
     content = merged(args.json, machine, part, rows)
@@ -67,6 +69,10 @@ def measure(part: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         from speed.training import end_to_end
 
         return end_to_end(args.device, args.rounds)
+    if part == "packed":
+        from speed.packed import packed_steps
+
+        return packed_steps(args.device, args.rounds)
     if part == "profile":
         from speed.kernels import profiles
 
@@ -83,6 +89,7 @@ KEYS = {
     "profile": ("shape", "layer"),
     "scaling": ("size", "value"),
     "end_to_end": ("model",),
+    "packed": ("model", "size"),
 }
 
 
@@ -117,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--scaling", action="store_true", help="cost against T, B and H instead")
     instead.add_argument("--end-to-end", action="store_true", help="epochs of elstm-train instead")
+    instead.add_argument("--packed", action="store_true", help="packed batches instead")
     instead.add_argument("--startup", action="store_true", help="start-up of commands instead")
     instead.add_argument("--profile", action="store_true", help="kernels on a GPU instead")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)

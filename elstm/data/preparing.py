@@ -169,9 +169,10 @@ def _fold(
         )
     rows = parts_of(part.labels, folds, "fold", options.split_seed)[fold]
     rest = np.setdiff1d(np.arange(len(part)), rows)
+    unused = " and ".join(name for name in ("val", "test") if name in found)
     note(
         "fold %d of %d tests: %d of %d training sequences%s", fold, folds, len(rows), len(part),
-        "; the test split of the files is not used" if "test" in found else "",
+        f"; no sequence of the files' {unused} split is used" if unused else "",
     )  # fmt: skip
     return {"test": take(part, rows), "train": take(part, rest)}
 

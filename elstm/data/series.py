@@ -90,7 +90,8 @@ class SeriesData(SequenceData):
             return part.values[place, : int(part.lengths[0])].transpose(0, 1).contiguous()
         lengths = part.lengths[rows]
         values = part.values[place, : int(lengths.max())].transpose(0, 1)  # (T, B, F)
-        return pack_padded_sequence(values, lengths, enforce_sorted=False)
+        falling = bool((lengths[1:] <= lengths[:-1]).all())  # then nothing has to be sorted
+        return pack_padded_sequence(values, lengths, enforce_sorted=falling)
 
     def example(self, part: SeriesSplit, row: int) -> Tensor:
         return part.values[row, : int(part.lengths[row])].cpu()

@@ -202,7 +202,9 @@ class RecurrentBase(nn.Module):
         if batch.unbatched and hx is not None:
             hx = tuple(part.unsqueeze(1) for part in hx)
         state = self._initial_state(hx, x, x.shape[1])
-        if batch.order is not None:
+        noise = self.state_noise and self.training
+        zero = hx is None and not self.learn_initial_state and not noise
+        if batch.order is not None and not zero:
             state = tuple(part.index_select(1, batch.order) for part in state)
         final: list[State] = []
         for layer in range(self.num_layers):

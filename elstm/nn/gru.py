@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
+from elstm.nn.backends.plain import why_not
 from elstm.nn.base import RecurrentBase, State, check_own_backend, check_shape
 from elstm.nn.recurrence import at_least_float32
 from elstm.nn.sequences import check_input, keep_ended, zero_ended
@@ -69,6 +70,25 @@ def gru_recurrence(
     return torch.stack(outputs).to(dtype), h_all.to(dtype)
 
 
+def _padded_by_torch(call: GRUCall) -> tuple[Tensor, Tensor]:
+    """Does what gru_recurrence does with torch's GRU, for sequences of several lengths on a CPU.
+
+    Steps past the end of a sequence are computed and not used: torch's own code for packed batches
+    takes up to twice as long. torch.gru is what torch.nn.GRU calls; torch documents it nowhere, and
+    tests/nn/test_gru.py fails if it changes.
+    """
+    x, batch_sizes, h_0, *weights = call
+    given = [weight for weight in weights if weight is not None]
+    output, h_n = torch.gru(
+        x, h_0.unsqueeze(0), given, len(given) == 4, 1, 0.0, torch.is_grad_enabled(), False, False
+    )
+    if batch_sizes is None:
+        return output, h_n[0]
+    rows = torch.arange(x.shape[1])
+    ends = (torch.tensor(batch_sizes).unsqueeze(1) > rows).sum(0) - 1
+    return output, output[ends, rows]
+
+
 class GRU(RecurrentBase, nn.GRU):
     """Computes torch.nn.GRU with its parameters' names and this project's initialisation.
 
@@ -92,7 +112,8 @@ class GRU(RecurrentBase, nn.GRU):
         recurrent_init: "orthogonal" or "identity" (the identity for n); see elstm.nn.init.
         state_noise: standard deviation of Gaussian noise on h_0 in training.
         learn_initial_state: h_0 is a parameter, used where the call gives no state.
-        backend: "auto", torch's own, or "reference", the equations as a loop.
+        backend: "auto", torch's own (on a CPU with packed sequences padded, which is faster), or
+            "reference", the equations as a loop.
 
     Call: output, h_n = layer(x, h_0) with torch.nn.GRU's shapes: x (T, B, I), or (B, T, I) with
     batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H), h_n
@@ -157,6 +178,17 @@ class GRU(RecurrentBase, nn.GRU):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         return tuple(getattr(self, f"{name}_{suffix}", None) for name in names)
 
+    @staticmethod
+    def _packed_on_cpu(input: Tensor | PackedSequence) -> bool:
+        """Tells whether to pad a packed batch: all of them on a CPU, but for what torch traces."""
+        return (
+            isinstance(input, PackedSequence)
+            and input.data.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+            and why_not(input.data) is None
+            and not torch.compiler.is_compiling()
+        )
+
     def _recur(
         self,
         x: Tensor,
@@ -168,6 +200,8 @@ class GRU(RecurrentBase, nn.GRU):
     ) -> tuple[Tensor, State]:
         if recurrence is None:
             self.last_backend, recurrence = "reference", gru_recurrence
+            if self.backend == "auto":
+                self.last_backend, recurrence = "torch", _padded_by_torch
         (h_0,) = state
         output, h_n = recurrence(GRUCall(x, sizes, h_0, *self._direction(suffix)))
         return output, (h_n,)
@@ -185,7 +219,7 @@ class GRU(RecurrentBase, nn.GRU):
     def forward(  # type: ignore[override]
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        if self.backend != "auto":
+        if self.backend != "auto" or self._packed_on_cpu(input):
             return self._run(input, hx)
         self.last_backend = "torch"
         check_input(input, self.input_size)

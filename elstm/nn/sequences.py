@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """Sequences as the recurrences take them."""
 
     x: Tensor  # (T, B, F); where sizes is given, rows by falling length, not zero where inactive
-    sizes: list[int] | None  # active rows at each step, for a packed batch
+    sizes: list[int] | None  # active rows at each step, for a packed batch of several lengths
     packed: PackedSequence | None
     unbatched: bool
 
@@ -36,6 +36,8 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     check_input(input, features)
     if isinstance(input, PackedSequence):
         sizes = input.batch_sizes.tolist()
+        if sizes[-1] == sizes[0]:  # all of one length: nothing is padded
+            return Batch(input.data.view(len(sizes), sizes[0], features), None, input, False)
         # Padding here keeps the packed order: rows sorted by length.
         rows = places(sizes, input.data).rows
         x = input.data.index_select(0, rows).view(len(sizes), sizes[0], features)
@@ -83,7 +85,8 @@ def pack_like(
         return output.transpose(0, 1) if batch_first else output, state
     _, sizes, order, back = batch.packed
     data = output.flatten(0, 1)
-    data = data.index_select(0, places(batch.sizes or [], output).active)
+    if batch.sizes is not None:
+        data = data.index_select(0, places(batch.sizes, output).active)
     if back is not None:
         state = tuple(part.index_select(1, back) for part in state)
     return PackedSequence(data, sizes, order, back), state
@@ -99,12 +102,6 @@ def zero_ended(active: Tensor, size: int) -> Tensor:
     """Returns the output of a step, (size, F): `active` rows, and zero for the others."""
     count = active.shape[0]
     return active if count == size else F.pad(active, (0, 0, 0, size - count))
-
-
-def sequence_lengths(sizes: Sequence[int]) -> Tensor:
-    """Returns the lengths of the rows, (B,) on the CPU, from the number of active rows per step."""
-    active = torch.tensor(sizes, device="cpu")
-    return (active.unsqueeze(1) > torch.arange(sizes[0], device="cpu")).sum(0)
 
 
 class Places(NamedTuple):
@@ -156,12 +153,12 @@ def _places(sizes: tuple[int, ...], device: torch.device) -> Places:
         is_active = b < counts.unsqueeze(1)
         first = counts.cumsum(0) - counts
         rows = torch.where(is_active, first.unsqueeze(1) + b, 0).flatten()
-        backwards = torch.where(is_active, sequence_lengths(sizes) - 1 - t, t) * batch + b
-        row = torch.arange(sum(sizes), device="cpu")
-        step = torch.searchsorted(counts.cumsum(0), row, right=True)
-        active = step * batch + row - first[step]
-        together = torch.cat((rows, active, backwards.flatten()))
-        narrow = counts.int()
+        backwards = torch.where(is_active, is_active.sum(0) - 1 - t, t).mul_(batch).add_(b)
+        active = is_active.flatten().nonzero_static(size=sum(sizes)).squeeze(1)
+        found = Places(counts.int(), rows, active, backwards.flatten())
+        if device.type == "cpu":
+            return found
+        together, narrow = torch.cat(found[1:]), found.counts
         if device.type == "cuda":
             together, narrow = together.pin_memory(), narrow.pin_memory()
         on_device = together.to(device, non_blocking=True)

@@ -67,6 +67,7 @@ def test_series_of_any_lengths(name: str) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_program_of_series_takes_any_batch_and_steps() -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -88,7 +89,7 @@ def test_a_program_of_series_takes_any_batch_and_steps() -> None:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("unequal", [True, False])
+@pytest.mark.parametrize("unequal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_command_for_series(
     unequal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

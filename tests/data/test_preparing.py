@@ -74,8 +74,13 @@ def test_every_sequence_is_in_one_test_fold():
         assert not set(parts["train"].ids) & set(parts["test"].ids)
         found += parts["test"].ids
     assert sorted(found) == sorted(f"s{row}" for row in range(100))
-    given = split({"train": make(LABELS), "test": make(["z"])}, SplitOptions(folds=5, fold=0))
+    notes = []
+    files = {"train": make(LABELS), "val": make(["y"]), "test": make(["z"])}
+    given = split(files, SplitOptions(folds=5, fold=0), lambda *args: notes.append(args))
     assert "z" not in given["test"].labels  # folds are cut from the training data
+    assert "y" not in given["val"].labels
+    said = "; no sequence of the files' val and test split is used"
+    assert notes[0][-1] == said
     for folds, fold in ((5, None), (5, 5), (101, 0)):
         with pytest.raises(UserError, match=r"data\.folds"):
             split({"all": make(LABELS)}, SplitOptions(folds=folds, fold=fold))

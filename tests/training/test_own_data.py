@@ -294,3 +294,24 @@ def test_balanced_scores_are_recorded() -> None:
         "per_class/balanced_accuracy_val", "per_class/macro_f1_val",
         "per_class/balanced_accuracy_test", "per_class/macro_f1_test",
     } <= tags  # fmt: skip
+
+
+def test_a_test_fold_chooses_nothing() -> None:
+    """Other values in the sequences that test change the test alone, not the best epoch."""
+    words = [*ARRAYS, "data.folds=3", "data.fold=1", "trainer.max_epochs=4"]
+    arrays = sequences()
+    np.savez("waves.npz", **arrays)
+    assert train.main([*words, "hydra.run.dir=first"]) == 0
+    data = load_data(load_trained(Path("first")).config.data)
+    tested = [int(name[2:-1]) for name in data.test.ids]
+    assert len(tested) == 20
+    arrays["X"][tested] = -arrays["X"][tested]
+    np.savez("waves.npz", **arrays)
+    assert train.main([*words, "hydra.run.dir=second"]) == 0
+    first, second = status_of(Path("first")), status_of(Path("second"))
+    assert first["data_fingerprint"] != second["data_fingerprint"]
+    assert first["test_loss"] != second["test_loss"]
+    for name in ("best_epoch", "best_val_accuracy", "val_macro_f1"):
+        assert first[name] == second[name]
+    losses = [[row["val_loss"] for row in metrics(Path(name))] for name in ("first", "second")]
+    assert losses[0] == losses[1]
