@@ -222,6 +222,11 @@ def test_an_unnamed_column_is_no_feature_unless_it_is_chosen(csv):
     assert read.values.tolist() == [[[1.0]]]
 
 
+def test_one_column_for_two_things(csv):
+    with pytest.raises(UserError, match=r"data\.id and data\.time name the same column"):
+        read_table(csv(TABLE), Columns("t", "kind", time="t"))
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
 def test_text_that_is_not_utf_8(csv, encoding):
     with pytest.raises(UserError, match=r"not UTF-8 text \(.*\): save it as UTF-8"):

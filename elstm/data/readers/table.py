@@ -163,6 +163,9 @@ def _places(
         wanted["data.label"] = columns.label
     if columns.time is not None:
         wanted["data.time"] = columns.time
+    same = [option for option, name in wanted.items() if list(wanted.values()).count(name) > 1]
+    if same:
+        raise UserError(f"{' and '.join(same)} name the same column: each needs one of its own")
     given = columns.features
     for option, name in [*wanted.items(), *(("data.features", name) for name in given or ())]:
         if name not in names:
