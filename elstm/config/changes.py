@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from elstm.config.check import config_from
+from elstm.config.fields import leaf_values
 from elstm.config.schema import Config
 
 # With all of scheduler., these say how a run goes on; the steps that were trained stay as they are.
@@ -25,7 +26,7 @@ def flat_config(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for group, value in vars(config).items():
         if is_dataclass(value):
-            flat.update({f"{group}.{f.name}": getattr(value, f.name) for f in fields(value)})
+            flat.update({f"{group}.{name}": each for name, each in leaf_values(value).items()})
         else:
             flat[group] = value
     return flat

@@ -14,8 +14,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from elstm.config import removed
-from elstm.config.data_options import DATA_NAME, DATA_ROOT, OwnDataConfig
-from elstm.config.fields import MISSING
+from elstm.config.data_options import (
+    DATA_NAME,
+    DATA_ROOT,
+    AugmentPicturesConfig,
+    OwnDataConfig,
+)
+from elstm.config.fields import MISSING, leaf, leaf_values
 from elstm.config.hints import keys_of, no_such, unknown_key
 from elstm.config.schema import (
     SCHEMAS,
@@ -110,11 +115,13 @@ def _schema(group: str, name: Any) -> type[Any]:
 
 def _take(schema: type[Any], prefix: str, flat: dict[str, Any]) -> Any:
     """Moves the keys of `schema` out of `flat` into an instance of it."""
-    values = {
-        f.name: flat.pop(f"{prefix}.{f.name}")
-        for f in fields(schema)
-        if f"{prefix}.{f.name}" in flat
-    }
+    values: dict[str, Any] = {}
+    for each in fields(schema):
+        key, inner = f"{prefix}.{each.name}", each.metadata.get("nested")
+        if inner is not None:
+            values[each.name] = _take(inner, key, flat)
+        elif key in flat:
+            values[each.name] = flat.pop(key)
     for name, value in values.items():
         if type(value) is int and float in types_of(schema, name) and abs(value) < 2**53:
             values[name] = float(value)
@@ -158,13 +165,16 @@ def validate(config: Config) -> None:
         if type(node) is not _schema(group, option):
             raise UserError(f"{group}.name={node.name} does not fit {type(node).__name__}")
     for name, node in vars(config).items():
-        parts = vars(node).items() if is_dataclass(node) else [(None, node)]
-        for part, value in parts:
-            owner, leaf, key = (
-                (Config, name, name) if part is None else (type(node), part, f"{name}.{part}")
-            )
-            if not fits(value, owner, leaf):
-                raise wrong_value(key, value, owner, leaf)
+        if not is_dataclass(node):
+            if not fits(node, Config, name):
+                raise wrong_value(name, node, Config, name)
+            continue
+        for part, value in leaf_values(node).items():
+            found = leaf(type(node), part)
+            assert found is not None
+            owner, field = found
+            if not fits(value, owner, field.name):
+                raise wrong_value(f"{name}.{part}", value, owner, field.name)
     _check_together(config)
 
 
@@ -198,6 +208,13 @@ def _check_gain(model: ELSTMBNConfig) -> None:
 def _check_together(config: Config) -> None:
     """Checks keys whose values depend on each other."""
     data = config.data
+    augment = getattr(data, "augment", None)
+    pictures = augment if isinstance(augment, AugmentPicturesConfig) else None
+    if pictures and pictures.fill and not (pictures.shift or pictures.rotation):
+        raise UserError(
+            f"data.augment.fill={pictures.fill} needs data.augment.shift or "
+            "data.augment.rotation above 0, which bring something in"
+        )
     if isinstance(data, OwnDataConfig):
         _check_own(data)
     elif isinstance(data, DigitsConfig):

@@ -4,11 +4,60 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from elstm.config.fields import MISSING, bounded, choice, setting
+from elstm.config.fields import MISSING, bounded, choice, nested, setting
 
 # The resolvers that a config may hold: an environment variable, and a name from a path.
 DATA_ROOT = "${oc.env:ELSTM_DATA,data}"
 DATA_NAME = "${data_name:${data.path}}"
+
+
+@dataclass
+class AugmentPicturesConfig:
+    """Says how training pictures are changed by chance, each one anew in each epoch."""
+
+    shift: int = bounded(
+        0, ge=0, le=1000,
+        help="Shifts training pictures by up to so many pixels, up or down and left or right.",
+    )  # fmt: skip
+    rotation: float = bounded(
+        0.0, ge=0, le=180, help="Rotates training pictures by up to so many degrees, both ways."
+    )
+    crop: float = bounded(
+        1.0, gt=0, le=1,
+        help="Cuts a random part out of training pictures and enlarges it to their size. It has at "
+        "least this part of their area; 1 cuts nothing off.",
+    )  # fmt: skip
+    flip: bool = setting(
+        False,
+        help="Swaps left and right of half of the training pictures. Classes have to be the same "
+        "in a mirror, as those of photos mostly are and characters are not.",
+    )
+    fill: int = bounded(
+        0, ge=0, le=255,
+        help="Brightness of what a shift or rotation brings in from outside of a picture; 0 is "
+        "black, 255 is white.",
+    )  # fmt: skip
+
+
+@dataclass
+class AugmentSeriesConfig:
+    """Says how training series are changed by chance, each one anew in each epoch."""
+
+    jitter: float = bounded(
+        0.0, ge=0, le=100,
+        help="Adds normal noise to each value of training sequences, so many standard deviations "
+        "of its feature.",
+    )  # fmt: skip
+    scale: float = bounded(
+        0.0, ge=0, lt=1,
+        help="Multiplies the deviations of a training sequence from the training mean by one "
+        "random number from 1 - scale to 1 + scale.",
+    )  # fmt: skip
+    time_mask: float = bounded(
+        0.0, ge=0, lt=1,
+        help="Replaces one stretch of a training sequence by the training mean. It has a random "
+        "length, up to this part of the steps.",
+    )  # fmt: skip
 
 
 @dataclass
@@ -44,6 +93,7 @@ class DigitsConfig(DataConfig):
         ge=0,
         help="Seed of that random order. null takes the seed of the run.",
     )
+    augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 
 
 @dataclass
@@ -98,6 +148,7 @@ class SeriesConfig(OwnDataConfig):
     bucket: bool = setting(
         False, help="Puts sequences of similar length into a batch, which saves computation."
     )
+    augment: AugmentSeriesConfig = nested(AugmentSeriesConfig)
 
 
 @dataclass
@@ -149,6 +200,7 @@ class ImagesConfig(OwnDataConfig):
         ge=0,
         help="Seed of that random order. null takes the seed of the run.",
     )
+    augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 
 
 # The options of each source of own data; a source that is not listed has those of SeriesConfig.

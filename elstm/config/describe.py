@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from elstm.config.fields import MISSING, description
+from elstm.config.fields import MISSING, description, leaf
 from elstm.config.help import find_config_dir
 from elstm.config.hints import all_keys, unknown_key
 from elstm.config.schema import (
@@ -76,14 +76,16 @@ def commented(text: str, config: Config, package: str | None) -> str:
 
 def _lines(key: str) -> list[str]:
     """Returns the key and what it does, takes and defaults to, for each kind of option."""
-    group, _, name = key.rpartition(".")
-    options = {"": OWNERS[group]} if group in OWNERS else SCHEMAS[group]
+    group = max((each for each in (*OWNERS, *SCHEMAS) if key.startswith(f"{each}.")), default="")
+    name = key.removeprefix(f"{group}.")
+    options = SCHEMAS.get(group) or {"": OWNERS[group]}
     kinds: dict[tuple[str, str], list[str]] = {}
-    for option, owner in options.items():
-        field = owner.__dataclass_fields__.get(name)
-        if field is not None:
-            taken = f"{allowed(owner, name)}; {_default(field, group, option)}"
-            kinds.setdefault((description(owner, name), taken), []).append(option)
+    for option, schema in options.items():
+        found = leaf(schema, name)
+        if found is not None:
+            owner, field = found
+            taken = f"{allowed(owner, field.name)}; {_default(field, group, name, option)}"
+            kinds.setdefault((description(owner, field.name), taken), []).append(option)
     lines, text_before = [key], ""
     for (text, taken), names in kinds.items():
         if text != text_before:
@@ -95,9 +97,9 @@ def _lines(key: str) -> list[str]:
     return lines
 
 
-def _default(field: Field[Any], group: str, option: str) -> str:
+def _default(field: Field[Any], group: str, name: str, option: str) -> str:
     """Returns the default of a key: that of the option's file in conf/, or else of the field."""
     path = find_config_dir() / group / f"{option or 'default'}.yaml"
     values = read_config(path) if group and path.is_file() else {}
-    value = values.get(field.name, field.default)
+    value = values.get(name, field.default)
     return "no default" if value == MISSING else f"default {show(value)}"

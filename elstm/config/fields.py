@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from collections.abc import Iterator
+from dataclasses import Field, field, fields
 from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
@@ -53,6 +54,38 @@ def _metadata(help: str, affects_result: bool, affects_training: bool) -> dict[s
         "affects_result": affects_result,
         "affects_training": affects_result and affects_training,
     }
+
+
+def nested(owner: type[Any]) -> Any:
+    """Makes a field that holds settings of its own, as data.augment holds data.augment.shift."""
+    return field(default_factory=owner, metadata={"nested": owner})
+
+
+def leaves(owner: type[Any], prefix: str = "") -> Iterator[tuple[str, type[Any], Field[Any]]]:
+    """Yields name, dataclass and field of each setting; names of nested ones are dotted."""
+    for each in fields(owner):
+        inner = each.metadata.get("nested")
+        if inner is None:
+            yield f"{prefix}{each.name}", owner, each
+        else:
+            yield from leaves(inner, f"{prefix}{each.name}.")
+
+
+def leaf(owner: type[Any], name: str) -> tuple[type[Any], Field[Any]] | None:
+    """Returns dataclass and field of a setting, or None where `owner` has none of that name."""
+    return next(((holder, each) for key, holder, each in leaves(owner) if key == name), None)
+
+
+def leaf_values(node: Any) -> dict[str, Any]:
+    """Returns the values of all settings; names of nested ones are dotted."""
+    values: dict[str, Any] = {}
+    for each in fields(node):
+        value = getattr(node, each.name)
+        if "nested" in each.metadata:
+            values.update({f"{each.name}.{key}": v for key, v in leaf_values(value).items()})
+        else:
+            values[each.name] = value
+    return values
 
 
 def bias(default: float | str, *, help: str = "") -> Any:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from elstm.config import removed
+from elstm.config.fields import leaf_values, leaves
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.errors import UserError, show, show_key
 
@@ -41,11 +42,11 @@ def all_keys() -> list[str]:
     owners = {group: tuple(schemas.values()) for group, schemas in SCHEMAS.items()}
     owners |= {"trainer": (TrainerConfig,), "tracking": (TrackingConfig,), "sweep": (SweepConfig,)}
     keys = {
-        f"{group}.{field.name}": None
+        f"{group}.{name}": None
         for group, schemas in owners.items()
         for schema in schemas
-        for field in fields(schema)
-        if field.name != "name"
+        for name, _, _ in leaves(schema)
+        if name != "name"
     }
     return [*keys, "seed"]
 
@@ -152,7 +153,7 @@ def keys_of(config: Config) -> list[str]:
     """Returns all keys of a config, dotted."""
     keys = []
     for name, node in vars(config).items():
-        keys += [f"{name}.{f.name}" for f in fields(node)] if is_dataclass(node) else [name]
+        keys += [f"{name}.{key}" for key in leaf_values(node)] if is_dataclass(node) else [name]
     return keys
 
 
@@ -180,24 +181,28 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
 
 
-# What a user may have meant by a place of data that the chosen option does not read.
-_PLACES = {
+_OF_SERIES = "pictures are changed by data.augment.shift, rotation, crop and flip"
+_OF_PICTURES = "series of numbers are changed by data.augment.jitter, scale and time_mask"
+# What a user may have meant by a key that the chosen option of data lacks.
+_INSTEAD = {
     "data.path": "published sets are looked for in data.root",
     "data.root": "files of your own are read with data.path by data=images, arrays, table or ts",
+    **{f"data.augment.{name}": _OF_SERIES for name in ("jitter", "scale", "time_mask")},
+    **{f"data.augment.{name}": _OF_PICTURES for name in ("shift", "rotation", "crop", "flip")},
 }
 
 
 def _options_with(key: str) -> str:
     """Says which options of a group have a key that the chosen one lacks; "" if none has it."""
-    group, _, leaf = key.rpartition(".")
+    group, _, name = key.partition(".")
     having = [
-        name
-        for name, schema in SCHEMAS.get(group, {}).items()
-        if any(each.name == leaf for each in fields(schema))
+        option
+        for option, schema in SCHEMAS.get(group, {}).items()
+        if any(each == name for each, _, _ in leaves(schema))
     ]
     if not having:
         return ""
-    hint = f"; {_PLACES[key]}" if key in _PLACES else ""
+    hint = f"; {_INSTEAD[key]}" if key in _INSTEAD else ""
     return f"with this option of {group}: it goes with {group}={', '.join(having)}{hint}"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
+from elstm.config.fields import leaf_values, leaves
 from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 
 
@@ -25,9 +26,10 @@ def identity(config: Config, fingerprint: str | None = None, source: str | None 
         if not is_dataclass(value):
             found[group] = value
         elif group not in left_out:
-            for each in fields(value):
-                key, setting = f"{group}.{each.name}", getattr(value, each.name)
-                if key not in left_out and (each.name == "name" or setting != each.default):
+            values = leaf_values(value)
+            for name, _, each in leaves(type(value)):
+                key, setting = f"{group}.{name}", values[name]
+                if key not in left_out and (name == "name" or setting != each.default):
                     found[key] = setting
     if fingerprint is not None:
         found["data.fingerprint"] = fingerprint

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from elstm.config.fields import leaves
 from elstm.config.hints import unknown_key
 from elstm.config.hydra_nodes import Root
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
@@ -62,12 +63,13 @@ def _known_keys(key: str, owner: Any) -> list[str]:
     }  # fmt: skip
     owners |= {group: list(schemas.values()) for group, schemas in SCHEMAS.items()}
     group = key.partition(".")[0]
-    if group in owners and hasattr(owner, "__dataclass_fields__"):
-        owners[group] = [owner]  # the option chosen, not all of the group
+    if group in owners and hasattr(owner, "__dataclass_fields__"):  # the option chosen alone
+        inner = [each for each in owners[group] if any(o is owner for _, o, _ in leaves(each))]
+        owners[group] = [owner] if owner in owners[group] else inner[:1] or [owner]
     names = [
         f"{name}.{field}"
         for name, schemas in owners.items()
         for schema in schemas
-        for field in schema.__dataclass_fields__
+        for field, _, _ in leaves(schema)
     ]
     return [*dict.fromkeys(names), "seed"]

@@ -8,7 +8,7 @@ and its help. No module here imports torch or Hydra.
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, replace
 from typing import Any
 
 from elstm.config.data_options import (
@@ -19,7 +19,7 @@ from elstm.config.data_options import (
     ImageSetConfig,
     SeriesConfig,
 )
-from elstm.config.fields import MISSING, bounded, choice, setting
+from elstm.config.fields import MISSING, bounded, choice, leaves, setting
 from elstm.config.model_options import (
     BNLSTMConfig,
     ELSTMBNConfig,
@@ -180,10 +180,9 @@ def settings_outside_training() -> tuple[str, ...]:
 
 def _without(mark: str) -> tuple[str, ...]:
     owners = {"": Config, "trainer.": TrainerConfig, "tracking.": TrackingConfig}
-    keys = {(prefix, each) for prefix, owner in owners.items() for each in fields(owner)}
-    for group, schemas in SCHEMAS.items():
-        keys |= {(f"{group}.", each) for schema in schemas.values() for each in fields(schema)}
-    return tuple(sorted({prefix + each.name for prefix, each in keys if _lacks(each, mark)}))
+    kinds = [*owners.items(), *((f"{g}.", each) for g in SCHEMAS for each in SCHEMAS[g].values())]
+    keys = {(f"{prefix}{name}", each) for prefix, o in kinds for name, _, each in leaves(o)}
+    return tuple(sorted({key for key, each in keys if _lacks(each, mark)}))
 
 
 def _lacks(each: Field[Any], mark: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import Field
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
-from elstm.config.fields import MISSING
+from elstm.config.fields import MISSING, leaf, leaves
 from elstm.config.hints import did_you_mean, range_as_sweep
 from elstm.config.schema import Config
 from elstm.errors import UserError, show
@@ -25,9 +25,10 @@ def check_fields(node: Any, prefix: str) -> None:
 
 def number_type(config: Config, key: str) -> type[int] | type[float] | None:
     """Returns the type of number that a key takes, float if it takes both, or None."""
-    group, _, name = key.rpartition(".")
-    owner = type(getattr(config, group)) if group else Config
-    types = types_of(owner, name)
+    group, _, name = key.partition(".")
+    found = leaf(type(getattr(config, group)), name) if name else (Config, _field(Config, key))
+    assert found is not None
+    types = types_of(found[0], found[1].name)
     return next((kind for kind in (float, int) if kind in types), None)
 
 
@@ -81,6 +82,9 @@ def allowed(owner: type[Any], name: str) -> str:
     """Describes what a field takes: "an integer at least 1"."""
     rule, types = _field(owner, name).metadata, types_of(owner, name)
     null = " or null" if type(None) in types else ""
+    if "nested" in rule:
+        keys = (f"{name}.{key}" for key, _, _ in leaves(rule["nested"]))
+        return f"set by its keys {', '.join(keys)}"
     if "choices" in rule:
         return f"one of {', '.join(map(show, rule['choices']))}{null}"
     kinds = [text for kind, text in _TYPES.items() if kind in types]

@@ -162,6 +162,9 @@ DATA_SETS = {
 }  # fmt: skip
 
 
+# Image sets whose classes are the same in a mirror; characters are not.
+SAME_IN_A_MIRROR = ("fashion_mnist", "cifar10")
+
 # Readers of own data, by the name that `data=` gives them: modules of elstm.data.readers with a
 # function `read(options)` that returns labelled sequences by split (elstm.data.labelled.Source).
 READERS = {

@@ -49,10 +49,14 @@ READ = {"idx": read_idx_part, "cifar": read_cifar_part}
 
 def random_order(n: int, *key: str | int) -> Tensor:
     """Returns a permutation of 0 ... n - 1 that depends on the key alone."""
-    # The key is hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) have unrelated orders.
+    return torch.randperm(n, generator=generator_for(*key))
+
+
+def generator_for(*key: str | int) -> torch.Generator:
+    """Returns a generator on the CPU whose draws depend on the key alone."""
+    # The key is hashed, so that (seed 0, epoch 1) and (seed 1, epoch 0) have unrelated draws.
     digest = hashlib.sha256(repr(key).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-    return torch.randperm(n, generator=generator)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def pixel_order(pixels: int, seed: int | None) -> Tensor:

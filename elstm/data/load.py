@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elstm.data import preparing
+from elstm.data.augment import SeriesAugmentation
 from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_own_sizes, check_sizes
 from elstm.data.image_sets import Split, load_image_set, pixel_order, stratified
 from elstm.data.labelled import LabelledSet, Source, with_features
@@ -35,9 +36,24 @@ def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
     Raises:
         UserError: files are missing, damaged or cannot be had, or an option does not fit them.
     """
-    if getattr(options, "source", None) is not None:
-        return load_own(options)
-    return load_image_sequences(options, stratify=stratify)
+    own = getattr(options, "source", None) is not None
+    data = load_own(options) if own else load_image_sequences(options, stratify=stratify)
+    return _with_augmentation(data, getattr(options, "augment", None))
+
+
+def _with_augmentation(data: SequenceData, options: Any) -> SequenceData:
+    """Returns the data with the augmentation that the group `data.augment` asks for."""
+    if options is None or options == type(options)():  # all at their defaults: nothing changes
+        return data
+    if isinstance(data, SeriesData):
+        values, lengths = data.train.values, data.train.lengths
+        return replace(data, augmentation=SeriesAugmentation(options, values, lengths))
+    assert isinstance(data, ImageSequences)
+    # torchvision's transforms take two seconds to import, so only runs that use them do.
+    from elstm.data.augment_images import PictureAugmentation
+
+    augmentation = PictureAugmentation(options, data.image_size, data.channels)
+    return replace(data, augmentation=augmentation)
 
 
 def moved(options: Any, place: str) -> Any:

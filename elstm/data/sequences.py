@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Self
 
+from elstm.data.augment import Augmentation
 from elstm.data.image_sets import Split, random_order
 
 Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
@@ -36,6 +37,7 @@ class SequenceData(ABC):
         input_size: features of a step.
         fingerprint: a checksum of own data as they were read; None for a published set.
         description: what was read, in one line.
+        augmentation: changes training batches, and nothing else; None: nothing does.
     """
 
     name: str
@@ -46,6 +48,7 @@ class SequenceData(ABC):
     test: Any
     fingerprint: str | None
     description: str
+    augmentation: Augmentation | None
 
     @property
     @abstractmethod
@@ -66,10 +69,17 @@ class SequenceData(ABC):
         """Returns what a model takes for rows of a split: a slice, or int64 as `train_rows` has."""
 
     @abstractmethod
-    def example(self, part: Any, row: int) -> Tensor:
+    def augmented_inputs(self, augmentation: Augmentation, rows: Tensor) -> Inputs:
+        """Returns `inputs` of training sequences that `augmentation` changes."""
+
+    @abstractmethod
+    def example(self, part: Any, row: int, augmentation: Augmentation | None = None) -> Tensor:
         """Returns one sequence of a split as people see it, on the CPU.
 
         An image is uint8 (rows, columns, channels), a series float32 (T, F).
+
+        Args:
+            augmentation: changes it; then it is one of the training split.
         """
 
     @abstractmethod
@@ -114,6 +124,8 @@ class SequenceData(ABC):
             parts: what a step uses one after the other. Part p of `stride` processes together is
                 what part p of one process with batches of `stride` times the size would be.
         """
+        if self.augmentation is not None:
+            self.augmentation.start_epoch(len(self.train), seed, epoch, self.device)
         order = self.train_order(seed, epoch)
         order = order if self.packed else order.to(self.device)
         pieces = order.split(self.batch_size // parts)
@@ -124,8 +136,16 @@ class SequenceData(ABC):
             yield found[0] if parts == 1 else torch.cat(found)
 
     def train_batch(self, rows: Tensor) -> tuple[Inputs, Tensor]:
-        """Returns the batch of these rows: x (T, B, F), y int64 (B,)."""
-        return self.inputs(self.train, rows), self.train.labels[rows.to(self.device)]
+        """Returns the batch of these rows: x (T, B, F), y int64 (B,).
+
+        It is augmented by the draws of the epoch whose `train_rows` were requested last. Batches
+        for evaluation and for population statistics never are: these statistics have to describe
+        what is evaluated.
+        """
+        labels = self.train.labels[rows.to(self.device)]
+        if self.augmentation is None:
+            return self.inputs(self.train, rows), labels
+        return self.augmented_inputs(self.augmentation, rows), labels
 
     def train_batches(
         self, seed: int, epoch: int, start: int = 0, stride: int = 1
@@ -203,6 +223,7 @@ class ImageSequences(SequenceData):
     fingerprint: str | None = None  # of own pictures: a checksum of what was read
     description: str = ""  # what was read, in one line
     content: str | None = None  # of a published set: a checksum of its images and labels
+    augmentation: Augmentation | None = None
 
     @property
     def num_steps(self) -> int:
@@ -235,8 +256,15 @@ class ImageSequences(SequenceData):
             return self.sequences(part.images[rows])
         return self.sequences(part.images.index_select(0, rows.to(self.device)))
 
-    def example(self, part: Split, row: int) -> Tensor:
-        return part.images[row].cpu().view(*self.image_size, self.channels)
+    def augmented_inputs(self, augmentation: Augmentation, rows: Tensor) -> Tensor:
+        rows = rows.to(self.device)
+        return self.sequences(augmentation(self.train.images.index_select(0, rows), rows))
+
+    def example(self, part: Split, row: int, augmentation: Augmentation | None = None) -> Tensor:
+        image = part.images[row : row + 1]
+        if augmentation is not None:
+            image = augmentation(image, torch.tensor([row], device=self.device))
+        return image.cpu().view(*self.image_size, self.channels)
 
     def facts(self) -> dict[str, Any]:
         return {

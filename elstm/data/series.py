@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from elstm.data.augment import Augmentation
 from elstm.data.image_sets import random_order
 from elstm.data.sequences import Inputs, SequenceData
 
@@ -60,6 +61,7 @@ class SeriesData(SequenceData):
     description: str
     bucket: bool = False
     features: tuple[str, ...] = ()
+    augmentation: Augmentation | None = None
 
     @property
     def num_steps(self) -> int:
@@ -89,12 +91,29 @@ class SeriesData(SequenceData):
         if not self.unequal:
             return part.values[place, : int(part.lengths[0])].transpose(0, 1).contiguous()
         lengths = part.lengths[rows]
-        values = part.values[place, : int(lengths.max())].transpose(0, 1)  # (T, B, F)
-        falling = bool((lengths[1:] <= lengths[:-1]).all())  # then nothing has to be sorted
-        return pack_padded_sequence(values, lengths, enforce_sorted=falling)
+        return self._packed(part.values[place, : int(lengths.max())], lengths)
 
-    def example(self, part: SeriesSplit, row: int) -> Tensor:
-        return part.values[row, : int(part.lengths[row])].cpu()
+    def _packed(self, values: Tensor, lengths: Tensor) -> PackedSequence:
+        """Packs (B, T, F) by lengths on the CPU; what lies past a sequence's end is dropped."""
+        falling = bool((lengths[1:] <= lengths[:-1]).all())  # then nothing has to be sorted
+        return pack_padded_sequence(values.transpose(0, 1), lengths, enforce_sorted=falling)
+
+    def augmented_inputs(self, augmentation: Augmentation, rows: Tensor) -> Inputs:
+        place = rows.to(self.device)
+        if not self.unequal:
+            values = self.train.values[place, : int(self.train.lengths[0])]
+            return augmentation(values, place).transpose(0, 1).contiguous()
+        lengths = self.train.lengths[rows]
+        values = self.train.values[place, : int(lengths.max())]
+        return self._packed(augmentation(values, place), lengths)
+
+    def example(
+        self, part: SeriesSplit, row: int, augmentation: Augmentation | None = None
+    ) -> Tensor:
+        values = part.values[row : row + 1, : int(part.lengths[row])]
+        if augmentation is not None:
+            values = augmentation(values, torch.tensor([row], device=self.device))
+        return values[0].cpu()
 
     @property
     def packed(self) -> bool:

@@ -52,7 +52,7 @@ STATE = "state"
 # Settings that have a column even where they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
 EXTENSIONS = "extensions"  # the one list of a status
-IN_CONFIG = ("model", "data", "data_description", "seed", "pid")
+IN_CONFIG = ("model", "data", "data_description", "augmentation", "seed", "pid")
 
 MAX_RUNS = 20_000
 MAX_ENTRIES = 5_000_000  # settings of all runs

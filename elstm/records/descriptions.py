@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import nn
 
+from elstm.config.fields import leaf, leaf_values
 from elstm.config.schema import Config, settings_without_effect
 from elstm.files.bounded import Damaged, read_text
 
@@ -20,14 +21,17 @@ MAX_BYTES = 100_000  # of .hydra/overrides.yaml
 def hparams(config: Config) -> dict[str, int | float | str]:
     """Returns the config as TensorBoard's HPARAMS: {"model": "lstm", "model.hidden_size": 128}.
 
-    Settings that are null or do not change the result are left out.
+    Settings that are null or do not change the result are left out, and nested ones that have
+    their defaults.
     """
     left_out = settings_without_effect()
     flat: dict[str, Any] = {"seed": config.seed}
-    for group, options in asdict(config).items():
-        if isinstance(options, dict):
-            for name, value in options.items():
-                flat[group if name == "name" else f"{group}.{name}"] = value
+    for group, options in vars(config).items():
+        if is_dataclass(options):
+            for name, value in leaf_values(options).items():
+                found = leaf(type(options), name)
+                if "." not in name or (found is not None and value != found[1].default):
+                    flat[group if name == "name" else f"{group}.{name}"] = value
     kept = {
         k: v
         for k, v in flat.items()

@@ -142,19 +142,39 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
     figure.suptitle(textwrap.fill(caption, 50), fontsize=10, parse_math=False)
     for number, mistake in enumerate(mistakes, start=1):
         axes = figure.add_subplot(rows, columns, number)
-        example = mistake.example.numpy()
-        if example.ndim == 3:
-            shown = example[..., 0] if example.shape[2] == 1 else example
-            axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
-            axes.set_axis_off()
-        else:
-            axes.plot(np.arange(1, len(example) + 1), example, linewidth=0.8)
-            axes.tick_params(labelsize=6)
-            axes.locator_params(axis="x", nbins=5, integer=True)  # steps
+        _draw_example(axes, mistake.example)
         names = [_shortened(name) for name in (mistake.label, mistake.predicted)]
         text = f"{names[0]}\nnot {names[1]} ({mistake.confidence:.0%})"
         axes.set_title(text, fontsize=7, parse_math=False)
     return figure
+
+
+@_under_own_settings
+def examples_figure(examples: Sequence[Sequence[Tensor]], title: str) -> Figure:
+    """Draws rows of sequences: the first row as they are, the others as epochs change them."""
+    columns = len(examples[0])
+    figure = _figure(1.2 * columns + 0.4, 1.2 * len(examples) + 0.5, layout="constrained")
+    figure.suptitle(textwrap.fill(title, 50), fontsize=9, parse_math=False)
+    for row, of_epoch in enumerate(examples):
+        for column, example in enumerate(of_epoch, start=1):
+            axes = figure.add_subplot(len(examples), columns, row * columns + column)
+            _draw_example(axes, example)
+            if column == 1:
+                axes.set_title("as it is" if row == 0 else f"epoch {row}", fontsize=7)
+    return figure
+
+
+def _draw_example(axes: Any, example: Tensor) -> None:
+    """Draws an image (rows, columns, channels) as such, and a series (T, F) as curves."""
+    values = example.numpy()
+    if values.ndim == 3:
+        shown = values[..., 0] if values.shape[2] == 1 else values
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
+    else:
+        axes.plot(np.arange(1, len(values) + 1), values, linewidth=0.8)
+        axes.tick_params(labelsize=6)
+        axes.locator_params(axis="x", nbins=5, integer=True)  # steps
 
 
 def _shortened(name: str) -> str:

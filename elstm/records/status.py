@@ -7,6 +7,7 @@
     model, data, seed
     data_fingerprint, data_description   of own data: a checksum of what was read, and what that is
                       in one line; null for a published data set
+    augmentation      how training sequences are changed by chance; null where they are not
     epoch, step       done so far; max_epochs
     val_accuracy, val_accuracy_batch_stats, val_balanced_accuracy, val_macro_f1
                       of the latest evaluation
@@ -52,7 +53,7 @@ from elstm.files.atomic import read_json, write_atomic
 _EMPTY: dict[str, Any] = dict.fromkeys(
     (
         "state", "error", "model", "data", "seed", "data_fingerprint", "data_description",
-        "epoch", "step", "max_epochs",
+        "augmentation", "epoch", "step", "max_epochs",
         "val_accuracy", "val_accuracy_batch_stats", "val_balanced_accuracy", "val_macro_f1",
         "best_val_accuracy", "best_epoch",
         "test_accuracy", "test_accuracy_batch_stats", "test_balanced_accuracy", "test_macro_f1",

@@ -44,6 +44,7 @@ HISTOGRAMS = {  # by tensor of a normalisation; the norm's name is appended
     "running_var": "statistics/running_var",
 }
 PICTURES = {
+    "augmented": "pictures/augmented_training",
     "gradient": "pictures/gradient_over_time",
     "confusion": "pictures/confusion_of_test",
     "mistakes": "pictures/mistakes_of_test",

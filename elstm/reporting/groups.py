@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from elstm.config.fields import leaf
 from elstm.config.removed import REMOVED
 from elstm.config.schema import MISSING, SCHEMAS, TrainerConfig, settings_without_effect
 from elstm.errors import UserError
@@ -26,7 +27,8 @@ from elstm.reporting.runs import Run
 # they differ.
 IGNORED = ("seed", "data.fold", "hydra", *settings_without_effect())
 # These settings under data. belong to the model's training; the others make the task.
-TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size", "data.bucket")
+# They say how models are trained on the data, and not what the task is.
+TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size", "data.bucket", "data.augment")
 FINGERPRINT = "data.fingerprint"  # makes data of one name different tasks if they differ
 # The order in which models are listed, plainest first; others follow by name.
 MODEL_ORDER = (
@@ -161,12 +163,13 @@ def _completed(configs: Sequence[Config]) -> list[Config]:
     A new key's default is what the older version did.
 
     If no schema of this version has a key, its default is the value of all other runs, if they
-    agree. Keys of different models, optimizers and so on, told apart by the `name` beside
-    them, have nothing to do with each other.
+    agree. Keys of different models, optimizers and so on, told apart by the `name` or `source` of
+    their group, have nothing to do with each other.
     """
 
     def owner(config: Config, key: str) -> Value:
-        return config.get(key.rpartition(".")[0] + ".name")
+        group = key.partition(".")[0]
+        return config.get(f"{group}.source", config.get(f"{group}.name"))
 
     values: dict[tuple[str, Value], set[Value]] = defaultdict(set)
     for config in configs:
@@ -187,11 +190,11 @@ def _default(key: str, owner: Value, found: set[Value]) -> Any:
     """Returns the value that a config without `key` stands for, or MISSING if none is known."""
     if key in REMOVED:
         return REMOVED[key][0]
-    section, _, name = key.rpartition(".")
+    section, _, name = key.partition(".")
     schema = TrainerConfig if section == "trainer" else SCHEMAS.get(section, {}).get(str(owner))
-    for each in dataclasses.fields(schema) if schema else ():
-        if each.name == name and each.default is not dataclasses.MISSING:
-            return each.default
+    found_leaf = leaf(schema, name) if schema else None
+    if found_leaf is not None and found_leaf[1].default is not dataclasses.MISSING:
+        return found_leaf[1].default
     return next(iter(found)) if len(found) == 1 else MISSING
 
 
@@ -280,7 +283,7 @@ def _group_order(group: Group) -> tuple[int, list[tuple[int, float, str]]]:
 
 
 def _is_task(key: str) -> bool:
-    return key.startswith("data.") and key not in TRAINING_DATA_KEYS
+    return key.startswith("data.") and not _is_in(key, TRAINING_DATA_KEYS)
 
 
 def _is_in(key: str, groups: Sequence[str]) -> bool:

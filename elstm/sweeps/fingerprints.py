@@ -11,7 +11,7 @@ from elstm.config.schema import Config
 from elstm.records.source import checksum, source_checkpoint
 
 # Settings of own data on which their reading depends; the others are applied to what was read.
-_NOT_READ = {each.name for each in fields(OwnDataConfig)} - {"source", "path"}
+_NOT_READ = {"augment", *(each.name for each in fields(OwnDataConfig))} - {"source", "path"}
 
 
 class Fingerprints:

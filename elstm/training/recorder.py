@@ -32,6 +32,7 @@ from elstm.training import evaluation
 from elstm.training.build import Parts
 from elstm.training.ema import EMA, RAW
 from elstm.training.environment import taken_variables
+from elstm.training.start import augmented_examples, start_messages, start_warnings
 from elstm.training.state import TrainState
 
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
@@ -107,6 +108,7 @@ class Recorder:
             parameters=count,
             data_fingerprint=data.fingerprint,
             data_description=data.description or None,
+            augmentation=None if data.augmentation is None else data.augmentation.describe(),
         )
         self._describe(count)
         self._show_folder()
@@ -114,6 +116,13 @@ class Recorder:
             self.info("resuming at epoch %.2f, step %d", state.epochs, state.step)
         elif resume:
             self.info("no checkpoint yet in %s: starting from the beginning", self.run_dir)
+        if file_sizes is None and data.augmentation is not None and self.main:
+            title = f"{data.name}: training sequences, and their changes in the first epochs"
+            self.tracker.log_picture(
+                "augmented",
+                lambda: figures.examples_figure(augmented_examples(data, self.config.seed), title),
+                state.step,
+            )
         self.progress = Progress(
             self.parts.limits.total_steps,
             state.step,
@@ -145,37 +154,10 @@ class Recorder:
         )  # fmt: skip
 
     def _describe(self, parameters: int) -> None:
-        data, processes = self.parts.data, self.parts.limits.processes
-        accumulate = self.config.trainer.accumulate
-        if data.batch_size != self.config.data.batch_size * accumulate:
-            self.info(
-                "each of %d processes takes %d of the run's %s of %d sequences", processes,
-                data.batch_size, "batches" if accumulate == 1 else "steps",
-                data.batch_size * processes,
-            )  # fmt: skip
-        times = f" x {processes}" if processes > 1 else ""
-        self.info(
-            "%s on %s: %d training sequences of %d steps x %d, batch %d%s; %s parameters; %s, %s",
-            self.config.model.name, data.name, len(data.train), data.num_steps, data.input_size,
-            data.batch_size // accumulate, times, f"{parameters:,}",
-            runtime.device_name(self.parts.accelerator.device), self.config.trainer.precision,
-        )  # fmt: skip
-        if self.parts.ema is not None:
-            self.info(
-                "validation, best.pt and the test are of the averaged weights "
-                "(trainer.ema_decay=%g); checkpoints hold the raw ones as well",
-                self.parts.ema.decay,
-            )
-        if accumulate > 1:
-            self.info(
-                "an optimizer step adds up the gradients of %d batches%s, %d sequences",
-                accumulate, times, data.batch_size * processes,
-            )  # fmt: skip
-        if self.parts.model.rnn.sync_batch_stats and processes > 1:
-            self.info(
-                "batch statistics are those of all %d processes, which only the reference "
-                "recurrence can do", processes,
-            )  # fmt: skip
+        for message in start_messages(self.config, self.parts, parameters):
+            self.info("%s", message)
+        for message in start_warnings(self.config):
+            self.warn(message)
 
     def _show_folder(self) -> None:
         """Logs the run folder and the commands that show what is in it."""

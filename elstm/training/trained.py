@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from elstm.config.fields import leaf_values
 from elstm.config.run_config import load_run_config
 from elstm.config.schema import Config, data_with_seed, settings_outside_training
 from elstm.errors import UserError, show
@@ -143,7 +144,7 @@ def settings(config: Config) -> dict[str, Any]:
     """Returns the settings of model, data and training that a checkpoint results from, flat."""
     flat: dict[str, Any] = {"seed": config.seed}
     for group in ("model", "data", "optimizer", "scheduler"):
-        for name, value in asdict(getattr(config, group)).items():
+        for name, value in leaf_values(getattr(config, group)).items():
             flat[f"{group}.{name}"] = value
     return {key: value for key, value in flat.items() if key not in NOT_TRAINED}
 

@@ -1,7 +1,6 @@
 """elstm-train against whatever one may type: it trains, or says in one line which word is wrong."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
@@ -18,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 
 from elstm.config.check import validate
 from elstm.config.compose import Composer
+from elstm.config.fields import leaves
 from elstm.config.run_config import load_run_config
 from elstm.config.schema import SCHEMAS, SweepConfig, TrainerConfig
 from elstm.errors import UserError, show
@@ -30,12 +30,12 @@ REPOSITORY = Path(__file__).parents[2]
 GROUPS = [*SCHEMAS, "trainer", "experiment", "debug", "schema", "sweep", "hydra"]
 FIELDS = sorted(
     {
-        f"{group}.{field.name}"
+        f"{group}.{name}"
         for group, schemas in {
             **SCHEMAS, "trainer": {"": TrainerConfig}, "sweep": {"": SweepConfig},
         }.items()
         for schema in schemas.values()
-        for field in dataclasses.fields(schema)
+        for name, _, _ in leaves(schema)
     }
     | {"seed"}
 )  # fmt: skip

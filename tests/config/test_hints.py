@@ -1,13 +1,12 @@
 """Close calls get the right hint, and nothing where nothing is near."""
 
 import re
-from dataclasses import fields
 
 import pytest
 
 from elstm.commands import evaluate, predict
 from elstm.config.describe import describe
-from elstm.config.fields import description
+from elstm.config.fields import description, leaf_values, leaves
 from elstm.config.hints import all_keys, near_option
 from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
 from elstm.errors import show
@@ -141,10 +140,10 @@ def test_every_key_has_a_description():
     """Its first letter is a capital, and it ends with a full stop."""
     owners = [schema for options in SCHEMAS.values() for schema in options.values()]
     for owner in [*owners, TrainerConfig, SweepConfig, SearchConfig]:
-        for field in fields(owner):
-            if field.name != "_target_":
-                text = description(owner, field.name)
-                assert re.fullmatch(r"[A-Z1].{10,}\.", text), (owner, field.name, text)
+        for name, holder, field in leaves(owner):
+            if name != "_target_":
+                text = description(holder, field.name)
+                assert re.fullmatch(r"[A-Z1].{10,}\.", text), (owner, name, text)
     assert description(Config, "seed")
 
 
@@ -156,7 +155,7 @@ def test_the_default_in_the_help_is_that_of_a_run(training, words):
     for group in (*SCHEMAS, "trainer"):
         node = getattr(config, group)
         text = f"{describe(group)}\n"
-        for key, value in vars(node).items():
+        for key, value in leaf_values(node).items():
             if key == "name":
                 continue
             block = re.split(r"\n(?! )", text.partition(f"{group}.{key}\n")[2])[0] + "\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from elstm.config.compose import Composer
+from elstm.config.fields import leaf_values
 from elstm.config.identity import identity
 from elstm.config.run_config import load_run_config
 from elstm.config.schema import settings_without_effect
@@ -36,14 +37,15 @@ def test_one_list_of_settings_without_effect_serves_sweeps_reports_and_tensorboa
     for name, node in vars(config).items():
         if name == "seed":
             continue
-        for field in dataclasses.fields(node):
-            if field.name == "name":
+        for setting, value in leaf_values(node).items():
+            if setting == "name":
                 continue
-            value = changed(getattr(node, field.name))
-            other = dataclasses.replace(
-                config, **{name: dataclasses.replace(node, **{field.name: value})}
-            )
-            key = f"{name}.{field.name}"
+            outer, _, inner = setting.partition(".")
+            new = changed(value)
+            if inner:
+                new = dataclasses.replace(getattr(node, outer), **{inner: new})
+            other = dataclasses.replace(config, **{name: dataclasses.replace(node, **{outer: new})})
+            key = f"{name}.{setting}"
             same = key in marked or name in marked
             assert (identity(other) == identity(config)) == same, key
             assert (key in IGNORED or name in IGNORED) == same, key

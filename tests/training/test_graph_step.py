@@ -20,8 +20,17 @@ from accelerate import Accelerator
 from training_runs import assert_same_runs, at, last, send, small_config
 
 from elstm.config.check import config_from
-from elstm.config.schema import AdamConfig, Config, OptimizerConfig, SGDConfig, StepConfig
+from elstm.config.data_options import AugmentPicturesConfig
+from elstm.config.schema import (
+    AdamConfig,
+    Config,
+    DigitsConfig,
+    OptimizerConfig,
+    SGDConfig,
+    StepConfig,
+)
 from elstm.errors import UserError
+from elstm.records import pictures as figures
 from elstm.training import graph_step
 from elstm.training.build import build_parts
 from elstm.training.graph_step import GraphStep, batch_step, unsupported
@@ -31,6 +40,12 @@ from elstm.training.state import StepSums
 from elstm.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture(autouse=True)
+def no_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "examples_figure", lambda examples, title: b"augmented")
+
 
 OPTIMIZERS: dict[str, OptimizerConfig] = {
     "adam": AdamConfig(lr=2**-6),
@@ -132,6 +147,24 @@ def test_a_run_has_the_bits_of_one_without_a_graph(
     assert (stand_in.captures, stand_in.replays) == (1, 7)  # of 10 steps 3 warm up
     assert caplog.text.count("CUDA graph") == 1
     assert type(last(tmp_path / "graph")["optimizer"]["param_groups"][0]["lr"]) is float
+
+
+def augmented_config(**trainer: Any) -> Config:
+    """Steps of two batches of augmented digits."""
+    config = random_config(cuda_graph=True, accumulate=2, **trainer)
+    augment = AugmentPicturesConfig(shift=1, rotation=10, crop=0.8)
+    config.data = DigitsConfig(
+        name="digits", pixels_per_step=8, batch_size=128, augment=augment
+    )  # fmt: skip
+    return config
+
+
+def test_augmented_and_accumulated_steps_are_captured(
+    tmp_path: Path, stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_both(augmented_config, tmp_path, caplog)
+    assert_same_runs(tmp_path / "eager", tmp_path / "graph")
+    assert (stand_in.captures, stand_in.replays) == (1, 7)
 
 
 def test_a_resume_is_exact(
@@ -246,12 +279,16 @@ def test_optimizer_is_made_capturable_and_stored_plainly() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-def test_on_a_gpu(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("make", [random_config, augmented_config])
+def test_on_a_gpu(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[..., Config]
+) -> None:
     caplog.set_level(logging.INFO)
     accuracies = []
     for name, graph in (("eager", False), ("graph", True)):
         (tmp_path / name).mkdir()
-        config = random_config(cuda_graph=graph, device="cuda", max_epochs=3)
+        config = make(device="cuda", max_epochs=3)
+        config.trainer.cuda_graph = graph
         accuracies.append(run(config, tmp_path / name).best_val_accuracy)
     assert "the training step runs as a CUDA graph" in caplog.text
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)

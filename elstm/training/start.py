@@ -1,0 +1,76 @@
+"""Says at the start of a run what is trained: log messages, and a picture of augmented inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from elstm.config.data_options import AugmentPicturesConfig, DigitsConfig
+from elstm.config.schema import Config
+from elstm.data.catalog import SAME_IN_A_MIRROR
+from elstm.data.sequences import SequenceData
+from elstm.training import device as runtime
+from elstm.training.build import Parts
+
+EXAMPLES, EPOCHS = 6, 3  # of the picture
+
+
+def start_messages(config: Config, parts: Parts, parameters: int) -> Iterator[str]:
+    """Yields what the log says of a run before its first step."""
+    data, processes, accumulate = parts.data, parts.limits.processes, config.trainer.accumulate
+    step = data.batch_size * processes
+    if data.batch_size != config.data.batch_size * accumulate:
+        yield (
+            f"each of {processes} processes takes {data.batch_size} of the run's "
+            f"{'batches' if accumulate == 1 else 'steps'} of {step} sequences"
+        )
+    times = f" x {processes}" if processes > 1 else ""
+    yield (
+        f"{config.model.name} on {data.name}: {len(data.train)} training sequences of "
+        f"{data.num_steps} steps x {data.input_size}, batch {data.batch_size // accumulate}{times};"
+        f" {parameters:,} parameters; {runtime.device_name(parts.accelerator.device)}, "
+        f"{config.trainer.precision}"
+    )
+    if parts.ema is not None:
+        yield (
+            "validation, best.pt and the test are of the averaged weights "
+            f"(trainer.ema_decay={parts.ema.decay:g}); checkpoints hold the raw ones as well"
+        )
+    if accumulate > 1:
+        yield (
+            f"an optimizer step adds up the gradients of {accumulate} batches{times}, {step} "
+            "sequences"
+        )
+    if data.augmentation is not None:
+        yield (
+            f"training sequences are augmented: {data.augmentation.describe()}; evaluation and "
+            "population statistics use them as they are"
+        )
+    if parts.model.rnn.sync_batch_stats and processes > 1:
+        yield (
+            f"batch statistics are those of all {processes} processes, which only the reference "
+            "recurrence can do"
+        )
+
+
+def start_warnings(config: Config) -> Iterator[str]:
+    """Yields what is likely to be a mistake in the config."""
+    data, augment = config.data, getattr(config.data, "augment", None)
+    mirrored = isinstance(augment, AugmentPicturesConfig) and augment.flip
+    if mirrored and isinstance(data, DigitsConfig) and data.name not in SAME_IN_A_MIRROR:
+        yield (
+            f"data.augment.flip=true trains {data.name} on characters in a mirror, which are "
+            "others or none: leave it out"
+        )
+
+
+def augmented_examples(data: SequenceData, seed: int) -> list[list[Tensor]]:
+    """Returns a few training sequences, and below each what the first epochs make of it."""
+    assert data.augmentation is not None
+    rows = data.train_order(seed, 0)[:EXAMPLES].tolist()
+    found = [[data.example(data.train, row) for row in rows]]
+    for epoch in range(EPOCHS):
+        data.augmentation.start_epoch(len(data.train), seed, epoch, data.device)
+        found.append([data.example(data.train, row, data.augmentation) for row in rows])
+    return found
