@@ -51,20 +51,15 @@ def commented(text: str, config: Config, package: str | None) -> str:
         text: YAML as Hydra prints a config, of which `config` is the typed one.
         package: the group that the text is of; None: all groups.
     """
-    lines, group = [], package or ""
+    lines: list[str] = []
+    path = outer = package.split(".") if package else []
     for line in text.splitlines():
         indent, name = re.match(r"( *)(\w*)", line).groups()  # type: ignore[union-attr]
-        if package is None and not indent:
-            group = ""
-        owner: Any = getattr(config, group, None) if group else config
-        inner = "  " if group and package is None else ""
-        known = owner is not None and name in getattr(owner, "__dataclass_fields__", ())
-        if known and indent == inner and line.startswith(f"{indent}{name}:"):
-            node = getattr(owner, name)
-            if is_dataclass(node):
-                group = name
-            elif description(type(owner), name):
-                comment = f"{description(type(owner), name)} It takes {allowed(type(owner), name)}."
+        if name and line.startswith(f"{indent}{name}:"):
+            path = [*path[: len(outer) + len(indent) // 2], name]
+            owner = _holder(config, path)
+            if owner is not None and description(owner, name):
+                comment = f"{description(owner, name)} It takes {allowed(owner, name)}."
                 start = f"{indent}# "
                 lines += textwrap.wrap(
                     comment, 80, initial_indent=start, subsequent_indent=start,
@@ -72,6 +67,16 @@ def commented(text: str, config: Config, package: str | None) -> str:
                 )  # fmt: skip
         lines.append(line)
     return "\n".join(lines)
+
+
+def _holder(config: Config, path: list[str]) -> type[Any] | None:
+    """Returns the dataclass that has a setting, or None where `path` leads to none."""
+    node: Any = config
+    for name in path[:-1]:
+        node = getattr(node, name, None)
+    owner: type[Any] = type(node)
+    known = path[-1] in getattr(owner, "__dataclass_fields__", ())
+    return None if not known or is_dataclass(getattr(node, path[-1])) else owner
 
 
 def _lines(key: str) -> list[str]:
