@@ -34,9 +34,13 @@ def show(value: Any) -> str:
         text = str(value)
     except ValueError:  # an integer of more than 4,300 digits
         return "a huge number"
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    text = re.sub(" +", " ", text)  # first, so that the part that stays is not all blanks
+    text = in_full(text)  # first, so that the part that stays is not all blanks
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+
+
+def in_full(text: str) -> str:
+    """Returns a text that the user is to copy: printable, and never shortened."""
+    return re.sub(" +", " ", "".join(c if c.isprintable() else "?" for c in text))
 
 
 def show_key(key: str) -> str:

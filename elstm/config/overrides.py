@@ -23,7 +23,7 @@ from elstm.config.hints import all_keys, near_argument, no_such, spelled, unknow
 from elstm.config.hydra_private import ConfigLoaderImpl
 from elstm.config.removed import REMOVED
 from elstm.config.schema import SCHEMAS, SweepConfig, TrackingConfig
-from elstm.errors import UserError, show, show_key
+from elstm.errors import UserError, in_full, show, show_key
 
 CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
@@ -95,7 +95,8 @@ class OverrideParser:
             meant = near_argument(argument, before)
             if meant is not None:
                 raise UserError(
-                    f"cannot read '{show(argument)}': did you mean {show(meant)}? write KEY=VALUE"
+                    f"cannot read '{show(argument)}': did you mean {in_full(meant)}? "
+                    "write KEY=VALUE"
                 ) from error
             reason = error.args[0] if isinstance(error, OverrideParseException) else error
             lines = [line for line in str(reason).splitlines() if "See http" not in line]
@@ -121,14 +122,15 @@ class OverrideParser:
             )
         if override.is_sweep_override() and not sweep:
             raise UserError(
-                f"{show(argument)}: several values need a sweep: elstm-train -m {show(argument)}; "
+                f"{show(argument)}: several values need a sweep: "
+                f"elstm-train -m {in_full(argument)}; "
                 "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
         group_of_one = key in SCHEMAS or key == "trainer"
         added = override.is_add() and not override.is_force_add() and key in all_keys()
         if added or (group_of_one and (override.is_add() or override.is_force_add())):
             plain = argument.lstrip("+")
-            raise UserError(f"{show(argument)}: {key} exists already: write {show(plain)}")
+            raise UserError(f"{show(argument)}: {key} exists already: write {in_full(plain)}")
         if key in KEYS_OF and not isinstance(override.value(), dict):
             raise UserError(
                 f"{show(argument)}: {key} has keys and no options: write one of "

@@ -11,7 +11,7 @@ from elstm.config.check import config_from, resolve
 from elstm.config.data_options import DATA_NAME, DATA_ROOT
 from elstm.config.hints import keys_of, unknown_key
 from elstm.config.schema import Config
-from elstm.errors import UserError, show
+from elstm.errors import UserError, in_full, show
 from elstm.files.bounded import Damaged, read_config
 
 
@@ -76,4 +76,4 @@ def _run_of(path: Path) -> str:
     near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
     if not near:
         return "; give one like outputs/DATA/MODEL/CHANGES/RUN"
-    return f"; did you mean its run, {show(str(near[0]))}?"
+    return f"; did you mean its run, {in_full(str(near[0]))}?"

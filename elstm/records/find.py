@@ -36,7 +36,10 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
         archives = [folder for folder in [*top.parents][:LEVELS] if (folder / RUNS).is_file()]
         archives = [folder for folder in archives if (folder / ARCHIVE).is_file()]
         if not root.is_dir() and not archives:
-            raise UserError(f"{root} is not a folder: give run folders or folders that hold them")
+            near = f"; did you mean {root.parent}?" if root.is_file() else ""
+            raise UserError(
+                f"{root} is not a folder: give run folders or folders that hold them{near}"
+            )
         folders: list[Path] = []
         for folder, is_run in _folders_below(top):
             (folders if is_run else archives).append(folder)

@@ -169,3 +169,15 @@ def test_help_has_whole_descriptions(capsys):
     groups = capsys.readouterr().out.partition("groups (")[2].partition("keys: ")[0]
     assert " ...\n" not in groups
     assert max(map(len, groups.splitlines())) <= 80
+
+
+def test_a_path_to_copy_is_never_shortened(training, capsys, tmp_path):
+    assert main([]) == 0
+    (folder,) = (tmp_path / "outputs").glob("*/*/*/*")
+    assert len(str(folder)) > 80  # an error message shortens other values of this length
+    capsys.readouterr()
+    assert main([f"trainer.resume={folder / 'status.json'}"]) == 1
+    assert f"did you mean its run, {folder}?" in capsys.readouterr().err
+    values = ",".join(str(seed) for seed in range(60))
+    assert main([f"seed={values}"]) == 1
+    assert f"elstm-train -m seed={values};" in capsys.readouterr().err
