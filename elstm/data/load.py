@@ -191,7 +191,7 @@ def _series(
     if not options.standardize:
         mean, std = 0 * mean, 0 * std + 1
     rare = preparing.rare_steps(parts["train"].lengths)
-    if rare and len(parts["train"]) >= preparing.FEW:
+    if rare:
         log.info(
             "%d of %d steps are reached by fewer than %d training sequences: their statistics are "
             "rough", rare, int(parts["train"].lengths.max()), preparing.FEW,

@@ -310,7 +310,7 @@ def _batch_steps(active: list[int]) -> int:
             "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
             " use larger batches, drop_last=True in the DataLoader, or call .eval()"
         )
-    return sum(n > 1 for n in active)
+    return len(active) - active.count(1) - active.count(0)
 
 
 class BNLSTM(NormalizedLSTM):
