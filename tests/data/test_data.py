@@ -206,20 +206,20 @@ def test_each_image_set_is_read_row_by_row(name):
         assert data.num_train_batches >= 30
 
 
-@pytest.mark.parametrize("option", SCHEMAS["data"])
-def test_a_file_of_ones_own_may_be_based_on_any_option(tmp_path, option):
+def test_a_file_of_ones_own_may_be_based_on_any_option(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    given = {"batch_size": 16}
-    for name in ("path", "id", "label"):
-        if hasattr(SCHEMAS["data"][option], name):
-            given[name] = "X.csv"
-    lines = ["defaults:", f"  - {option}", *(f"{key}: {value}" for key, value in given.items())]
-    (folder / "mine.yaml").write_text("\n".join(lines))
-    _, config = Composer(str(tmp_path)).compose(["data=mine"])
-    assert type(config.data) is SCHEMAS["data"][option]
-    assert config.data.name == (option if option in DATA_SETS else "X")
-    assert config.data.batch_size == 16
+    for option, schema in SCHEMAS["data"].items():
+        given = {"batch_size": 16}
+        given |= {name: "X.csv" for name in ("path", "id", "label") if hasattr(schema, name)}
+        lines = ["defaults:", f"  - {option}", *(f"{key}: {value}" for key, value in given.items())]
+        (folder / f"my_{option}.yaml").write_text("\n".join(lines))
+    composer = Composer(str(tmp_path))
+    for option, schema in SCHEMAS["data"].items():
+        _, config = composer.compose([f"data=my_{option}"])
+        assert type(config.data) is schema
+        assert config.data.name == (option if option in DATA_SETS else "X")
+        assert config.data.batch_size == 16
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_parquet_without_pyarrow_names_the_command(tmp_path, monkeypatch):
 
 
 def test_parquet_is_read_as_csv_is(csv, tmp_path):
-    pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import csv as arrow_csv
     from pyarrow import parquet
 
@@ -257,6 +257,12 @@ def test_parquet_is_read_as_csv_is(csv, tmp_path):
     a, b = (read_table(p, columns)["all"] for p in (path, tmp_path / "set.parquet"))
     np.testing.assert_array_equal(a.values, b.values)
     assert (a.labels, a.ids) == (b.labels, b.ids)
+    table = parquet.read_table(tmp_path / "set.parquet").to_pydict()
+    for name, phrase in (("id", "column 'id' is empty"), ("kind", "kind: a label is missing")):
+        changed = {**table, name: [None, *table[name][1:]]}
+        parquet.write_table(pyarrow.table(changed), tmp_path / "null.PARQUET")
+        with pytest.raises(UserError, match=phrase):
+            read_table(tmp_path / "null.PARQUET", columns)
 
 
 # --- .ts
