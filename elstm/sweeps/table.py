@@ -47,8 +47,12 @@ class JobResult:
 
     @property
     def shown_folder(self) -> str:
-        """Returns the run's folder; "" for a run that failed before its first step and has none."""
-        return "" if self.state == "failed" and not self.folder.exists() else str(self.folder)
+        """Returns the run's folder; "" for a run that failed before its first step, which has none.
+
+        The folder of a run in another process may be about to be removed.
+        """
+        gone = self.state == "failed" and not (self.status.get("step") and self.folder.exists())
+        return "" if gone else str(self.folder)
 
     def summary(self) -> str:
         """Returns state, accuracies, time and folder on one line."""
