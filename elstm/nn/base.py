@@ -13,6 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends import check_backend, choose
+from elstm.nn.backends.compiling import (
+    has_varied,
+    remember_varying,
+    traced,
+    untraced,
+    varies,
+)
 from elstm.nn.convert import converted
 from elstm.nn.recurrence import Call, Recurrence, Results, check_shapes, recurrence
 from elstm.nn.sequences import pack_like, reverse_active, unpack
@@ -197,6 +204,8 @@ class RecurrentBase(nn.Module):
         start_step: int = 0,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Runs all layers and directions, by the backend or by `recurrence` where it is given."""
+        if traced() and (isinstance(input, PackedSequence) or self._loops_over(input)):
+            return untraced(RecurrentBase._run)(self, input, hx, recurrence, start_step)
         batch = unpack(input, self.batch_first, self.input_size)
         x = batch.x
         if batch.unbatched and hx is not None:
@@ -228,6 +237,16 @@ class RecurrentBase(nn.Module):
             for parts in zip(*final, strict=True)
         )
         return pack_like(batch, x, state, self.batch_first)
+
+    def _loops_over(self, input: Tensor) -> bool:
+        """Tells whether the reference, which ran before, loops over a number of steps that varies.
+
+        It is asked where torch.compile traces.
+        """
+        if self.last_backend != "reference":
+            return False
+        steps = input.shape[1 if self.batch_first and input.dim() == 3 else 0]
+        return has_varied(self) or (varies(steps) and remember_varying(self))
 
     def _direction(self, suffix: str) -> Any:
         raise NotImplementedError

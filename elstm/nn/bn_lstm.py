@@ -244,15 +244,15 @@ class NormalizedLSTM(OwnWeights):
     ) -> tuple[Tensor, State]:
         steps, size = x.shape[:2]
         weight_ih, weight_hh, bias, norms, cell_norm = self._direction(suffix)
-        active, counts = sizes or [size] * steps, None
+        active, counts = sizes, None
         by_batch = [n is not None and (n.training or self._batch_statistics) for n in norms]
         together = any(by_batch) and self.sync_batch_stats and not self._batch_statistics
         if together and several_processes(self.process_group):
-            counts = exchange_counts(active, self.process_group, x.device)
+            counts = exchange_counts(active or [size] * steps, self.process_group, x.device)
             active, missing = counts.totals, len(counts.counts) - steps
             if missing:  # other processes have longer sequences
                 x, sizes = F.pad(x, (0, 0, 0, 0, 0, missing)), counts.counts
-        batch_steps = _batch_steps(active) if any(by_batch) else 0
+        batch_steps = _batch_steps(active, steps, size) if any(by_batch) else 0
         ih, hh, c, c2 = [
             norm and norm.inputs(x.shape[0], batch_steps * use, start_step, counts)
             for norm, use in zip(norms, by_batch, strict=True)
@@ -267,8 +267,8 @@ class NormalizedLSTM(OwnWeights):
                 for norm, use, found in zip(norms, by_batch, statistics, strict=True)
                 if norm is not None and use and found is not None
             ]
-            numbers: Counts = active[0]
-            if active[batch_steps - 1] != active[0]:  # they do not increase
+            numbers: Counts = size if active is None else active[0]
+            if active is not None and active[batch_steps - 1] != active[0]:  # they do not increase
                 numbers = places(active, x).counts[:batch_steps].to(seen[0][1].mean.dtype)
             take_statistics(seen, numbers, start_step)
         return output if counts is None else output[:steps], (h_n, c_n)
@@ -299,18 +299,20 @@ class NormalizedLSTM(OwnWeights):
         return f"{super().extra_repr()}, cell_norm={self.cell_norm}"
 
 
-def _batch_steps(active: list[int]) -> int:
+def _batch_steps(active: list[int] | None, steps: int, size: int) -> int:
     """Returns the number of steps with at least two sequences, which have a variance.
+
+    `active` are the sequences at each step; None: `size` at all `steps`, which may be symbols.
 
     Raises:
         ValueError: there is none.
     """
-    if active[0] < 2:
+    if (size if active is None else active[0]) < 2:
         raise TooFewSequences(
             "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
             " use larger batches, drop_last=True in the DataLoader, or call .eval()"
         )
-    return len(active) - active.count(1) - active.count(0)
+    return steps if active is None else len(active) - active.count(1) - active.count(0)
 
 
 class BNLSTM(NormalizedLSTM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
+from elstm.nn.backends.compiling import untraced
 from elstm.nn.backends.plain import why_not
 from elstm.nn.base import RecurrentBase, State, check_own_backend, check_shape
 from elstm.nn.recurrence import at_least_float32
@@ -217,6 +219,14 @@ class GRU(RecurrentBase, nn.GRU):
         return output, h_n
 
     def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: Tensor | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+            # torch.compile leaves torch.nn.GRU out, but it would trace what is called here.
+            return untraced(GRU._forward)(self, input, hx)
+        return self._forward(input, hx)
+
+    def _forward(
         self, input: Tensor | PackedSequence, hx: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         if self.backend != "auto" or self._packed_on_cpu(input):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends import choose
+from elstm.nn.backends.compiling import untraced
 from elstm.nn.base import Direction, RecurrentBase, State, check_shape
 from elstm.nn.recurrence import Call, Recurrence
 from elstm.nn.sequences import check_input
@@ -147,6 +150,14 @@ class LSTM(RecurrentBase, nn.LSTM):
         return output, (h_n, c_n)
 
     def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: State | None = None
+    ) -> tuple[Tensor | PackedSequence, State]:
+        if "torch._dynamo" in sys.modules and not torch.compiler.is_compiling():
+            # torch.compile leaves torch.nn.LSTM out, but it would trace what is called here.
+            return untraced(LSTM._forward)(self, input, hx)
+        return self._forward(input, hx)
+
+    def _forward(
         self, input: Tensor | PackedSequence, hx: State | None = None
     ) -> tuple[Tensor | PackedSequence, State]:
         if not self._by_torch or self._packed_for_c(input):

@@ -138,17 +138,18 @@ class StepBatchNorm(nn.Module):
 
     def fold(
         self, batch: Statistics, counts: Counts, start_step: int
-    ) -> tuple[slice, Tensor, Tensor | None, Counts]:
+    ) -> tuple[int, Tensor, Tensor | None, Counts]:
         """Pools the steps from max_steps - 1 on into the last row.
 
         Returns:
-            The rows of the statistics, and mean, variance and number of sequences for each.
+            The first row of the statistics, and mean, variance and number of sequences for it and
+            those after it.
         """
         mean, var = batch
         first = min(start_step, self.max_steps - 1)
         own = self.max_steps - 1 - first  # steps before the last row
         if mean.shape[0] <= own + 1:
-            return slice(first, first + mean.shape[0]), mean, var, counts
+            return first, mean, var, counts
         if isinstance(counts, int):
             counts = torch.full(mean.shape[:1], counts, dtype=mean.dtype, device=mean.device)
         total = counts[own:].sum()
@@ -158,7 +159,7 @@ class StepBatchNorm(nn.Module):
             spread = (share * (var[own:] + (mean[own:] - pooled).square())).sum(0)
             var = torch.cat((var[:own], spread[None]))
         return (
-            slice(first, self.max_steps),
+            first,
             torch.cat((mean[:own], pooled[None])),
             var,
             torch.cat((counts[:own], total[None])),
@@ -257,8 +258,12 @@ def take_statistics(
     if not norms:
         return
     folded = [norm.fold(batch, counts, start_step) for norm, batch in seen if norm in norms]
-    rows, _, _, counts = folded[0]  # the same for all norms of a layer
-    tracked = [norm.num_batches_tracked[rows] for norm in norms]
+    first, mean, _, counts = folded[0]  # the same rows for all norms of a layer
+
+    def rows(statistics: Tensor) -> Tensor:
+        return statistics.narrow(0, first, mean.shape[0])  # torch.compile makes a slice's end fixed
+
+    tracked = [rows(norm.num_batches_tracked) for norm in norms]
     torch._foreach_add_(tracked, 1)
     means = [mean for _, mean, _, _ in folded]
     variances = [var for _, _, var, _ in folded if var is not None]
@@ -269,8 +274,8 @@ def take_statistics(
     else:
         factor = (counts / (counts - 1)).unsqueeze(1)
         unbiased = [var * factor for var in variances]
-    running = [norm.running_mean[rows] for norm in norms]
-    running += [norm.running_var[rows] for norm in norms if norm.running_var is not None]
+    running = [rows(norm.running_mean) for norm in norms]
+    running += [rows(norm.running_var) for norm in norms if norm.running_var is not None]
     towards = [part.to(running[0]) for part in (*means, *unbiased)]
     momentum = norms[0].momentum
     if momentum is not None:

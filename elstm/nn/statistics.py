@@ -30,7 +30,8 @@ class StatisticsPool:
         self.batches = torch.zeros(norm.max_steps, device="cpu", dtype=torch.int64)
 
     def add(self, batch: Statistics, counts: Counts, start_step: int) -> None:
-        rows, mean, var, counts = self.norm.fold(batch, counts, start_step)
+        first, mean, var, counts = self.norm.fold(batch, counts, start_step)
+        rows = slice(first, first + len(mean))
         mean = mean.cpu().double()
         var = torch.zeros_like(mean) if var is None else var.cpu().double()
         if isinstance(counts, int):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from elstm.nn import recurrence as reference
+from elstm.nn.backends.compiling import unless_varying
 from elstm.nn.backends.plain import constant_result, why_not, why_not_call
 from elstm.nn.layer_norm import LayerNormCall, layer_norm_recurrence
 from elstm.nn.recurrence import Call, Recurrence, Results
@@ -58,8 +59,9 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     Raises:
         ValueError: a backend asked for by name cannot serve the call; the message says why.
     """
+    in_python = unless_varying(reference.recurrence, call.x.shape[0])
     if name == "reference":
-        return name, reference.recurrence
+        return name, in_python
     spread = any(norm is not None and norm.counts is not None for norm in call.norms)
     general = _SPREAD if spread else why_not_call(call)
     for candidate, module_name in _MODULES.items():
@@ -74,7 +76,7 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
     if general is not None and call.recompute:
         return "reference", _without_recompute  # it needs hooks that transforms do not allow
-    return "reference", reference.recurrence
+    return "reference", in_python
 
 
 def _without_recompute(call: Call) -> Results:
@@ -96,8 +98,9 @@ _LAYER_NORM = {
 
 def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[..., Any]]:
     """Does what `choose` does, for the recurrence with layer normalisation; "auto" tries "cpu"."""
+    in_python = unless_varying(layer_norm_recurrence, call.x.shape[0])
     if name == "reference":
-        return name, layer_norm_recurrence
+        return name, in_python
     candidate = "cpu" if name == "auto" else name
     norms = call.norm_ih, call.norm_hh, call.norm_c
     weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
@@ -111,4 +114,4 @@ def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[...
             return candidate, _LOADED[module_name].recurrence
     if name == candidate:
         raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
-    return "reference", layer_norm_recurrence
+    return "reference", in_python

@@ -180,9 +180,8 @@ _LEARNED = (
 _POPULATION = ", ".join(
     f"Tensor? {s}_{norm}" for norm in ("ih", "hh", "c") for s in ("mean", "var")
 )
-_CONSTANTS = (
-    f"{_POPULATION}, int[]? batch_sizes, int[] batch_steps, int cell, float[] eps, bool recompute"
-)
+_NUMBERS = "int[]? batch_sizes, SymInt[] batch_steps, int cell, float[] eps, bool recompute"
+_CONSTANTS = f"{_POPULATION}, {_NUMBERS}"
 # Where the tensors with gradients end in a call, then all tensors, then all constants.
 _LEARNED_END = len(Learned._fields)
 _TENSORS_END = _LEARNED_END + 6
