@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 WORDS = [
     "model=elstm_bn", "data=digits", "data.pixels_per_step=8", "data.batch_size=256",
     "model.hidden_size=8", "trainer.device=cpu", "trainer.threads=1", "trainer.progress=false",
+    "scheduler=constant",
 ]  # fmt: skip
 EXTEND = ["trainer.resume=run", "trainer.max_epochs=4"]
 
