@@ -9,6 +9,11 @@ The smaller d of the first steps lets the average forget the initial weights, of
 tf.train.ExponentialMovingAverage with `num_updates`. (timm's ModelEmaV3 has a warm-up too, which is
 off by default.) d depends on t alone, so that a resume is exact.
 
+On Fashion-MNIST's rows, 5 epochs of elstm_bn at a learning rate of 0.01 and two seeds, a decay of
+0.999 brings the test to 90.0 % and 90.5 % instead of 88.8 % and 88.9 % where the rate is constant.
+With a cosine schedule, which ends near 0, both weights reach 89.9 %; the averaged ones validate
+better in the first three epochs alone.
+
 The averaged weights have population statistics of their own, which are recomputed for them before
 each evaluation. Validation and test measure them, so that they decide which checkpoint is the best;
 checkpoints hold both kinds of weights, each with its statistics.
