@@ -337,6 +337,17 @@ def test_a_folder_with_two_sets(tmp_path):
         read_ts(tmp_path)
 
 
+def test_a_folder_with_two_sets_of_which_one_has_its_name(tmp_path):
+    """aeon has JapaneseVowels and JapaneseVowels_eq in one folder."""
+    folder = tmp_path / "Waves"
+    folder.mkdir()
+    for name in ("Waves_TRAIN", "Waves_eq_TRAIN", "Waves_eq_TEST"):
+        (folder / f"{name}.ts").write_text(TS)
+    assert {split: part.files[0].name for split, part in read_ts(folder).items()} == {
+        "train": "Waves_TRAIN.ts"
+    }
+
+
 # --- pictures
 
 

@@ -41,6 +41,8 @@ def read_unlabelled(options: TsOptions) -> Source:
 def read_ts(path: Path, *, labelled: bool = True) -> Source:
     """Reads NAME_TRAIN.ts and NAME_TEST.ts of a folder, the partner of a file, or one file.
 
+    Of several sets in a folder, it reads the one that has the folder's name.
+
     Raises:
         UserError: there is no such file, or it is not one that can be classified.
     """
@@ -59,8 +61,14 @@ def _files(path: Path) -> dict[str, Path]:
             split: [file for file in files if file.stem.upper().endswith(end)]
             for end, split in ENDS.items()
         }
+        names = [file.name for each in found.values() for file in each]
+        if len(found["train"]) > 1:  # aeon has JapaneseVowels_eq_TRAIN.ts in JapaneseVowels
+            called = path.resolve().name.upper()
+            found = {
+                split: [file for file in found[split] if file.stem.upper() == f"{called}{end}"]
+                for end, split in ENDS.items()
+            }
         if len(found["train"]) != 1 or len(found["test"]) > 1:
-            names = [file.name for each in found.values() for file in each]
             raise UserError(
                 f"{path} has to hold one NAME_TRAIN.ts and at most one NAME_TEST.ts, and holds "
                 f"{', '.join(names) or 'none'}: give the file itself"
