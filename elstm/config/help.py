@@ -7,41 +7,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HEAD = """\
-elstm-train trains an LSTM, plain or with batch normalisation, to classify images read as sequences.
+elstm-train trains an LSTM, plain or with batch normalisation, to classify
+sequences, or images that are read as sequences.
 
 usage: elstm-train [GROUP=OPTION ...] [KEY=VALUE ...]
-       elstm-train -m GROUP=OPTION,OPTION,... KEY=VALUE,VALUE,...     a sweep: one run for each
-       elstm-train trainer.resume=RUN_DIR                             resumes an interrupted run
+       elstm-train -m GROUP=OPTION,OPTION,... KEY=VALUE,VALUE,...   a sweep
+       elstm-train trainer.resume=RUN_DIR           resumes an interrupted run
 
 examples:
   elstm-train
-  elstm-train data=fashion_mnist model=elstm_bn model.hidden_size=256 trainer.max_epochs=20
+  elstm-train data=fashion_mnist model.hidden_size=256 trainer.max_epochs=20
   elstm-train -m experiment=fashion_rows model=lstm,bn_lstm,elstm_bn seed=0,1,2
-  elstm-train -m hydra/launcher=joblib hydra.launcher.n_jobs=4 model=lstm,elstm_bn seed=0,1
-  elstm-train -m hydra/sweeper=optuna hydra.sweeper.n_trials=30 'optimizer.lr=interval(1e-3,1e-1)'
+  elstm-train -m hydra/launcher=joblib hydra.launcher.n_jobs=2 seed=0,1,2,3
+  elstm-train -m hydra/sweeper=optuna 'optimizer.lr=interval(1e-3,1e-1)'
 
 groups (* the default):
 """
 
 TAIL = """
-keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, tracking.*, sweep.*
-  elstm-train --cfg job           shows all keys with their values, also for model=lstm
-  elstm-train --help KEY          describes a key; --help GROUP describes all its keys
+keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, tracking.*,
+      sweep.*
+  elstm-train --cfg job           shows all keys with their values
+  elstm-train --help KEY          describes a key; --help GROUP all of its keys
 
 flags:
-  -m, --multirun                  trains all combinations; finished runs are skipped
-                                  hydra/launcher=joblib, slurm: several runs at once
-                                  hydra/sweeper=optuna: a search over ranges
-  --cfg job|hydra|all, -c         shows the config and trains nothing; --resolve, --package KEY
-  --cfg job --help                the same, with the description of each key as a comment
-  --config-dir DIR, -cd           adds options of groups, as DIR/experiment/mine.yaml
-  --info [TOPIC], -i              shows how Hydra composes: defaults, defaults-tree, searchpath...
-  --shell-completion, -sc         eval "$(elstm-train -sc install=bash)" completes groups and keys
+  -m, --multirun              trains all combinations; skips finished runs
+                              hydra/launcher=joblib, slurm: several at once
+                              hydra/sweeper=optuna: a search over ranges
+  --cfg job|hydra|all, -c     shows the config and trains nothing; with
+                              --resolve, --package KEY
+  --cfg job --help            the same, and what each key does, as comments
+  --config-dir DIR, -cd       adds options of groups: DIR/experiment/mine.yaml
+  --info [TOPIC], -i          shows how Hydra composes: defaults, searchpath...
+  --shell-completion, -sc     completes groups and keys, after this command:
+                              eval "$(elstm-train -sc install=bash)"
   --hydra-help, --version, --help
 
-Runs go to outputs/DATA/MODEL/CHANGES/TIME-ID/, where CHANGES is what the command line
-changes and the seed: .hydra/ (the config), train.log, metrics.csv, status.json,
-checkpoints/ and TensorBoard's events: tensorboard --logdir outputs"""
+Runs go to outputs/DATA/MODEL/CHANGES/TIME-ID/, where CHANGES is what the
+command line changes and the seed: .hydra/ (the config), train.log,
+metrics.csv, status.json, checkpoints/ and TensorBoard's events. See these
+with: tensorboard --logdir outputs"""
 
 INDENT = 31  # column of the descriptions of options
 GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "debug")

@@ -348,7 +348,7 @@ def test_help_loads_nothing_heavy(tmp_path):
         for path in (REPOSITORY / "conf" / group).glob("*.yaml"):
             assert path.stem in done.stdout
     assert done.stdout.count("\n  elstm-train ") >= 3
-    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 EXAMPLES = re.findall(r"^  elstm-train ?(.*)$", HEAD.partition("examples:")[2], re.MULTILINE)
