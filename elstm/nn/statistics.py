@@ -111,6 +111,8 @@ def recompute_statistics(
 ) -> None:
     """Replaces the population statistics of `model` by those of `batches`, exactly pooled.
 
+    It takes the place of torch.optim.swa_utils.update_bn, which does not know these layers.
+
     Moving averages lag behind the weights, and in a recurrence the error compounds from step to
     step; so call this on training data before an evaluation (Cooijmans et al. 2017, section 4).
     Give it one batch, as large as memory allows, of a thousand sequences at least: then each step's

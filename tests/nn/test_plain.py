@@ -251,3 +251,23 @@ def test_a_state_of_another_form_is_named():
         layer(x, (torch.zeros(1, B, H),))
     with pytest.raises(ValueError, match="c_0 must have shape"):
         layer(x, (torch.zeros(1, B, H), torch.zeros(1, B, H + 1)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's, at first use
+def test_a_tensor_like_others_that_passed_is_still_asked():
+    """What dispatch keys show is asked once for all tensors with the same keys."""
+    x = torch.randn(3, 4)
+    z = torch.complex(x, x)
+    assert plain.why_not(x, torch.nn.Parameter(x), z, x[:0], None) is None
+    freed = torch.randn(3, 4)
+    freed.untyped_storage().resize_(0)
+    faults = {
+        "no memory": freed, "a tensor has no memory": torch.empty(3, device="meta"), "Own": Own(x),
+        "conjugate": z.conj(), "negative": z.conj().imag, "dense": x.to_sparse(),
+    }  # fmt: skip
+    for fault, tensor in [*faults.items()] * 2:
+        assert fault in plain.why_not(x, tensor)
+    with torch.autograd.forward_ad.dual_level():
+        assert plain.why_not(x) is None
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert "tangent" in plain.why_not(x, dual)

@@ -5,9 +5,10 @@ stand for other numbers than its memory holds (negative or conjugate views), or 
 transformed by torch as operators run on it. All of these take the reference, which is made of
 torch's operators.
 
-Three questions have no public interface in torch: whether a transform of torch.func runs, whether a
-dispatch mode is active, and which function modes are active. They are asked here alone, checked
-with torch 2.14.1, and tests/nn/test_plain.py notices when an answer changes.
+Five questions have no public interface in torch: whether a transform of torch.func runs, whether a
+dispatch mode is active, which function modes are active, whether forward-mode differentiation is
+on, and which dispatch keys a tensor has. They are asked here alone, checked with torch 2.14.1, and
+tests/nn/test_plain.py notices when an answer changes.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
 from elstm.nn.recurrence import Call
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_KEYS: set[int] = set()  # the dispatch keys of tensors without a fault, as they are met
 
 
 def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,11 +49,20 @@ def why_not(*tensors: Tensor | None) -> str | None:
     reason = _transformed()
     if reason is not None:
         return reason
+    keys_of, tangents = torch._C._dispatch_keys, forward_ad._current_level >= 0
     for tensor in tensors:
-        if tensor is not None:
+        if tensor is None:
+            continue
+        if (
+            type(tensor) not in _PLAIN_TYPES
+            or keys_of(tensor).raw_repr() not in _PLAIN_KEYS
+            or not tensor.data_ptr()
+        ):
             reason = _fault(tensor)
             if reason is not None:
                 return reason
+        if tangents and forward_ad.unpack_dual(tensor).tangent is not None:
+            return "a tensor has a tangent of forward-mode differentiation"
     return None
 
 
@@ -72,6 +83,8 @@ def _transformed() -> str | None:
 
 def _function_mode() -> bool:
     """Tells whether a __torch_function__ mode is active, other than a default device's."""
+    if not torch._C._len_torch_function_stack():
+        return False
     modes = (
         torch._C._get_function_stack_at(n) for n in range(torch._C._len_torch_function_stack())
     )
@@ -89,8 +102,9 @@ def _fault(tensor: Tensor) -> str | None:
         return "a tensor is a negative or conjugate view"
     if not _has_memory(tensor):
         return "a tensor has no memory"
-    if unpack_dual(tensor).tangent is not None:
-        return "a tensor has a tangent of forward-mode differentiation"
+    # All tensors with these dispatch keys pass the questions above, but for their memory.
+    if tensor.numel():
+        _PLAIN_KEYS.add(torch._C._dispatch_keys(tensor).raw_repr())
     return None
 
 
