@@ -222,4 +222,4 @@ def test_the_commands_say_which_weights_they_use(
     assert (made[0] / "confusion_test_raw.png").exists()
     assert predict.main([folder, str(tmp_path / "none.png")]) == 1
     assert "elstm-predict: weights: averaged (trainer.ema_decay=0.3)" in capsys.readouterr().err
-    assert export._metadata(load_trained(made[0]), made[0])["weights"] == "ema"
+    assert export._metadata(load_trained(made[0]), made[0], "")["weights"] == "ema"
