@@ -29,15 +29,19 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from speed import layers
 from speed.layers import SHAPES, SIZES, scaling, table
 
 
 def main() -> None:
     args = parser().parse_args()
+    if args.cpu_time:
+        args.threads, layers.clock = 1, time.thread_time
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -119,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--layers", nargs="+", help='such as "ELSTMBN reference"; default: all')
     parser.add_argument("--budget", type=float, default=6.0, help="seconds for each figure")
     parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time of one thread, for busy machines"
+    )
     parser.add_argument("--compile", action="store_true", help="the reference compiled as well")
     parser.add_argument("--no-memory", action="store_true")
     instead = parser.add_mutually_exclusive_group()
