@@ -94,9 +94,11 @@ def table(folder: Path) -> list[str]:
             summary = summarize(list(sets[name][model].values()))
             assert summary is not None
             cells.append(f"{summary.mean:.1f} ± {summary.sd or 0:.1f}")
-        cells += [f"{test.difference:+.1f}, p = {next(corrected):.2g}" for test in tests[name]]
+        for test in tests[name]:
+            difference = f"{test.difference:+.1f}".replace("-", "−")
+            cells.append(f"{difference}, p = {next(corrected):.2g}")
         cells += ["none found" if each is None else f"{each:.1f}" for each in published]
-        lines.append(f"| {' | '.join(cells)} |".replace("-0.0,", "0.0,"))
+        lines.append(f"| {' | '.join(cells)} |")
     means = [
         sum(sum(sets[name][model].values()) / len(sets[name][model]) for name in PUBLISHED) / 7
         for model in MODELS

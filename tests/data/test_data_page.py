@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from elstm.data.catalog import READERS
 from elstm.records.status import read_status
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
+ROOT = Path(elstm.data.__file__).parents[2]
 PAGE = (Path(elstm.data.__file__).parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| [^|`]*(?:`[^`]*`[^|`]*)*\| `(elstm-train .*)` \|$", PAGE, re.MULTILINE)
 
@@ -127,3 +129,13 @@ def test_a_source_is_added(files: Path) -> None:
     assert "answers: 58 training, 10 validation, 12 test sequences of 2 to 3 steps x 1 feature" in (
         result.stdout
     )
+
+
+def test_the_table_of_published_sets_is_that_of_the_archive() -> None:
+    spec = importlib.util.spec_from_file_location("ucr_table", ROOT / "scripts" / "ucr_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    table = "\n".join(script.table(ROOT / "outputs" / "paper" / "ucr"))
+    assert f"\n\n{table}\n\n" in PAGE
