@@ -11,7 +11,8 @@
     epoch, step       done so far; max_epochs
     val_accuracy, val_accuracy_batch_stats, val_balanced_accuracy, val_macro_f1
                       of the latest evaluation
-    best_val_accuracy, best_epoch                   by population statistics
+    best_val_accuracy, best_epoch                   by population statistics; without validation
+                                                    null and the latest epoch
     test_accuracy, test_accuracy_batch_stats, test_balanced_accuracy, test_macro_f1, test_loss
                       of that best checkpoint, once done
     train_seconds, wall_seconds                     as in metrics.csv, summed over resumes
