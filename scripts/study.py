@@ -57,8 +57,6 @@ class Runner:
             SystemExit: a sweep was interrupted or refused.
             UserError: a study whose settings it takes has no finished runs.
         """
-        if self._is_kept_only(study):
-            return
         if study.gpu and not _has_gpu():
             print(f"{study.name}: there is no GPU here, so nothing is trained")
             return
@@ -68,11 +66,6 @@ class Runner:
             if code > 1:  # a signal, or an argument that is wrong
                 sys.exit(code)
             self.failed |= code == 1
-
-    def _is_kept_only(self, study: Study) -> bool:
-        if study.only_at:
-            print(f"{study.name}: only commit {study.only_at} can train it; its archive is kept")
-        return bool(study.only_at)
 
     def sweeps(self, study: Study) -> Iterator[list[str]]:
         """Yields the arguments of each `elstm-train -m`, which may need the sweeps before it."""
@@ -153,8 +146,6 @@ class Runner:
 
     def check(self, study: Study) -> None:
         """Trains two of the finished runs again and prints where they differ from the kept ones."""
-        if self._is_kept_only(study):
-            return
         found, _ = find_runs([self.out / study.name])
         done = [run for run in found if run.status().get("state") == "done"]
         done.sort(key=lambda run: float(run.status().get("train_seconds") or 0))

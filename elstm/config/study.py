@@ -16,7 +16,6 @@ A file holds:
     quick             settings for --quick, which count last, and `seeds`, how many of them
     alone             true: one run at a time, whatever --jobs says, because times are compared
     gpu               true: trained only where there is a GPU
-    only_at           the last commit that can train it; its archive is only reported
     report            title, baselines, figures; `with`: runs of other studies, as NAME/DATA/MODEL,
                       where * stands for any text
     tables            FILE.md: PATH, the settings of the runs below PATH as a table, best first
@@ -59,7 +58,6 @@ class Study:
     quick: dict[str, Any]
     alone: bool
     gpu: bool
-    only_at: str
     report: dict[str, Any]
     tables: dict[str, str]
 
@@ -74,7 +72,7 @@ class Study:
         }
 
 
-TEXTS = ("question", "hypothesis", "tuned", "tests", "cost", "stopping", "only_at")
+TEXTS = ("question", "hypothesis", "tuned", "tests", "cost", "stopping")
 KINDS: dict[str, type] = {
     **dict.fromkeys(TEXTS, str),
     **dict.fromkeys(("models", "seeds", "choose", "parts"), list),
@@ -119,7 +117,6 @@ def read_study(path: Path) -> Study:
         quick=tree.get("quick", {}),
         alone=tree.get("alone", False),
         gpu=tree.get("gpu", False),
-        only_at=tree.get("only_at", ""),
         report=tree.get("report", {}),
         tables=tree.get("tables", {}),
     )
