@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from elstm.commands import predict
+from elstm.commands.prediction_rows import CsvRows
 from elstm.data.image_sets import load_image_set
 from elstm.data.placement import has_light_ground, read_image
 from elstm.models import build_model
@@ -39,7 +40,7 @@ def right(
 ) -> int:
     """Predicts as the command does, and counts the right answers."""
     out = io.StringIO()
-    predict._Predictor(trained, **{"invert": None, "fit": True, **options}).run(paths, out)
+    predict._Predictor(trained, **{"invert": None, "fit": True, **options}).run(paths, CsvRows(out))
     rows = csv.DictReader(io.StringIO(out.getvalue()))
     return sum(row["predicted"] == str(d) for row, d in zip(rows, digits, strict=True))
 

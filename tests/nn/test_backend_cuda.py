@@ -171,6 +171,7 @@ def test_derivatives_dtypes_and_auto(interpreted: Run) -> None:
 
 
 @needs_triton
+@pytest.mark.slow
 def test_layer_normalisation(interpreted: Run) -> None:
     interpreted(check_layer_norm)
 

@@ -207,7 +207,8 @@ def _fresh_compiler():
 @pytest.mark.parametrize(
     ("cell", "backend", "options"),
     [
-        *(("update", "reference", {"recompute": recompute}) for recompute in (False, True)),
+        pytest.param("update", "reference", {}, marks=pytest.mark.slow),
+        pytest.param("update", "reference", {"recompute": True}, marks=pytest.mark.slow),
         *(("update", "auto", {"recompute": recompute}) for recompute in (False, True)),
         ("lstm", "auto", {}),
     ],

@@ -88,7 +88,7 @@ def test_start_steps_that_mean_nothing_are_named():
         ELSTMBN(F, H, bidirectional=True)(x.float(), start_step=1)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.slow), "auto"])
 def test_compiled_and_exported_with_a_start(backend):
     torch.compiler.reset()
     layer = make(dtype=torch.float32, backend=backend).eval()
