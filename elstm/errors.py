@@ -34,13 +34,20 @@ def show(value: Any) -> str:
         text = str(value)
     except ValueError:  # an integer of more than 4,300 digits
         return "a huge number"
-    text = in_full(text)  # first, so that the part that stays is not all blanks
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
+    return _at_most(80, printable(text))  # printable first: the part that stays is not all blanks
 
 
 def in_full(text: str) -> str:
-    """Returns a text that the user is to copy: printable, and never shortened."""
+    """Returns a path or command that the user is to copy: printable, at most 600 characters."""
+    return _at_most(600, printable(text))
+
+
+def printable(text: str) -> str:
     return re.sub(" +", " ", "".join(c if c.isprintable() else "?" for c in text))
+
+
+def _at_most(length: int, text: str) -> str:
+    return text if len(text) <= length else f"{text[:60]}... ({len(text):,} characters)"
 
 
 def show_key(key: str) -> str:

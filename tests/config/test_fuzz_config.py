@@ -206,6 +206,7 @@ def test_whatever_is_typed_at_length(training):
         ["-hydra.verbose=true"],
         ["--\x1b[31m=1"],
         ["--" + "x" * 5000],
+        ["+optimizer.lr=" + "0" * 3000],
         [" " * 76 + "=null"],
         ["-m", "hydra.sweeper.params=1"],
     ],
