@@ -36,9 +36,7 @@ def folders(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without matplotlib's half of an evaluation."""
-    from training_runs import no_picture  # and with it torch: not for every test
+    """Without the pictures of a run."""
+    from training_runs import without_pictures  # and with it torch: not for every test
 
-    from elstm.records import pictures as figures
-
-    monkeypatch.setattr(figures, "gradient_figure", no_picture)
+    without_pictures(monkeypatch)

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from small_sets import write_idx_set
-from training_runs import at, no_picture, send
+from training_runs import at, send, without_pictures
 
 from elstm import train
 from elstm.commands import evaluate
-from elstm.records import pictures as figures
 from elstm.training.step import TrainStep
 
 WORDS = [
@@ -30,7 +29,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("ELSTM_DATA", raising=False)
-        patch.setattr(figures, "gradient_figure", no_picture)
+        without_pictures(patch)
         patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 7, send(signal.SIGTERM)))
         assert train.main([*WORDS, f"data.root={folder / 'data'}"]) == 143
     (folder / "data").rename(folder / "moved")
@@ -39,7 +38,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(figures, "gradient_figure", no_picture)
+    without_pictures(monkeypatch)
     monkeypatch.setattr("elstm.data.download._fetch", lambda *_: "no network")
     monkeypatch.delenv("ELSTM_DATA", raising=False)
     shutil.copytree(interrupted, tmp_path / "copy")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -28,6 +29,7 @@ from elstm.config.schema import (
     SchedulerConfig,
     TrainerConfig,
 )
+from elstm.records import pictures
 from elstm.records.tracking import CLOCK_COLUMNS, TAGS
 
 MODELS: dict[str, Callable[..., ModelConfig]] = {
@@ -144,5 +146,10 @@ def send(number: signal.Signals) -> Callable[[], None]:
 
 
 def no_picture(*_: Any) -> bytes:
-    """Replaces gradient_figure, without matplotlib's half of an evaluation."""
     return b"a picture"
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Replaces all pictures of a run, since matplotlib takes most of the time of a tiny one."""
+    for name in ("gradient_figure", "confusion_figure", "mistakes_figure", "examples_figure"):
+        patch.setattr(pictures, name, no_picture)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import at, no_picture, rows, send, small_config
+from training_runs import at, rows, send, small_config, without_pictures
 
 from elstm.config import extras
 from elstm.config.schema import Config, TrackingConfig
 from elstm.errors import UserError
-from elstm.records import feeds, pictures
+from elstm.records import feeds
 from elstm.records.feeds import Cursor, Feed
 from elstm.records.sink import Description, Point
 from elstm.train import main
@@ -57,7 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSink:
     sink = FakeSink()
     monkeypatch.setitem(feeds.SINKS, "wandb", lambda: sink)
     monkeypatch.setattr(extras, "installed", lambda package: True)
-    monkeypatch.setattr(pictures, "gradient_figure", no_picture)
+    without_pictures(monkeypatch)
     return sink
 
 

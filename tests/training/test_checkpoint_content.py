@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_runs import at, last, no_picture, send, small_config
+from training_runs import at, last, send, small_config, without_pictures
 
 from elstm.config.schema import (
     AdamConfig,
@@ -25,7 +25,6 @@ from elstm.config.schema import (
     SGDConfig,
 )
 from elstm.errors import UserError
-from elstm.records import pictures as figures
 from elstm.training import checkpoint, trained
 from elstm.training import content as content_checks
 from elstm.training.run import run
@@ -50,7 +49,7 @@ MEASURED = {
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "gradient_figure", no_picture)
+    without_pictures(monkeypatch)
 
 
 def resumed(config: Config, folder: Path) -> Snapshot:

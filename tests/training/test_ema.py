@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import assert_same_runs, at, differences, last, no_picture, send, small_config
+from training_runs import (
+    assert_same_runs,
+    at,
+    differences,
+    last,
+    send,
+    small_config,
+    without_pictures,
+)
 
 from elstm.commands import evaluate, export, predict
 from elstm.config.check import validate
@@ -19,7 +27,6 @@ from elstm.data.load import load_data
 from elstm.errors import UserError
 from elstm.models import build_model
 from elstm.nn.norm import STATISTICS
-from elstm.records import pictures as figures
 from elstm.records.status import read_status
 from elstm.training import checkpoint, evaluation, trained
 from elstm.training.ema import EmaModel, chosen_weights
@@ -33,7 +40,7 @@ DECAY = 0.3  # the rule gives 2/11 and 3/12 for the first two steps and 0.3 from
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "gradient_figure", no_picture)
+    without_pictures(monkeypatch)
     monkeypatch.setattr(trained, "load_run_config", lambda run_dir: CONFIG)
 
 
@@ -57,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
         return wrapped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "gradient_figure", no_picture)
+        without_pictures(patch)
         for name in ("start", "update"):
             patch.setattr(EmaModel, name, noted(name))
         run(CONFIG, folder)
@@ -208,7 +215,6 @@ def test_the_commands_say_which_weights_they_use(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = str(made[0])
-    monkeypatch.setattr(figures, "confusion_figure", no_picture)
     status = read_status(made[0])
     assert status is not None
     assert evaluate.main([folder]) == 0

@@ -17,15 +17,14 @@ from training_runs import (
     at,
     differences,
     last,
-    no_picture,
     send,
     small_config,
+    without_pictures,
 )
 
 from elstm.config.schema import Config, CosineConfig, PlateauConfig
 from elstm.data.sequences import ImageSequences
 from elstm.errors import UserError
-from elstm.records import pictures as figures
 from elstm.records.status import read_status
 from elstm.training import build, checkpoint, evaluation
 from elstm.training.run import run
@@ -64,7 +63,7 @@ def signalled() -> Config:
 def uninterrupted(signalled: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "gradient_figure", no_picture)
+        without_pictures(patch)
         run(signalled, folder)
     return folder
 
