@@ -154,5 +154,7 @@ def _repeated(values: Tensor) -> Tensor:
 
 def export_program(model: Program) -> torch.export.ExportedProgram:
     """Exports a program that takes any batch size from 1 on, and any number of steps of series."""
+    # Sizes that an earlier export in this process saw would be taken for special cases.
+    torch.compiler.reset()
     with torch.no_grad():
         return torch.export.export(model.eval(), model.example(), dynamic_shapes=model.dynamic())

@@ -243,10 +243,10 @@ class RecurrentBase(nn.Module):
 
         It is asked where torch.compile traces.
         """
-        if self.last_backend != "reference":
-            return False
         steps = input.shape[1 if self.batch_first and input.dim() == 3 else 0]
-        return has_varied(self) or (varies(steps) and remember_varying(self))
+        if not (has_varied(self) or varies(steps)):
+            return False  # before last_backend is read: the first call sets it, which would retrace
+        return self.last_backend == "reference" and remember_varying(self)
 
     def _direction(self, suffix: str) -> Any:
         raise NotImplementedError

@@ -135,7 +135,9 @@ def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) ->
     else:
         line = summary(error)
         _append(run_dir, traceback.format_exc())
-        if resume or _started(run_dir):
+        if not read_ranks().main:  # rank 0 keeps or removes the folder later
+            line += f" (once the run has trained a step, the traceback is in {run_dir / LOG})"
+        elif resume or _started(run_dir):
             line += f" (the traceback is in {run_dir / LOG})"
         else:
             line += " (a bug; ELSTM_TRACEBACK=1 shows where)"

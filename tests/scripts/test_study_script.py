@@ -102,7 +102,7 @@ def test_a_study_of_ones_own(
     assert study.main([files[0], "--quick", "--check"]) == 1
     out = capsys.readouterr().out
     assert "train_loss 3 before, " in out
-    assert "test images" not in out
+    assert "classified otherwise" not in out
 
     images = Path("outputs-quick/final/test_correct.csv")
     header, row, *others = images.read_text().splitlines()

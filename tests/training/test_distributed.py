@@ -95,7 +95,8 @@ def test_a_failing_process_ends_the_job(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 60  # not the half hour of a collective's timeout
     said = "process 1: ArithmeticError: of process 1"
     assert ended.stderr.count("elstm-train: error: ") == 1
-    assert f"elstm-train: error: {said} (the traceback is in two/train.log)" in ended.stderr
+    where = "(once the run has trained a step, the traceback is in two/train.log)"
+    assert f"elstm-train: error: {said} {where}" in ended.stderr
     status = json.loads((tmp_path / "two" / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", said)
     log = (tmp_path / "two" / "train.log").read_text()
