@@ -29,6 +29,7 @@ STUDIES = [
     for path in sorted((ROOT / "conf" / "study").glob("*.yaml"))
     if (ROOT / "outputs" / "paper" / path.stem / "archive.yaml").exists()
 ]
+UNDER_WAY = {"rows-rates"}
 PLANNED = sorted(set((ROOT / "conf" / "study").glob("*.yaml")) - set(STUDIES))
 PAPER = ROOT / "outputs" / "paper"
 
@@ -154,11 +155,14 @@ def told_apart(config: Config) -> Config:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None:
-    """The first and last run of each sweep have the very settings that the archive has."""
+    """The first and last run of each sweep have the very settings that the archive has.
+
+    Of a study that is under way, each run in the archive has settings of its file.
+    """
     found = read_study(path)
     kept = [told_apart(run.config()) for run in Archive(PAPER / found.name).runs]
     compose = Composer().many()
-    planned = 0
+    planned, asked = 0, []
     for words in study.Runner(PAPER, quick=False, jobs=1).sweeps(found):
         values = [
             [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
@@ -167,10 +171,15 @@ def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None
         ]
         runs = list(itertools.product(*values))
         planned += len(runs)
-        for run in {runs[0], runs[-1]}:
+        asked += runs
+        for run in {runs[0], runs[-1]} if found.name not in UNDER_WAY else ():
             config = told_apart(flatten(asdict(compose(run)), ""))
             assert any(each.items() <= config.items() for each in kept), run
-    assert planned == len(kept)
+    if found.name not in UNDER_WAY:
+        assert planned == len(kept)
+        return
+    configs = [told_apart(flatten(asdict(compose(run)), "")) for run in asked]
+    assert all(any(each.items() <= config.items() for config in configs) for each in kept)
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
