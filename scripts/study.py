@@ -77,9 +77,9 @@ class Runner:
             if self.quick and not part.quick:
                 continue
             wanted = [model for model in part.models if not self.models or model in self.models]
-            for models in (
-                [[model] for model in wanted] if part.choose else [wanted] if wanted else []
-            ):
+            # Each model has a choice of its own.
+            together = [[model] for model in wanted] if part.choose else [wanted]
+            for models in filter(None, together):
                 yield start + self._words(study, part, models)
 
     def _words(self, study: Study, part: Part, models: Sequence[str]) -> list[str]:

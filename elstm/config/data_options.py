@@ -78,22 +78,26 @@ class DataConfig:
 
 
 @dataclass
-class DigitsConfig(DataConfig):
+class PixelsConfig:
+    """Holds what all pictures have, published and own."""
+
+    permute: bool = setting(
+        False, help="Reads the pixels of every image in one fixed random order."
+    )
+    permute_seed: int | None = bounded(
+        0, ge=0, help="Seed of that random order. null takes the seed of the run."
+    )
+    augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
+
+
+@dataclass
+class DigitsConfig(PixelsConfig, DataConfig):
     """Describes images that come with scikit-learn."""
 
     pixels_per_step: int = bounded(
         28, ge=1,
         help="Number of pixels that the model reads at each step; it divides those of an image.",
     )  # fmt: skip
-    permute: bool = setting(
-        False, help="Reads the pixels of every image in one fixed random order."
-    )
-    permute_seed: int | None = bounded(
-        0,
-        ge=0,
-        help="Seed of that random order. null takes the seed of the run.",
-    )
-    augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 
 
 @dataclass
@@ -180,7 +184,7 @@ class TsConfig(SeriesConfig):
 
 
 @dataclass
-class ImagesConfig(OwnDataConfig):
+class ImagesConfig(PixelsConfig, OwnDataConfig):
     source: str = setting("images")
     channels: int = choice(1, 1, 3, help="1 reads pictures as shades of grey, 3 as colours.")
     image_size: int | str | None = setting(
@@ -192,15 +196,6 @@ class ImagesConfig(OwnDataConfig):
         None, ge=1,
         help="Number of pixels that the model reads at each step. null takes one row of a picture.",
     )  # fmt: skip
-    permute: bool = setting(
-        False, help="Reads the pixels of every picture in one fixed random order."
-    )
-    permute_seed: int | None = bounded(
-        0,
-        ge=0,
-        help="Seed of that random order. null takes the seed of the run.",
-    )
-    augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 
 
 # The options of each source of own data; a source that is not listed has those of SeriesConfig.

@@ -11,7 +11,6 @@ from scipy import special
 
 from elstm.records.correct import read_correct
 from elstm.reporting.groups import Group
-from elstm.reporting.runs import Run
 from elstm.reporting.stats import t_quantile
 
 
@@ -41,17 +40,27 @@ class ImageTest:
     p: float
 
 
-def image_tests(groups: Sequence[Group], baseline: Group) -> list[ImageTest | None]:
-    """Compares each group with the baseline; None where no pair of runs has recorded the images.
+Correct = dict[tuple[int, int], np.ndarray]  # by fold and seed: one truth value (N,) per image
 
-    The folds of a cross-validation have different test sets, so that they are not compared.
+
+def correct_images(group: Group) -> Correct:
+    """Returns what each run of a group that recorded it classifies correctly.
+
+    The folds of a cross-validation have different test sets, so that they have none.
     """
-    theirs = _correct(baseline.runs) if baseline.folds is None else {}
+    if group.folds is not None:
+        return {}
+    tested = [run for run in group.runs if run.test_accuracy is not None]
+    found = {run.pair: read_correct(run.stored) for run in tested}
+    return {pair: correct for pair, correct in found.items() if correct is not None}
+
+
+def image_tests(groups: Sequence[Correct], baseline: Correct) -> list[ImageTest | None]:
+    """Compares each group with the baseline; None where no pair of runs has recorded the images."""
     tests: list[ImageTest | None] = []
-    for group in groups:
-        ours = _correct(group.runs) if theirs and group is not baseline else {}
-        shared = sorted(ours.keys() & theirs.keys())
-        tests.append(image_test([ours[p] for p in shared], [theirs[p] for p in shared]))
+    for ours in groups:
+        shared = sorted(ours.keys() & baseline.keys()) if ours is not baseline else []
+        tests.append(image_test([ours[p] for p in shared], [baseline[p] for p in shared]))
     return tests
 
 
@@ -82,12 +91,3 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """Returns the two-sided p of McNemar's test, exact by the binomial distribution."""
     n = only_a + only_b
     return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), n, 0.5)))
-
-
-def _correct(runs: Sequence[Run]) -> dict[tuple[int, int], np.ndarray]:
-    """Returns what each run that recorded it classifies correctly, by its seed."""
-    found = {}
-    for run in runs:
-        if run.test_accuracy is not None and (correct := read_correct(run.stored)) is not None:
-            found[run.pair] = correct
-    return found

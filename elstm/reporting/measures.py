@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from elstm.reporting.groups import Group, Section, matches
-from elstm.reporting.images import ImageTest, image_tests
+from elstm.reporting.images import Correct, ImageTest, correct_images, image_tests
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import (
     MIN_SEEDS,
@@ -105,8 +105,10 @@ def analyse(
             chosen.append(group)
     chosen_thresholds = default_thresholds(section.groups) if thresholds is None else thresholds
     horizon = common_horizon(section.groups)
+    correct = [correct_images(group) for group in section.groups]
     comparisons = {
-        baseline.label: _compare_all(section.groups, baseline, horizon) for baseline in chosen
+        baseline.label: _compare_all(section.groups, baseline, horizon, correct)
+        for baseline in chosen
     }
     results = [
         GroupResult(
@@ -267,12 +269,12 @@ def _gap(
 
 
 def _compare_all(
-    groups: Sequence[Group], baseline: Group, horizon: float | None
+    groups: Sequence[Group], baseline: Group, horizon: float | None, correct: Sequence[Correct]
 ) -> list[Comparison]:
     """Tests each group with enough pairs against the baseline; Holm's correction covers these."""
     test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
     area = _tests(groups, baseline, lambda run: _area(run, horizon))
-    images = image_tests(groups, baseline)
+    images = image_tests(correct, correct[list(groups).index(baseline)])
     return list(map(Comparison, test_accuracy, area, images))
 
 

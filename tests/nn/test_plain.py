@@ -255,7 +255,7 @@ def test_a_state_of_another_form_is_named():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's, at first use
 def test_a_tensor_like_others_that_passed_is_still_asked():
-    """What dispatch keys show is asked once for all tensors with the same keys."""
+    """Checks that a tensor with known dispatch keys is still asked for the rest."""
     x = torch.randn(3, 4)
     z = torch.complex(x, x)
     assert plain.why_not(x, torch.nn.Parameter(x), z, x[:0], None) is None

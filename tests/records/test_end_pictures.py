@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a finished run: pictures of the test, and texts."""
+"""Tests the pictures and texts that TensorBoard shows of a finished run."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """What the last checkpoint holds, without what says that it was extended."""
+    """Returns the last checkpoint without the entries that say that it was extended."""
     return {k: v for k, v in last(run).items() if k != "extensions"}
 
 

@@ -142,7 +142,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_evaluations_of_some_epochs() -> None:
-    """Of every second epoch, and of the last one."""
+    """Evaluates after every second epoch, and after the last one."""
     state, evaluated = TrainState(Limits(1, 2, max_epochs=5, evaluate_every=2, max_steps=9)), []
     while not state.finished:
         for _ in range(state.steps_left):
