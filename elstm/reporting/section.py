@@ -218,7 +218,8 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
 
 
 def _image_blocks(tested: Sequence[GroupResult], baseline: str) -> list[Block]:
-    tests = [(r.group.label, test) for r in tested if (test := r.comparisons[baseline].images)]
+    found = [(r.group.label, r.comparisons[baseline].images) for r in tested]
+    tests = [(label, test) for label, test in found if test and test.pairs >= MIN_SEEDS]
     if not tests:
         return []
     header = [
