@@ -71,6 +71,8 @@ class GroupResult:
 
     group: Group
     test_accuracy: Summary | None
+    balanced_accuracy: Summary | None  # of the test, as the next
+    macro_f1: Summary | None
     best_validation: Summary | None
     area: Summary | None
     reaches: list[Reach | None]  # one per threshold
@@ -114,6 +116,8 @@ def analyse(
         GroupResult(
             group=group,
             test_accuracy=_summary(group, group.runs, lambda run: run.test_accuracy),
+            balanced_accuracy=_summary(group, group.runs, lambda run: run.test_balanced_accuracy),
+            macro_f1=_summary(group, group.runs, lambda run: run.test_macro_f1),
             best_validation=_summary(group, group.furthest, lambda run: run.best_val_accuracy),
             area=_summary(group, group.runs, lambda run: _area(run, horizon)),
             reaches=[

@@ -67,6 +67,8 @@ class Run:
     best_val_accuracy: float | None
     test_accuracy: float | None
     test_accuracy_batch_stats: float | None
+    test_balanced_accuracy: float | None
+    test_macro_f1: float | None
     train_seconds: float | None
     wall_seconds: float | None
     parameters: int | None
@@ -130,10 +132,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         val_accuracy=float(validation.value[last]) if len(validation) else None,
         val_accuracy_batch_stats=_finite(batch_accuracy[last]) if len(validation) else None,
         best_val_accuracy=best,
-        test_accuracy=number(status, "test_accuracy", at_most=1) if state == "done" else None,
-        test_accuracy_batch_stats=number(status, "test_accuracy_batch_stats", at_most=1)
-        if state == "done"
-        else None,
+        **_test_scores(status if state == "done" else {}),
         train_seconds=number(status, "train_seconds"),
         wall_seconds=number(status, "wall_seconds"),
         parameters=None if parameters is None else int(parameters),
@@ -142,6 +141,11 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         started=text(status, "started", 40),
         updated=text(status, "updated", 40),
     )
+
+
+def _test_scores(status: dict[str, Any]) -> dict[str, float | None]:
+    names = "accuracy", "accuracy_batch_stats", "balanced_accuracy", "macro_f1"
+    return {f"test_{name}": number(status, f"test_{name}", at_most=1) for name in names}
 
 
 def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:

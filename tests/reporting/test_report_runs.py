@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import os
 
@@ -9,11 +11,12 @@ from elstm.errors import UserError
 from elstm.files.bounded import Damaged, parse_metrics, read_config
 from elstm.records.find import find_runs
 from elstm.records.stored import RunFolder
-from elstm.reporting.document import to_markdown
+from elstm.reporting.document import Table, to_markdown
 from elstm.reporting.groups import choose_baselines, make_sections
 from elstm.reporting.measures import analyse
 from elstm.reporting.runs import COLUMNS, load_run, load_runs
 from elstm.reporting.section import Pictures, section_blocks
+from elstm.reporting.tables import summary_csv
 
 
 @pytest.fixture
@@ -345,6 +348,29 @@ def test_folds_count_as_seeds_do(make):
     assert test.n == 3  # a fold is one observation
     assert test.p is not None
     assert result.to_best.reach.runs == 6  # by fold and seed, not by seed alone
+
+
+@pytest.mark.parametrize("digest", ["aa", None])
+def test_own_data_have_columns_of_balanced_scores(make, digest):
+    def status(balanced, f1):
+        of_run = {"test_balanced_accuracy": balanced, "test_macro_f1": f1}
+        return {"data": "waves", "status": {**of_run, "data_fingerprint": digest}}
+
+    [section] = make(("lstm", 0, status(0.5, 0.25)), ("lstm", 1, status(0.7, 0.35)), ("gru", 0, {
+        "data": "waves", "status": {"data_fingerprint": digest}}))  # fmt: skip
+    choose_baselines([section], [])
+    analysis = analyse(section)
+    table = next(b for b in section_blocks(analysis, Pictures(*[None] * 6)) if isinstance(b, Table))
+    by_name = dict(zip(table.header, table.rows[0], strict=True))
+    if digest is None:
+        assert "Macro F1, %" not in by_name
+    else:
+        assert by_name["Balanced accuracy, %"] == "60.00 ± 14.14"
+        assert by_name["Macro F1, %"] == "30.00 ± 7.07"
+        assert table.rows[1][table.header.index("Macro F1, %")] == "–"
+    row, *_ = csv.DictReader(io.StringIO(summary_csv([analysis])))
+    assert float(row["test_balanced_accuracy"]) == pytest.approx(0.6)
+    assert float(row["test_macro_f1"]) == pytest.approx(0.3)
 
 
 def test_other_data_of_the_same_name_are_another_task(make):

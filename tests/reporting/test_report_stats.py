@@ -101,7 +101,8 @@ def run(seed, *values, state="done", seconds=10.0):
         epoch=float(len(values)), max_epochs=None, validation=c, loss=curve(),
         val_accuracy=None, val_accuracy_batch_stats=None,
         best_val_accuracy=max(values, default=None), test_accuracy=None,
-        test_accuracy_batch_stats=None, train_seconds=None, wall_seconds=None, parameters=None,
+        test_accuracy_batch_stats=None, test_balanced_accuracy=None, test_macro_f1=None,
+        train_seconds=None, wall_seconds=None, parameters=None,
         made_with={}, started="", updated="", extensions="",
     )  # fmt: skip
 
