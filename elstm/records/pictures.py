@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-LARGE = 25  # classes
+LARGE, HUGE = 25, 100  # classes
 GRADIENT_RANGE = (1e-10, 10.0)
 CHARACTER = 0.6 / 72  # about the width of a character, in inches a point of its size
 MAX_NAME = 24  # characters of a class's name that are shown
@@ -69,7 +69,8 @@ def confusion_figure(
 ) -> Figure:
     """Draws the confusion matrix: the share of each true class, in per cent.
 
-    Names of classes and shares are written smaller from LARGE classes on.
+    Names of classes and shares are written smaller from LARGE classes on. With more than
+    HUGE classes the picture grows no further: the shares and most names are left out.
 
     Args:
         confusion: (C, C); row: the true class, column: the predicted one.
@@ -78,11 +79,12 @@ def confusion_figure(
     classes = len(class_names)
     many = classes >= LARGE
     images = confusion.sum(1, keepdims=True)
-    names = [_shortened(name) for name in class_names]
-    counted = [f"{name} ({count})" for name, count in zip(names, images[:, 0], strict=True)]
+    shown = range(0, classes, -(-classes // HUGE))  # the classes whose names are written
+    names = [_shortened(class_names[each]) for each in shown]
+    counted = [f"{name} ({count})" for name, count in zip(names, images[shown, 0], strict=True)]
     fontsize = 7 if many else 10
     # Inches: the matrix, its labels on the left and below, and then title and colour bar.
-    side = max((0.24 if many else 0.55) * classes, 1.8)
+    side = max((0.24 if many else 0.55) * min(classes, HUGE), 1.8)
     left = CHARACTER * fontsize * max(map(len, counted))
     below = CHARACTER * fontsize * max(map(len, names)) * (1 if many else 0.75)
     width = side + left + 1.8
@@ -92,17 +94,17 @@ def confusion_figure(
     share = confusion / np.maximum(images, 1)
     # The colours follow the square root, so that confusions of a few per cent can be seen.
     drawn = axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    for (row, column), part in np.ndenumerate(share):
-        if confusion[row, column]:
-            axes.text(
-                column, row, _percent(part, short=many), ha="center", va="center",
-                color="white" if part > 0.3 else "black", fontsize=6 if many else 8,
-            )  # fmt: skip
+    for row, column in np.argwhere(confusion) if classes <= HUGE else ():
+        part = share[row, column]
+        axes.text(
+            column, row, _percent(part, short=many), ha="center", va="center",
+            color="white" if part > 0.3 else "black", fontsize=6 if many else 8,
+        )  # fmt: skip
     axes.set_xticks(
-        range(classes), names, rotation=90 if many else 45, ha="center" if many else "right",
+        shown, names, rotation=90 if many else 45, ha="center" if many else "right",
         rotation_mode="default" if many else "anchor", fontsize=fontsize,
     )  # fmt: skip
-    axes.set_yticks(range(classes), counted, fontsize=fontsize)
+    axes.set_yticks(shown, counted, fontsize=fontsize)
     for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         label.set_parse_math(False)  # a $ in a name is a $
     axes.set_xlabel("predicted")

@@ -51,6 +51,18 @@ def test_confusion(classes: int, widest: int) -> None:
     assert min(cells.width, cells.height) >= 0.9 * figure.dpi * 0.24 * classes
 
 
+def test_confusion_of_a_thousand_classes() -> None:
+    """The memory that drawing takes does not grow with the classes."""
+    names = [f"class {i}" for i in range(1000)]
+    with own_settings():
+        figure = confusion_figure.__wrapped__(np.diag(np.arange(1000)), names, "title")
+    assert max(figure.bbox.size) < 3300
+    assert not list(figure.axes[0].texts)
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels[::50]] == ["class 0 (0)", "class 500 (500)"]
+    assert [label.get_position()[1] for label in labels[::50]] == [0, 500]
+
+
 def test_confusion_is_in_per_cent_of_each_class() -> None:
     """A class of 1,000 images and one of 10 can be compared, and one without images is empty."""
     confusion = np.array([[999, 1, 0], [4, 6, 0], [0, 0, 0]])
