@@ -84,7 +84,8 @@ def tags_after(existing: Collection[str]) -> Mapping[str, str]:
     Args:
         existing: the tags that the event file holds; empty for a new run.
     """
-    earlier = {EARLIER[column] for column in FIRST_SCALARS}
-    if earlier.intersection(existing):
-        return {**TAGS, **EARLIER}
-    return {**TAGS, **BETWEEN} if set(BETWEEN.values()).intersection(existing) else TAGS
+    tags = TAGS
+    for names, scalars in ((EARLIER, FIRST_SCALARS), (BETWEEN, BETWEEN)):
+        if {names[column] for column in scalars}.intersection(existing):
+            tags = {**tags, **names}
+    return tags

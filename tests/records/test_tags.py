@@ -114,6 +114,12 @@ def test_a_run_with_the_earlier_tags_resumes_with_them(
     assert kinds == {"gamma", "beta", "running_mean", "running_var"}
 
 
+def test_a_run_that_has_both_kinds_of_earlier_tags_keeps_them() -> None:
+    """It started before the first change of names, and was resumed before the second."""
+    found = tags.tags_after({*tags.EARLIER.values(), *tags.BETWEEN.values()})
+    assert found == {**tags.TAGS, **tags.EARLIER, **tags.BETWEEN}
+
+
 def test_a_new_run_resumes_with_the_new_tags(tmp_path: Path) -> None:
     sizes = None
     for step in (7, 8):
