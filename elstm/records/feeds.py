@@ -17,17 +17,15 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from elstm.cli import summary
 from elstm.config.schema import TrackingConfig
 from elstm.errors import UserError
 from elstm.files.atomic import read_json, write_atomic
 from elstm.records.sink import Description, Point, Sink
-from elstm.records.stored import RunFolder, table_rows
 from elstm.records.tags import RAW_SCALARS, SCALARS, TAGS
 
 FILE = "tracking.json"
@@ -73,8 +71,9 @@ class Cursor:
 class Feed:
     """Sends points to one tracker from a thread of its own.
 
-    A tracker that fails costs one warning. The points wait, and are tried again from time to time
-    and at the end; what is left then is sent by the next resume.
+    A tracker that fails, or a tracking.json that cannot be written, costs one warning. The points
+    wait, and are tried again from time to time and at the end; what is left then is sent by the
+    next resume.
     """
 
     def __init__(self, key: str, sink: Sink, run: Description) -> None:
@@ -150,9 +149,9 @@ class Feed:
             self._send(points)
             if state is not None:
                 self.sink.close(state)
-        except UserError:
-            raise
-        except Exception as error:  # of a network, a server or a package: anything
+        except Exception as error:  # of a network, a server, a package or the disk: anything
+            if isinstance(error, UserError) and not self.is_open:
+                raise  # a wrong setting
             self._warn(summary(error))
             self.opened.set()
             return False
@@ -173,12 +172,13 @@ class Feed:
         if not new:
             return
         self.cursor.rows += len(new)
-        self._remember()
         try:
+            self._remember()
             self.sink.log(new, before.rows)
         except Exception:
             self.cursor = before
-            self._remember()
+            with suppress(UserError):
+                self._remember()
             raise
 
     def _remember(self) -> None:
@@ -199,10 +199,10 @@ class Feed:
 _writing = threading.Lock()  # several feeds write tracking.json
 
 
-def _past(run_dir: Path) -> list[Point]:
-    """Returns the rows of metrics.csv."""
+def _past(rows: Sequence[Mapping[str, str]]) -> list[Point]:
+    """Returns the points of the rows of metrics.csv."""
     points = []
-    for row in table_rows(RunFolder(str(run_dir), run_dir), "metrics.csv"):
+    for row in rows:
         with suppress(ValueError):
             columns = [column for column in (*SCALARS, *RAW_SCALARS) if row.get(column)]
             values = {TAGS[column]: float(row[column]) for column in columns}
@@ -227,8 +227,13 @@ def _mlflow() -> Sink:
 SINKS: dict[str, Callable[[], Sink]] = {"wandb": _wandb, "mlflow": _mlflow}
 
 
-def open_feeds(tracking: TrackingConfig, run: Description) -> list[Feed]:
+def open_feeds(
+    tracking: TrackingConfig, run: Description, rows: Sequence[Mapping[str, str]]
+) -> list[Feed]:
     """Opens the trackers that a config requests; they get what metrics.csv has of a resumed run.
+
+    Args:
+        rows: those of metrics.csv, by column.
 
     Raises:
         UserError: a setting of a tracker is wrong.
@@ -238,7 +243,7 @@ def open_feeds(tracking: TrackingConfig, run: Description) -> list[Feed]:
         for key, make in SINKS.items():
             if getattr(tracking, key):
                 feed = Feed(key, make(), run)
-                feed.start(_past(run.folder))
+                feed.start(_past(rows))
                 feeds.append(feed)
     except UserError:
         for feed in feeds:

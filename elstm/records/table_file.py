@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from elstm.files import atomic as files
+from elstm.records.stored import rows_of
 
 MAX_BYTES = 2**29  # four million rows; nothing is recovered from a larger file
 
@@ -131,6 +132,19 @@ class TableFile:
     def _copy_to(self, target: IO[bytes]) -> None:
         while block := self.file.read(2**20):
             target.write(block)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns the complete rows by column.
+
+        They are read through the open file. A second one would release this process's lock when it
+        is closed.
+        """
+        with files.writing(self.path):
+            self.file.flush()
+            self.file.seek(0)
+            text = self.file.read(MAX_BYTES).decode("utf-8", "replace")
+            self.file.seek(0, os.SEEK_END)
+        return rows_of(text[: text.rfind("\n") + 1].splitlines())
 
     def write_row(self, cells: Sequence[Any]) -> None:
         """Adds a row; the header comes first."""

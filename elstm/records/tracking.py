@@ -177,7 +177,11 @@ class Tracker:
         if self.active:
             name = f"{config.model.name}/{self.run_dir.parent.name}"
             run = Description(name, config.data.name, self.run_dir.absolute(), hparams(config))
-            self._feeds = open_feeds(config.tracking, run)
+            self._feeds = open_feeds(config.tracking, run, self.rows())
+
+    def rows(self) -> list[dict[str, str]]:
+        """Returns the rows of metrics.csv."""
+        return [] if self._csv is None else self._csv.rows()
 
     def _feed(self, step: int, values: Mapping[str, float | bytes]) -> None:
         for feed in self._feeds:

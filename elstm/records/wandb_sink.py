@@ -47,6 +47,7 @@ class WandbSink:
             settings=wandb.Settings(
                 console="off",  # W&B would take over standard output, and the progress bar with it
                 silent=True,
+                reinit="create_new",  # else it returns a run that this process has not finished
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,

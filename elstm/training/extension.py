@@ -35,7 +35,6 @@ from elstm.files.atomic import refuse_links, write_atomic
 from elstm.files.bounded import Damaged, read_tree
 from elstm.records.correct import TABLE
 from elstm.records.status import Status, now
-from elstm.records.stored import RunFolder, table_rows
 from elstm.records.tags import SCALARS
 from elstm.training import checkpoint
 from elstm.training.content import MAX_STEPS, integer, mapping
@@ -90,7 +89,7 @@ def new_entry(
     state: TrainState,
     status: Mapping[str, Any],
     tested: bool,
-    run_dir: Path,
+    rows: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     """Returns the entry of an extension that begins here.
 
@@ -100,7 +99,7 @@ def new_entry(
         state: as the checkpoint has it, with the limits of `config`.
         status: status.json as it was before this resume.
         tested: whether the run was at its end.
-        run_dir: the run's folder, with metrics.csv as it was before this resume.
+        rows: those of metrics.csv, by column, as they were before this resume.
 
     Raises:
         UserError: nothing is left to train.
@@ -118,7 +117,7 @@ def new_entry(
             "without a better one: raise trainer.early_stopping_epochs="
             f"{state.limits.early_stopping} as well, or set it to null"
         )
-    known = {**_test_row(run_dir, state.step), **{k: status.get(k) for k in RESULTS if k in status}}
+    known = {**_test_row(rows, state.step), **{k: status.get(k) for k in RESULTS if k in status}}
     numbers = {k: v for k, v in known.items() if type(v) is float and math.isfinite(v)}
     return {
         "step": state.step,
@@ -133,13 +132,13 @@ def new_entry(
     }
 
 
-def _test_row(run_dir: Path, step: int) -> dict[str, float]:
+def _test_row(rows: Sequence[Mapping[str, str]], step: int) -> dict[str, float]:
     """Returns the results of the test at a step from metrics.csv, which has more than status.json.
 
     A resume cuts the row off, since it comes after the checkpoint.
     """
     found: dict[str, float] = {}
-    for row in table_rows(RunFolder(str(run_dir), run_dir), "metrics.csv"):
+    for row in rows:
         with suppress(ValueError):
             if row.get("step") == str(step) and row.get("test_accuracy"):
                 found = {name: float(row[name]) for name in RESULTS if row.get(name)}

@@ -188,7 +188,7 @@ def set_up(
         tested = replace(state, limits=limits).finished
         snapshot.extensions = [
             *extensions,
-            new_entry(own, config, state, status.before, tested, run_dir),
+            new_entry(own, config, state, status.before, tested, tracker.rows()),
         ]
     elif accelerator.is_main_process:
         mend(run_dir, status, extensions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import types
@@ -114,6 +115,54 @@ def test_a_failing_tracker_costs_one_line(
     assert steps(fake, "accuracy/val") == [5, 10, 15]
 
 
+def test_a_full_disk_costs_one_line_and_no_point(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker whose place in tracking.json cannot be written gets its points later."""
+    sink, failed = FakeSink(), threading.Event()
+    feed = Feed("wandb", sink, Description("lstm/seed-0", "digits", tmp_path, {}))
+    feed.start([])
+
+    def full(*_: object, **__: object) -> None:
+        failed.set()
+        raise UserError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feeds, "write_atomic", full)
+        feed.put(Point(1, {"loss/train": 0.5}))
+        assert failed.wait(5)
+        feed.put(Point(2, {"loss/train": 0.25}))
+        while feed.thread.is_alive() and not feed.warned:
+            feed.thread.join(0.01)
+    feed.close("done")
+    assert sink.points == [(1, {"loss/train": 0.5}), (2, {"loss/train": 0.25})]
+    assert sink.states == ["done"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "No space left on device; training continues" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_run_stays_locked_while_it_trains(
+    tmp_path: Path, fake: FakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trackers and extensions read metrics.csv, which must not release the lock on it."""
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    command = [sys.executable, "-ISc", code, str(tmp_path / "metrics.csv")]
+    found = []
+
+    def probe() -> None:
+        found.append(subprocess.run(command, stderr=subprocess.PIPE, check=False).stderr)
+
+    run(small_config("lstm", max_epochs=1), tmp_path)
+    for config in (small_config("lstm", max_epochs=1), tracked(max_epochs=2)):
+        more = {"trainer.max_epochs": config.trainer.max_epochs + 1}
+        with monkeypatch.context() as patch:
+            after_step = at(loop.TrainingLoop, "after_step", 1, probe)
+            patch.setattr(loop.TrainingLoop, "after_step", after_step)
+            run(config, tmp_path, resume=True, extend=more)
+    assert [b"BlockingIOError" in error for error in found] == [True, True]
+
+
 def test_a_run_that_fails_is_closed_as_failed(
     tmp_path: Path, fake: FakeSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +269,7 @@ def test_weights_and_biases_gets_rows_of_its_own_step(wandb: list[tuple[str, Any
     calls = dict(wandb)
     assert calls["init"]["id"] == "abc"
     assert calls["init"]["resume"] == "allow"
+    assert calls["init"]["settings"]["reinit"] == "create_new"
     logged = [call for name, call in wandb if name == "log"]
     assert logged == [({"loss/train": 1.0, "step": 5}, 3), ({"loss/val": 2.0, "step": 5}, 4)]
     assert calls["define_metric"] == ("*",)
@@ -240,10 +290,13 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "seed-0"
     folder.mkdir()
+    other = feeds.SINKS["wandb"]()  # of an earlier run of a sweep, which could not be finished
+    other.open(Description("a/a", "digits", tmp_path, {}), None)
     feed = Feed("wandb", feeds.SINKS["wandb"](), Description("a/b", "digits", folder, {"lr": 0.1}))
     feed.start([])
     feed.put(Point(1, {"loss/train": 1.0}))
     feed.close("done")
+    other.close("failed")
     assert not feed.warned
     (written,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     assert json.loads((folder / "tracking.json").read_text())["wandb"]["id"] in written.name
