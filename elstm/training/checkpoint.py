@@ -30,7 +30,9 @@ from elstm.files.atomic import refuse_links, write_atomic
 
 FORMAT = "elstm-checkpoint"
 VERSION = 2  # raised when the file changes; 1 had no seal, only the CRC-32 of each zip entry
-MAX_NODES, MAX_DEPTH = 100_000, 20  # of what a checkpoint holds: some hundred for each layer
+# Of what a checkpoint holds: some hundred values for each layer. Data of many features or classes
+# have more, and each of these takes at least NODE_BYTES of the file.
+MAX_NODES, MAX_DEPTH, NODE_BYTES = 100_000, 20, 8
 SEAL = b"elstm sha256 "
 SEAL_SIZE = len(SEAL) + 64
 
@@ -156,11 +158,12 @@ def _check_plain(content: Any, size: int) -> None:
     A few bytes can describe a huge tensor, as views of one number, and a huge tree.
     """
     nodes = memory = 0
+    most = max(MAX_NODES, size // NODE_BYTES)
 
     def visit(value: Any, depth: int) -> None:
         nonlocal nodes, memory
         nodes += 1
-        if nodes > MAX_NODES or depth > MAX_DEPTH:
+        if nodes > most or depth > MAX_DEPTH:
             raise ValueError("too many values")
         if isinstance(value, dict):
             for key, item in value.items():

@@ -40,6 +40,12 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["best.pt", "last.pt"]
 
 
+def test_data_of_many_features_are_loaded(path: Path) -> None:
+    content = {"data": {"mean": [0.5] * 60_000, "std": [1.0] * 60_000}}
+    checkpoint.save(content, path)
+    assert checkpoint.load(path)["data"] == content["data"]
+
+
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_failed_save_leaves_the_old_one(
     path: Path, call: str, monkeypatch: pytest.MonkeyPatch
