@@ -146,6 +146,11 @@ def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:
     trainer, batches = config.trainer, data.num_train_batches
     if trainer.overfit_batches is not None:
         overfit = trainer.overfit_batches * config.data.batch_size // data.batch_size
+        if overfit < processes <= batches:
+            raise UserError(
+                f"trainer.overfit_batches={trainer.overfit_batches} has to be at least "
+                f"{processes * trainer.accumulate}, the batches of a step of {processes} processes"
+            )
         batches = min(batches, overfit)
     steps_per_epoch = batches // processes  # each process takes its part of a step
     if not steps_per_epoch and trainer.accumulate > 1:
@@ -190,9 +195,5 @@ def build_classifier(
 def build_schedule(config: Config, limits: Limits) -> Schedule:
     """Builds the learning-rate schedule over the run's steps."""
     return Schedule(
-        config.scheduler,
-        config.optimizer.lr,
-        limits.total_steps,
-        limits.steps_per_epoch,
-        limits.evaluate_every,
+        config.scheduler, config.optimizer.lr, limits.total_steps, limits.steps_per_epoch
     )

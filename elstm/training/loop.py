@@ -69,9 +69,9 @@ class TrainingLoop:
                 continue
             values = self.evaluate()
             accuracy = values.get("val_accuracy")
-            improved = state.end_epoch(accuracy)
             if accuracy is not None:
-                parts.schedule.after_evaluation(accuracy)
+                parts.schedule.after_evaluation(accuracy, state.epochs_since_evaluation)
+            improved = state.end_epoch(accuracy)
             self.clock.update()
             self.recorder.log_evaluation(state, values)
             self.checkpoints.save(best=improved)

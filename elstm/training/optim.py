@@ -120,7 +120,6 @@ class Schedule:
         base: the optimizer's learning rate.
         total_steps: number of steps of the full run, for the cosine.
         steps_per_epoch: number of steps of an epoch, for `step`.
-        evaluate_every: number of epochs between two evaluations, for `plateau`.
     """
 
     def __init__(
@@ -129,11 +128,9 @@ class Schedule:
         base: float,
         total_steps: int,
         steps_per_epoch: int,
-        evaluate_every: int = 1,
     ) -> None:
         self.config, self.base = config, base
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
-        self.evaluate_every = evaluate_every
         self.plateau_factor = 1.0
         self.best = -math.inf
         self.epochs_since_best = 0
@@ -151,14 +148,18 @@ class Schedule:
             rate *= self.plateau_factor
         return rate * min(1.0, (step + 1) / warmup) if warmup else rate
 
-    def after_evaluation(self, accuracy: float) -> None:
-        """Lowers the plateau's factor after more than `patience` epochs without a gain."""
+    def after_evaluation(self, accuracy: float, epochs: int) -> None:
+        """Lowers the plateau's factor after more than `patience` epochs without a gain.
+
+        Args:
+            epochs: number of epochs since the evaluation before.
+        """
         if not isinstance(self.config, PlateauConfig):
             return
         if accuracy > self.best:
             self.best, self.epochs_since_best = accuracy, 0
             return
-        self.epochs_since_best += self.evaluate_every
+        self.epochs_since_best += epochs
         if self.epochs_since_best > self.config.patience:
             self.plateau_factor *= self.config.factor
             self.epochs_since_best = 0

@@ -96,6 +96,12 @@ class TrainState:
         return steps if limits.max_steps is None else min(steps, limits.max_steps - self.step)
 
     @property
+    def epochs_since_evaluation(self) -> int:
+        """Number of epochs that ended since the latest evaluation."""
+        length = self.limits.steps_per_epoch
+        return self.step // length - max(self.evaluated_step, 0) // length
+
+    @property
     def evaluated(self) -> bool:
         return self.evaluated_step >= 0
 
@@ -115,8 +121,7 @@ class TrainState:
     def stopped_early(self) -> bool:
         """Returns whether the run ends before it is complete, as validation did not improve."""
         patience = self.limits.early_stopping or math.inf
-        epochs = self.evaluations_since_best * self.limits.evaluate_every
-        return not self.complete and epochs >= patience
+        return not self.complete and self.epochs - self.best_epoch >= patience
 
     @property
     def finished(self) -> bool:

@@ -113,7 +113,7 @@ def test_plateau_waits_and_is_restored() -> None:
     plateau = schedule(config)
     lrs = []
     for accuracy in (0.5, 0.5, 0.5, 0.6, 0.6, 0.6):
-        plateau.after_evaluation(accuracy)
+        plateau.after_evaluation(accuracy, 1)
         again = schedule(config)
         again.load_state_dict(plateau.state_dict())
         plateau = again
@@ -123,10 +123,10 @@ def test_plateau_waits_and_is_restored() -> None:
 
 def test_the_plateau_counts_epochs_between_evaluations() -> None:
     """Three evaluations without a gain are 6 epochs, more than the patience of 4."""
-    plateau = Schedule(PlateauConfig(factor=0.5, patience=4), 0.1, 100, 10, evaluate_every=2)
+    plateau = schedule(PlateauConfig(factor=0.5, patience=4))
     lrs = []
     for _ in range(4):
-        plateau.after_evaluation(0.5)
+        plateau.after_evaluation(0.5, 2)
         lrs.append(plateau.lr(0))
     assert lrs == pytest.approx([0.1, 0.1, 0.1, 0.05])
 
@@ -134,5 +134,5 @@ def test_the_plateau_counts_epochs_between_evaluations() -> None:
 def test_the_others_do_not_look_at_accuracy() -> None:
     constant = schedule(SchedulerConfig())
     for _ in range(9):
-        constant.after_evaluation(0.0)
+        constant.after_evaluation(0.0, 1)
     assert constant.lr(0) == 0.1

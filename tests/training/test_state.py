@@ -51,7 +51,7 @@ def test_the_end(
     limits: Limits, epoch: int, step: int, since_best: int, finished: bool, early: bool
 ) -> None:
     state = TrainState(limits, epoch=epoch, step=step, evaluated_step=step)
-    state.evaluations_since_best = since_best
+    state.best_epoch = epoch - since_best
     assert (state.finished, state.stopped_early) == (finished, early)
     state.evaluated_step -= 1  # the last evaluation is missing
     assert not state.finished
@@ -159,11 +159,21 @@ def test_evaluations_of_some_epochs() -> None:
 
 
 def test_patience_counts_epochs() -> None:
-    state = TrainState(Limits(1, 1, 20, early_stopping=3, evaluate_every=2))
-    state.evaluations_since_best = 1
-    assert not state.stopped_early
-    state.evaluations_since_best = 2
-    assert state.stopped_early
+    """An extension may follow an evaluation that came before evaluate_every epochs were over."""
+    state, since, stopped = TrainState(Limits(1, 2, 3, None, 3, evaluate_every=2)), [], []
+    while not state.finished:
+        for _ in range(state.steps_left):
+            state.count_step()
+        if state.steps_to_evaluation:
+            state.count_epoch()
+        else:
+            since.append(state.epochs_since_evaluation)
+            state.end_epoch(0.9 if state.step == 4 else 0.8)
+            stopped.append((state.epoch, state.stopped_early))
+            if state.complete:
+                state.limits = Limits(1, 2, 9, None, 3, evaluate_every=2)
+    assert stopped == [(2, False), (3, False), (4, False), (6, True)]
+    assert since == [2, 1, 1, 2]
 
 
 def test_without_validation_the_latest_epoch_is_the_best() -> None:
