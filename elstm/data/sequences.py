@@ -104,8 +104,11 @@ class SequenceData(ABC):
         """Returns "train", "val" or "test"."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
-    def train_order(self, seed: int, epoch: int) -> Tensor:
-        """Returns the rows of an epoch in their order, int64 on the CPU."""
+    def train_order(self, seed: int, epoch: int, processes: int = 1) -> Tensor:
+        """Returns the rows of an epoch in their order, int64 on the CPU.
+
+        It depends on `processes` only through the sequences that all of them take in a step.
+        """
         return random_order(len(self.train), "train", seed, epoch)
 
     @property
@@ -126,11 +129,11 @@ class SequenceData(ABC):
         """
         if self.augmentation is not None:
             self.augmentation.start_epoch(len(self.train), seed, epoch, self.device)
-        order = self.train_order(seed, epoch)
+        order = self.train_order(seed, epoch, stride)
         order = order if self.packed else order.to(self.device)
         pieces = order.split(self.batch_size // parts)
         rank = start % stride
-        for batch in range(start, self.num_train_batches, stride):
+        for batch in range(start, self.num_train_batches // stride * stride, stride):
             first = (batch - rank) * parts + rank
             found = pieces[first : first + parts * stride : stride]
             yield found[0] if parts == 1 else torch.cat(found)

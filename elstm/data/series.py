@@ -119,13 +119,14 @@ class SeriesData(SequenceData):
     def packed(self) -> bool:
         return self.unequal
 
-    def train_order(self, seed: int, epoch: int) -> Tensor:
-        order = super().train_order(seed, epoch)
+    def train_order(self, seed: int, epoch: int, processes: int = 1) -> Tensor:
+        order = super().train_order(seed, epoch, processes)
         if not self.bucket or not self.unequal:
             return order
-        groups = order.split(self.batch_size * BUCKET_BATCHES)
+        step = self.batch_size * processes  # so that a resume may have another number of them
+        groups = order.split(step * BUCKET_BATCHES)
         order = torch.cat([rows[self.train.lengths[rows].argsort(stable=True)] for rows in groups])
-        full = order[: self.num_train_batches * self.batch_size].view(-1, self.batch_size)
+        full = order[: len(order) // step * step].view(-1, step)
         return full[random_order(len(full), "buckets", seed, epoch)].flatten()
 
     def facts(self) -> dict[str, Any]:

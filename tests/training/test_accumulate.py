@@ -13,8 +13,10 @@ from training_runs import assert_same_runs, at, last, rows, send, small_config
 
 from elstm.config.check import validate
 from elstm.config.schema import Config
+from elstm.data.load import load_data
+from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
-from elstm.training.build import Parts, build_parts
+from elstm.training.build import Parts, build_limits, build_parts
 from elstm.training.run import run
 from elstm.training.step import TrainStep
 
@@ -100,9 +102,27 @@ def test_parts_of_several_processes_are_those_of_one() -> None:
     assert torch.equal(later[0], three[1][3])
 
 
+def test_buckets_of_several_processes_are_those_of_one() -> None:
+    """A resume with another number of processes then trains on the rest of the epoch."""
+    lengths = torch.arange(96) * 5 % 17 + 3
+    split = SeriesSplit(torch.zeros(96, 20, 1), lengths, torch.zeros(96, dtype=torch.int64), ())
+    data = SeriesData(
+        "series", ("a", "b"), torch.zeros(1), torch.ones(1), 20, split, split, split, "", "",
+        bucket=True,
+    )  # fmt: skip
+    half = data.with_batch_size(10)  # nine batches, of which the last has no partner
+    two = zip(*(half.train_rows(0, 1, rank, 2) for rank in range(2)), strict=True)
+    for one, both in zip(data.train_rows(0, 1), two, strict=True):
+        assert torch.equal(one, torch.cat(both))
+
+
 def test_refusals(tmp_path: Path) -> None:
     config = small_config(overfit_batches=3, accumulate=2)
     with pytest.raises(UserError, match=r"a multiple of trainer\.accumulate=2"):
         validate(config)
     with pytest.raises(UserError, match=r"accumulate=6 batches of 256 .* than the 1297 training"):
         run(small_config(accumulate=6), tmp_path)
+    config = small_config(overfit_batches=2, accumulate=2)
+    data = load_data(config.data).with_batch_size(512)
+    with pytest.raises(UserError, match=r"overfit_batches=2 has to be at least 4, .* 2 processes"):
+        build_limits(config, data, 2)
