@@ -1,6 +1,12 @@
-"""LSTM layers with batch normalisation, used like torch.nn.LSTM, and the layers to compare with.
+"""Provides recurrent layers with batch normalisation that take the place of torch.nn.LSTM.
 
-This package needs torch alone.
+- BNLSTM and ELSTMBN normalise with batch statistics for each time step.
+- LayerNormLSTM normalises over the units of each sequence. LSTM and GRU normalise nothing.
+- recompute_statistics replaces population statistics before an evaluation, and batch_statistics
+  makes a model evaluate with those of each batch.
+- over_time and hidden_gradient_norms measure gradients and the cell at each time step.
+
+The package imports torch alone. elstm/nn/README.md explains equations, statistics and backends.
 """
 
 from elstm.nn.backends import BACKENDS

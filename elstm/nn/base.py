@@ -1,4 +1,4 @@
-"""The base class of all layers: options, initial state, layers and directions, packed input."""
+"""Defines the base class of all layers: options, initial state, directions, packed input."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: flo
 
 
 def check_own_backend(name: str) -> None:
-    """Raises ValueError unless `name` is "auto" or "reference", all that some layers have."""
+    """Raises ValueError unless `name` is "auto" or "reference"; some layers have no others."""
     if name not in ("auto", "reference"):
         raise ValueError(f"backend must be auto or reference for this layer; got {name!r}")
 
 
 class Direction(NamedTuple):
-    """The weights and norms of one layer of an LSTM in one direction."""
+    """Holds the weights and norms of one layer of an LSTM in one direction."""
 
     weight_ih: Tensor
     weight_hh: Tensor
@@ -92,12 +92,13 @@ class RecurrentBase(nn.Module):
     def from_torch(cls: type[Layer], module: nn.RNNBase, **options: Any) -> Layer:
         """Builds this layer from a torch.nn.LSTM (a GRU from a torch.nn.GRU).
 
-        It has the sizes, dtype, device, mode and weights of `module`. A layer with one bias takes
-        the sum of torch's two. `options` are further arguments of this layer. Norms are as in a new
-        layer, so that a layer with norms computes something else until it has been trained.
+        The new layer has the sizes, dtype, device, mode and weights of `module`. A layer with one
+        bias takes the sum of torch's two. `options` are further arguments of this layer. Norms are
+        as in a new layer, so a layer with norms computes other values until it has been trained.
 
         Raises:
-            TypeError: `module` is of another class, or an option is one that `module` decides.
+            TypeError: `module` is of another class, or `options` sets an argument that `module`
+                fixes.
             ValueError: this layer cannot have an option of `module`, such as proj_size.
         """
         return converted(cls, cls._torch_class, module, options)
@@ -133,7 +134,7 @@ class RecurrentBase(nn.Module):
 
     @property
     def _state_sizes(self) -> dict[str, int]:
-        """The parts of the initial state: their names and their numbers of features."""
+        """Returns the parts of the initial state: their names and their numbers of features."""
         return {"h_0": self.hidden_size, "c_0": self.hidden_size}
 
     @property
@@ -158,8 +159,8 @@ class RecurrentBase(nn.Module):
     def _initial_state(self, hx: State | None, x: Tensor, size: int) -> State:
         """Returns h_0 and c_0 (L * D, B, H) in the input's order of sequences.
 
-        They are given, learned or zero, with Gaussian noise on h_0 in training. B is `size`; `x`
-        gives dtype and device.
+        They are given by the caller, learned or zero, with Gaussian noise on h_0 in training. B is
+        `size`; `x` gives dtype and device.
         """
         rows = self.num_layers * self._directions
         sizes = self._state_sizes
@@ -239,9 +240,10 @@ class RecurrentBase(nn.Module):
         return pack_like(batch, x, state, self.batch_first)
 
     def _loops_over(self, input: Tensor) -> bool:
-        """Tells whether the reference, which ran before, loops over a number of steps that varies.
+        """Returns whether the reference, which ran before, loops over a number of steps that
+        varies.
 
-        It is asked where torch.compile traces.
+        It is called where torch.compile traces.
         """
         steps = input.shape[1 if self.batch_first and input.dim() == 3 else 0]
         if not (has_varied(self) or varies(steps)):
@@ -317,11 +319,11 @@ class OwnWeights(RecurrentBase):
                 self.register_parameter(f"{name}_{suffix}", parameter)
 
     def flatten_parameters(self) -> None:
-        """Does nothing; it is here because code written for torch.nn.LSTM calls it."""
+        """Does nothing; code written for torch.nn.LSTM calls it."""
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
-        """The weights and biases of each layer and direction, as torch.nn.LSTM lists them."""
+        """Lists the weights and biases of each layer and direction, as torch.nn.LSTM does."""
         names = ("weight_ih", "weight_hh", "bias")[: 3 if self.bias else 2]
         return [[getattr(self, f"{name}_{end}") for name in names] for end in self._suffixes()]
 

@@ -1,4 +1,4 @@
-"""Batch-normalised LSTMs: BNLSTM (Cooijmans et al. 2017) and ELSTMBN (Wang et al. 2019)."""
+"""Defines BNLSTM (Cooijmans et al. 2017) and ELSTMBN (Wang et al. 2019)."""
 
 from __future__ import annotations
 
@@ -78,24 +78,28 @@ _ARGUMENTS = """
             decides. From a hundred steps on, and where the length is known, use "chrono" for both
             and max_steps = T, because with 1 and 0 the memory is too short to learn from the first
             steps. They are ignored with bias=False.
-        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
+        recurrent_init: "orthogonal", which preserves the length of h_{t-1}, or "identity" (the
+            identity for gate g); see elstm.nn.init.
         state_noise: standard deviation of Gaussian noise on h_0 in training. Cooijmans et al. add
             0.1 against blank first steps, which the default eps makes unnecessary.
-        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state. By
+            default such a call starts from zeros, as torch.nn.LSTM.
         normalize_input, normalize_hidden: BN of W_x x_t and of W_h h_{t-1}; False: no norm there.
-        backend: "auto" uses the fastest that serves a call; or a name from elstm.nn.BACKENDS.
-        recompute: keep less for the backward pass and compute it again there, for long sequences.
-            The results are the same. In numbers of T * B * H beside the output, float32: "cpu"
-            keeps 1 instead of 5 (9 where input_size > 16) for one more product W_h h per step;
-            "reference" keeps what sqrt(T) steps need, for a second forward pass; "triton" keeps 1
-            in any case. Not with sync_batch_stats.
+        backend: "auto", which uses the fastest that serves a call, or a name from
+            elstm.nn.BACKENDS.
+        recompute: save fewer values for the backward pass, and compute them again there, for long
+            sequences. The results are the same. In numbers of T * B * H beside the output, float32:
+            "cpu" saves 1 instead of 5 (9 where input_size > 16) for one more product W_h h per
+            step; "reference" saves what sqrt(T) steps need, for a second forward pass; "triton"
+            saves 1 in any case. It cannot be combined with sync_batch_stats.
         sync_batch_stats: in training with torch.distributed, use the statistics over the sequences
             of all processes, as torch.nn.SyncBatchNorm does. (Its convert_sync_batchnorm does not
             convert these layers; this option takes its place.) The gradients, summed over the
-            processes, and the running statistics are those of one process with the full batch. It
-            costs one all-gather for each norm and step (for norm_ih one for all steps), and as many
-            all-reduces backward. The processes' packed sequences may differ in number and length.
-            Only the reference recurrence does it, and every process has to call the layer.
+            processes, and the running statistics equal those of one process with the full batch.
+            This costs one all-gather for each norm and step (for norm_ih one for all steps), and as
+            many all-reduces backward. The processes' packed sequences may differ in number and
+            length. Only the reference recurrence supports it, and every process has to call the
+            layer.
         process_group: for sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
 """
 _CALL = """
@@ -106,15 +110,17 @@ _CALL = """
     To run a long sequence in parts, pass each part the state of the part before it and its
     position: output, state = layer(x[5:], state, start_step=5). Step t of such a call uses and
     moves the statistics of step start_step + t, alike for all sequences of a packed batch. A
-    bidirectional layer takes start_step=0 alone, because its reverse direction begins at the end
+    bidirectional layer takes start_step=0 alone, because its reverse direction starts at the end
     of the sequence.
 
     Parameters, for layer k (the reverse direction ends in _reverse), gate order i, f, g, o:
-    weight_ih_lk (4H, I), weight_hh_lk (4H, H), bias_lk (4H,); norm_ih_lk and norm_hh_lk with weight
-    (4H,); norm_c_lk, and norm_c2_lk for `terms` and `update_output`, with weight and bias (H,).
+    weight_ih_lk (4H, I), where I is D * H above the first layer, weight_hh_lk (4H, H), bias_lk
+    (4H,); norm_ih_lk and norm_hh_lk with weight (4H,); norm_c_lk, and norm_c2_lk for `terms` and
+    `update_output`, with weight and bias (H,).
 
     Raises:
-        ValueError: an argument out of range, an input of another size, or one sequence in training.
+        ValueError: an argument is out of range, an input or a state has another size, a training
+            batch has one sequence, or a backend requested by name cannot serve the call.
 """
 
 
@@ -168,7 +174,7 @@ class NormalizedLSTM(OwnWeights):
         if momentum is not None and not (init.is_number(momentum) and 0 < momentum <= 1):
             raise ValueError(f"momentum must be in (0, 1], or None; got {momentum!r}")
         if recompute and sync_batch_stats:
-            raise ValueError("recompute must be False with sync_batch_stats")
+            raise ValueError("recompute must be False with sync_batch_stats=True")
         gammas = {"ih": gamma_ih, "hh": gamma_hh}
         init.check_gammas(gammas if gamma_c is None else gammas | {"c": gamma_c})
         self._set_options(
@@ -290,7 +296,7 @@ class NormalizedLSTM(OwnWeights):
             )
         if start_step and self.bidirectional:
             raise ValueError(
-                f"start_step must be 0 for a bidirectional layer, whose reverse direction begins at"
+                f"start_step must be 0 for a bidirectional layer, whose reverse direction starts at"
                 f" the end of the sequence; got {start_step}"
             )
         return self._run(input, hx, start_step=start_step)

@@ -1,4 +1,4 @@
-"""Builds a layer from one of torch's, with its weights."""
+"""Builds a layer of elstm.nn from one of torch.nn, with its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def converted(
     module: nn.RNNBase,
     options: Mapping[str, Any],
 ) -> Layer:
-    """Does what elstm.nn.base.RecurrentBase.from_torch says."""
+    """Implements elstm.nn.base.RecurrentBase.from_torch."""
     function = f"{layer_class.__name__}.from_torch"
     if not isinstance(module, torch_class):
         kind = type(module).__name__
@@ -30,7 +30,7 @@ def converted(
     taken |= {"device": weight.device, "dtype": weight.dtype}
     for name in options:
         if name in taken:
-            raise TypeError(f"{name} is that of the given module; {function} cannot change it")
+            raise TypeError(f"{name} is taken from the given module; {function} cannot change it")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dropout")  # `module` has given this warning
         layer = layer_class(**taken, **options)

@@ -1,4 +1,4 @@
-"""Looking into a recurrence: what happens at each time step."""
+"""Measures a recurrence at each time step: gradients and cell statistics."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def over_time(
         cell_mean  mean of c_t over the same; a GRU has none
         cell_std   its standard deviation
 
-    The reference recurrence computes them, in batch mode without dropout or noise; statistics,
-    gradients and the random state stay as they were.
+    The reference recurrence computes them with batch statistics, without dropout or noise. Running
+    statistics, gradients and the random state stay as they were.
 
     Args:
         layer: LSTM, BNLSTM, ELSTMBN, LayerNormLSTM or GRU.
@@ -59,5 +59,5 @@ def hidden_gradient_norms(
     x: Tensor | PackedSequence,
     loss: Callable[[Any, Any], Tensor],
 ) -> Tensor:
-    """|dL/dh_t| for every step t, (T,); see `over_time`."""
+    """Returns |dL/dh_t| for every step t, (T,); see `over_time`."""
     return over_time(layer, x, loss)["gradient"]

@@ -1,4 +1,4 @@
-"""The GRU: torch's own, and its equations as a plain loop."""
+"""Defines the GRU, by torch's code or as a plain loop over its equations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elstm.nn.sequences import check_input, keep_ended, zero_ended
 
 
 class GRUCall(NamedTuple):
-    """All that the recurrence of a GRU takes: one layer in one direction.
+    """Holds the arguments of the recurrence of a GRU: one layer in one direction.
 
     Attributes:
         x: (T, B, I). Row b is active at step t where b < batch_sizes[t]; other rows are ignored.
@@ -45,7 +45,7 @@ def gru_recurrence(
 
     Args:
         call: what to run.
-        states: a list that is given every (h_t,), of the rows active at t, for diagnostics.
+        states: a list to which every (h_t,) of the rows active at t is appended, for diagnostics.
 
     Returns:
         output (T, B, H), zero where a row is not active; h_n (B, H).
@@ -75,9 +75,9 @@ def gru_recurrence(
 def _padded_by_torch(call: GRUCall) -> tuple[Tensor, Tensor]:
     """Does what gru_recurrence does with torch's GRU, for sequences of several lengths on a CPU.
 
-    Steps past the end of a sequence are computed and not used: torch's own code for packed batches
-    takes up to twice as long. torch.gru is what torch.nn.GRU calls; torch documents it nowhere, and
-    tests/nn/test_gru.py fails if it changes.
+    Steps past the end of a sequence are computed and not used, because torch's code for packed
+    batches takes up to twice as long. torch.gru is what torch.nn.GRU calls; torch documents it
+    nowhere, and tests/nn/test_gru.py fails if it changes.
     """
     x, batch_sizes, h_0, *weights = call
     given = [weight for weight in weights if weight is not None]
@@ -98,6 +98,8 @@ class GRU(RecurrentBase, nn.GRU):
         n_t = tanh(W_xn x_t + b_xn + r * (W_hn h_{t-1} + b_hn))
         h_t = (1 - z) * n + z * h_{t-1}                                (Cho et al. 2014)
 
+    As in torch.nn.GRU, r multiplies W_hn h_{t-1} + b_hn, and not h_{t-1} as in the paper.
+
     Args:
         input_size: number of input features I.
         hidden_size: number of hidden units H.
@@ -109,20 +111,28 @@ class GRU(RecurrentBase, nn.GRU):
         device, dtype: of the parameters.
         max_steps: T of the chrono biases; used for nothing else.
         update_bias: initial value in gate z's block of the bias, or "chrono" (see
-            elstm.nn.init.init_update_bias). The default 1 is that of LSTM's forget_bias, and
-            for the same reason: z keeps h_{t-1}.
-        recurrent_init: "orthogonal" or "identity" (the identity for n); see elstm.nn.init.
-        state_noise: standard deviation of Gaussian noise on h_0 in training.
-        learn_initial_state: h_0 is a parameter, used where the call gives no state.
-        backend: "auto", torch's own (on a CPU with packed sequences padded, which is faster), or
+            elstm.nn.init.init_update_bias). The default 1 equals LSTM's forget_bias, because z
+            retains h_{t-1} as the forget gate retains c_{t-1}.
+        recurrent_init: "orthogonal", which preserves the length of h_{t-1}, or "identity" (the
+            identity for n); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training. The default 0 adds
+            none, as torch.nn.GRU.
+        learn_initial_state: h_0 is a parameter, used where the call gives no state. By default such
+            a call starts from zeros, as torch.nn.GRU.
+        backend: "auto", torch's code (on a CPU with packed sequences padded, which is faster), or
             "reference", the equations as a loop.
 
     Call: output, h_n = layer(x, h_0) with torch.nn.GRU's shapes: x (T, B, I), or (B, T, I) with
     batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H), h_n
     (L * D, B, H), for D directions and L layers.
 
+    Parameters, for layer k (the reverse direction ends in _reverse), are as in torch.nn.GRU, with
+    gate order r, z, n: weight_ih_lk (3H, I), where I is D * H above the first layer,
+    weight_hh_lk (3H, H), bias_ih_lk and bias_hh_lk (3H,).
+
     Raises:
-        ValueError: an argument out of range, or an input of another size.
+        ValueError: an argument is out of range, an input or a state has another size, or `backend`
+            is none of these.
     """
 
     _torch_class = nn.GRU
@@ -182,7 +192,7 @@ class GRU(RecurrentBase, nn.GRU):
 
     @staticmethod
     def _packed_on_cpu(input: Tensor | PackedSequence) -> bool:
-        """Tells whether to pad a packed batch: all of them on a CPU, but for what torch traces."""
+        """Returns whether to pad a packed batch: each one on a CPU that torch does not trace."""
         return (
             isinstance(input, PackedSequence)
             and input.data.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Initial weights and gate biases, the same for every layer so that only normalisation differs."""
+"""Draws initial weights and gate biases, alike for all layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECURRENT_INITS = ("orthogonal", "identity")
 
 
 def is_number(value: object) -> bool:
-    """Tells whether `value` is a finite real number."""
+    """Returns whether `value` is a finite real number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -33,19 +33,19 @@ def check_gammas(gammas: dict[str, float]) -> None:
 
 @torch.no_grad()
 def init_weight_ih(weight: Tensor) -> None:
-    """W_x (G * H, I) from N(0, 1/I): an input of unit variance gives W_x x_t unit variance.
+    """Draws W_x (G * H, I) from N(0, 1/I), so that W_x x_t has unit variance if the input has.
 
-    The variance matters although W_x x_t may be normalised: it is what eps is compared with.
+    The variance matters although W_x x_t may be normalised, because eps is added to it.
     """
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
 @torch.no_grad()
 def init_weight_hh(weight: Tensor, how: str = "orthogonal", gates: int = 4) -> None:
-    """W_h (G * H, H): one orthogonal matrix per gate; "identity": the identity for gate g.
+    """Draws W_h (G * H, H), an orthogonal matrix per gate; "identity" sets the identity for gate g.
 
-    Orthogonal blocks keep the length of h_{t-1}; the identity is what Cooijmans et al. (2017,
-    section 5.1) take for pixel-by-pixel MNIST. G is `gates`: 3 for a GRU, whose n is third as g is.
+    Orthogonal blocks preserve the length of h_{t-1}. Cooijmans et al. (2017, section 5.1) use the
+    identity for pixel-by-pixel MNIST. G is `gates`: 4, or 3 for a GRU, whose n is third as g is.
     """
     blocks = weight.chunk(gates)
     for gate in blocks:
@@ -60,7 +60,7 @@ def init_weight_hh(weight: Tensor, how: str = "orthogonal", gates: int = 4) -> N
 def init_gate_bias(
     bias: Tensor, forget_bias: float | str, input_bias: float | str, steps: int
 ) -> None:
-    """b (4H,): `forget_bias` and `input_bias` in their blocks, zero elsewhere.
+    """Sets b (4H,) to `forget_bias` and `input_bias` in their blocks, and to zero elsewhere.
 
     "chrono" (Tallec and Ollivier 2018, arXiv 1804.11188, equation 16) draws
     b_f ~ log U(1, T - 1) and sets b_i = -b_f, so that the memories of the units spread over T
@@ -77,9 +77,9 @@ def init_gate_bias(
 
 @torch.no_grad()
 def init_update_bias(bias: Tensor, update_bias: float | str, steps: int) -> None:
-    """b (3H,) of a GRU: `update_bias` in the block of gate z, zero elsewhere.
+    """Sets b (3H,) of a GRU to `update_bias` in the block of gate z, and to zero elsewhere.
 
-    In torch's GRU, z keeps h_{t-1} as the forget gate keeps c_{t-1}; so "chrono" draws
+    In torch's GRU, z retains h_{t-1} as the forget gate retains c_{t-1}. So "chrono" draws
     b_z ~ log U(1, T - 1) (Tallec and Ollivier 2018, section 2, whose z has the other sense).
     """
     bias.zero_()

@@ -1,4 +1,4 @@
-"""The recurrence with layer normalisation (Ba et al. 2016), as a plain loop over time."""
+"""Runs the recurrence with layer normalisation (Ba et al. 2016), as a plain loop over time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Norm = Callable[[Tensor], Tensor]
 
 
 class LayerNorm(nn.LayerNorm):
-    """LN(x; a, b) = (x - mean) / sqrt(var + eps) * a + b over the features of each row.
+    """Computes LN(x; a, b) = (x - mean) / sqrt(var + eps) * a + b over the features of each row.
 
-    In float32 at least, whatever the dtype of x; `gamma` is a's initial value.
+    It computes in float32 at least, whatever the dtype of x. `gamma` is the initial value of a.
     """
 
     def __init__(self, features: int, *, eps: float, gamma: float, **factory: Any) -> None:
@@ -37,7 +37,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class LayerNormCall(NamedTuple):
-    """All that the recurrence with layer normalisation takes: one layer in one direction.
+    """Holds the arguments of the recurrence with layer normalisation: one layer in one direction.
 
     Attributes:
         x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias: as in elstm.nn.recurrence.Call.
@@ -63,7 +63,8 @@ def layer_norm_recurrence(
 
     Args:
         call: what to run.
-        states: a list that is given every (h_t, c_t), of the rows active at t, for diagnostics.
+        states: a list to which every (h_t, c_t) of the rows active at t is appended, for
+            diagnostics.
 
     Returns:
         output (T, B, H), zero where a row is not active; h_n and c_n (B, H).
@@ -90,7 +91,7 @@ def run_steps(
     *,
     states: list[tuple[Tensor, ...]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs all steps; `given` (T, B, 4H) holds all of z but LN(W_h h_{t-1})."""
+    """Runs all steps; `given` (T, B, 4H) is z without LN(W_h h_{t-1})."""
     batch = given.shape[1]
     state_dtype = at_least_float32(given.dtype)
     h_all, c_all = h_0.to(state_dtype), c_0.to(state_dtype)
@@ -112,7 +113,7 @@ def run_steps(
 def merged_recurrence(
     batch_sizes: Sequence[int] | None, eps: Sequence[float], learned: Sequence[Tensor | None]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs the same on tensors alone, with all biases but the cell's in one.
+    """Runs the same recurrence on tensors alone, with all biases but the cell's added up in one.
 
     Args:
         batch_sizes: as in LayerNormCall.

@@ -1,4 +1,4 @@
-"""The LSTM with layer normalisation (Ba et al. 2016)."""
+"""Defines the LSTM with layer normalisation (Ba et al. 2016)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LayerNormLSTM(OwnWeights):
         h_t = o * tanh(LN(c_t; a_3, b_3))                                          (22)
 
     LN takes mean and variance over the units of one sequence at one step, in training and
-    evaluation alike: there are no population statistics, and batches of one will do.
+    evaluation alike. So there are no population statistics, and a batch may hold a single sequence.
 
     Args:
         input_size: number of input features I.
@@ -38,11 +38,14 @@ class LayerNormLSTM(OwnWeights):
         max_steps: T of the chrono biases; used for nothing else.
         eps: added to the variance, 1e-5 as in torch.nn.LayerNorm.
         gamma_ih, gamma_hh, gamma_c: initial a_2, a_1 and a_3; 1 as in torch.nn.LayerNorm.
-        forget_bias, input_bias: initial biases of the two gates, or "chrono"; ignored with
-            bias=False.
-        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
-        state_noise: standard deviation of Gaussian noise on h_0 in training.
-        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
+        forget_bias, input_bias: initial biases of the two gates, or "chrono", with the defaults of
+            LSTM; ignored with bias=False.
+        recurrent_init: "orthogonal", which preserves the length of h_{t-1}, or "identity" (the
+            identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training. The default 0 adds
+            none, as torch.nn.LSTM.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state. By
+            default such a call starts from zeros, as torch.nn.LSTM.
         backend: "cpu", which is compiled at first use; "triton" for CUDA tensors, a kernel for all
             steps, each way, which has not been timed on a GPU yet; "reference", the equations by
             torch's operators; or "auto": "cpu" where it serves a call, else "reference".
@@ -52,11 +55,12 @@ class LayerNormLSTM(OwnWeights):
     h_n and c_n (L * D, B, H), for D directions and L layers.
 
     Parameters, for layer k (the reverse direction ends in _reverse), gate order i, f, g, o:
-    weight_ih_lk (4H, I), weight_hh_lk (4H, H), bias_lk (4H,); norm_ih_lk and norm_hh_lk with weight
-    and bias (4H,), norm_c_lk with weight and bias (H,).
+    weight_ih_lk (4H, I), where I is D * H above the first layer, weight_hh_lk (4H, H), bias_lk
+    (4H,); norm_ih_lk and norm_hh_lk with weight and bias (4H,); norm_c_lk with both (H,).
 
     Raises:
-        ValueError: an argument out of range, or an input of another size.
+        ValueError: an argument is out of range, an input or a state has another size, or a backend
+            requested by name cannot serve the call.
     """
 
     _reference = staticmethod(layer_norm_recurrence)

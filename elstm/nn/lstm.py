@@ -1,4 +1,4 @@
-"""The LSTM: torch's own, or its equations by a backend."""
+"""Defines the LSTM, by torch's code or by a backend."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class LSTM(RecurrentBase, nn.LSTM):
         z_t = W_x x_t + b_x + W_h h_{t-1} + b_h        (i, f, g, o) = (σ, σ, tanh, σ)(z_t)
         c_t = f * c_{t-1} + i * g                      h_t = o * tanh(c_t)
 
+    The equations are those of Hochreiter and Schmidhuber (1997) with the forget gate of Gers et al.
+    (2000).
+
     Args:
         input_size: number of input features I.
         hidden_size: number of hidden units H.
@@ -30,26 +33,37 @@ class LSTM(RecurrentBase, nn.LSTM):
         batch_first: input and output are (B, T, F) instead of (T, B, F).
         dropout: probability of dropout on the output of each layer but the last, in training.
         bidirectional: a second set of weights reads each sequence from its end.
-        proj_size: size of a projection of h_t as in torch.nn.LSTM; needs backend="auto".
+        proj_size: size P of a projection of h_t as in torch.nn.LSTM, 0 for none. It needs
+            backend="auto" and recompute=False.
         device, dtype: of the parameters.
         max_steps: T of the chrono biases; the plain LSTM uses it for nothing else.
         forget_bias, input_bias: initial values in the forget and input gates' blocks of the bias,
             or "chrono" (see elstm.nn.init.init_gate_bias). The default forget bias of 1 lets
-            c_t's gradient pass at the start (Jozefowicz et al. 2015).
-        recurrent_init: "orthogonal" or "identity" (the identity for gate g); see elstm.nn.init.
-        state_noise: standard deviation of Gaussian noise on h_0 in training.
-        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state.
-        backend: "auto", which is torch's own LSTM (on a CPU the C code for packed sequences, which
+            c_t's gradient pass at the start (Jozefowicz et al. 2015). The default input bias of 0
+            starts with a gate that is half open.
+        recurrent_init: "orthogonal", which preserves the length of h_{t-1}, or "identity" (the
+            identity for gate g); see elstm.nn.init.
+        state_noise: standard deviation of Gaussian noise on h_0 in training. The default 0 adds
+            none, as torch.nn.LSTM.
+        learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state. By
+            default such a call starts from zeros, as torch.nn.LSTM.
+        backend: "auto", which is torch's LSTM (on a CPU the C code for packed sequences, which
             takes half of torch's time or less), or a name from elstm.nn.BACKENDS.
-        recompute: keep less for the backward pass and compute it again there, as BNLSTM does;
-            "auto" then takes the fastest of elstm.nn.BACKENDS.
+        recompute: save fewer values for the backward pass, and compute them again there, as BNLSTM
+            does; "auto" then takes the fastest of elstm.nn.BACKENDS.
 
     Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
     (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
-    h_n and c_n (L * D, B, H), for D directions and L layers.
+    h_n and c_n (L * D, B, H), for D directions and L layers. With proj_size, output and h_n have P
+    in place of H.
+
+    Parameters, for layer k (the reverse direction ends in _reverse), are as in torch.nn.LSTM, with
+    gate order i, f, g, o: weight_ih_lk (4H, I), where I is D * H above the first layer,
+    weight_hh_lk (4H, H), bias_ih_lk and bias_hh_lk (4H,).
 
     Raises:
-        ValueError: an argument out of range, or an input of another size.
+        ValueError: an argument is out of range, an input or a state has another size, or a backend
+            requested by name cannot serve the call.
     """
 
     def __init__(
@@ -106,9 +120,9 @@ class LSTM(RecurrentBase, nn.LSTM):
         return self.backend == "auto" and not self.recompute
 
     def _packed_for_c(self, input: Tensor | PackedSequence) -> bool:
-        """Tells whether the C code runs a packed batch: on a CPU torch takes several times as long.
+        """Returns whether the C code runs a packed batch, for which torch takes longer on a CPU.
 
-        All packed batches go the same way, so that no result depends on the lengths beside it.
+        All packed batches run on the same code, so that no result depends on the other lengths.
         """
         if (
             not isinstance(input, PackedSequence)
@@ -127,7 +141,7 @@ class LSTM(RecurrentBase, nn.LSTM):
 
     def _direction(self, suffix: str) -> Direction:
         if self.proj_size:
-            raise ValueError("only torch's own LSTM (backend='auto') has projections (proj_size)")
+            raise ValueError("only torch's LSTM (backend='auto') has projections (proj_size)")
         bias = None
         if self.bias:
             bias = getattr(self, f"bias_ih_{suffix}") + getattr(self, f"bias_hh_{suffix}")

@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics for each time step."""
+"""Defines batch normalisation with statistics for each time step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Counts = int | Tensor  # active sequences: the same at all steps, or (batch_step
 
 
 class TooFewSequences(ValueError):
-    """A batch of one sequence, which has no variance."""
+    """Reports a batch of one sequence, which has no variance."""
 
 
 class Pool(Protocol):
-    """Collects the statistics of batches; elstm.nn.statistics has one."""
+    """Collects the statistics of batches; elstm.nn.statistics implements it."""
 
     def add(self, batch: Statistics, counts: Counts, start_step: int) -> None: ...
 
@@ -102,9 +102,9 @@ class StepBatchNorm(nn.Module):
     def inputs(
         self, steps: int, batch_steps: int, start_step: int, counts: BatchCounts | None = None
     ) -> NormInputs:
-        """Returns what a recurrence over T = `steps` reads, of which the first is `start_step`.
+        """Returns the norm's inputs to a recurrence over T = `steps` steps from `start_step` on.
 
-        Population statistics are there only if a step needs them.
+        They hold population statistics only if a step needs them.
         """
         self._check_statistics()
         mean = var = None
@@ -203,7 +203,7 @@ class StepBatchNorm(nn.Module):
             isinstance(g, Tensor) and g.dim() and g.shape[1:] == part.shape[1:] and len(g)
             for g, part in zip(given, own.values(), strict=True)
         ):
-            return  # torch says what is wrong
+            return  # torch reports what is wrong
         tracked = given[-1]
         rows = len(tracked)
         if rows == self.max_steps or any(len(g) != rows for g in given):
@@ -213,7 +213,7 @@ class StepBatchNorm(nn.Module):
             state_dict[prefix + name] = torch.cat((part[: self.max_steps], more))
         if tracked.is_meta or not tracked[min(rows, self.max_steps + 1) - 1 :].any():
             return
-        what = "those of its last step stand for the others"
+        what = "those of the last step are repeated"
         if rows > self.max_steps:
             what = "those of later steps are dropped"
         warnings.warn(
@@ -225,7 +225,7 @@ class StepBatchNorm(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
     ) -> None:
-        """Loads as nn.Module does; statistics that take the place of these become float32."""
+        """Loads as nn.Module does; loaded statistics become float32."""
         self._fit_rows(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
         for name, loaded in self._statistics().items():  # other tensors after assign=True

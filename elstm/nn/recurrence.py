@@ -1,4 +1,4 @@
-"""The recurrence as equations: a plain loop over time, the reference that every backend is held to.
+"""Defines the recurrence as a plain loop over time, the reference for every backend.
 
 Notation: T steps, B sequences, I input features, H hidden units, σ the logistic sigmoid,
 * elementwise.
@@ -22,9 +22,9 @@ and the cell, in which the variants differ:
 
 with the mean and the biased variance of step t over the sequences that are active at t. (3a)
 without any normalisation is the LSTM as torch.nn.LSTM computes it, (3b) is BN-LSTM (Cooijmans et
-al. 2017, arXiv 1603.09025), (3c) is what this project takes for eLSTM-BN (Wang et al. 2019,
-doi:10.1007/978-3-030-36708-4_61), and (3d) to (3h) are other variants of the cell update. (3h) is
-(3c) without the scaling.
+al. 2017, arXiv 1603.09025). (3c) is eLSTM-BN (Wang et al. 2019, doi:10.1007/978-3-030-36708-4_61)
+as this project infers it from the abstract. (3d) to (3h) are other variants of the cell update;
+(3h) is (3c) without the scaling.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CELL_NORMS: dict[str, tuple[str, ...]] = {
 
 
 class NormInputs(NamedTuple):
-    """One normalisation as a recurrence takes it.
+    """Holds one normalisation as a recurrence takes it.
 
     Attributes:
         weight: γ, (F,). None: equation (5), which has neither γ nor variance.
@@ -78,7 +78,7 @@ class NormInputs(NamedTuple):
 
 
 class Call(NamedTuple):
-    """All that a recurrence takes: one layer in one direction, T steps of B sequences.
+    """Holds the arguments of a recurrence: one layer in one direction, T steps of B sequences.
 
     Attributes:
         x: (T, B, I). Row b is active at step t where b < batch_sizes[t]; other rows are ignored.
@@ -89,7 +89,7 @@ class Call(NamedTuple):
         norm_ih, norm_hh: norms of the two projections in equation (1), F = 4H; None: no norm.
         norm_c, norm_c2: BN and BN2 of the cell, F = H; None where `cell_norm` has none.
         cell_norm: a key of CELL_NORMS.
-        recompute: keep little more than the states for the backward pass, and compute the rest
+        recompute: save little more than the states for the backward pass, and compute the rest
             again there.
     """
 
@@ -109,24 +109,24 @@ class Call(NamedTuple):
 
     @property
     def norms(self) -> tuple[NormInputs | None, ...]:
-        """norm_ih, norm_hh, norm_c and norm_c2."""
+        """Returns norm_ih, norm_hh, norm_c and norm_c2."""
         return self.norm_ih, self.norm_hh, self.norm_c, self.norm_c2
 
     @property
     def batch_steps(self) -> int:
-        """The steps at which any norm uses the statistics of the batch."""
+        """Returns the number of steps at which any norm uses the statistics of the batch."""
         return max((norm.batch_steps for norm in self.norms if norm is not None), default=0)
 
 
 class Statistics(NamedTuple):
-    """Batch statistics of the steps t < batch_steps; no gradient flows through them."""
+    """Holds batch statistics of the steps t < batch_steps; no gradient flows through them."""
 
     mean: Tensor  # (batch_steps, F)
     var: Tensor | None  # (batch_steps, F), biased; None for a norm without γ
 
 
 class Results(NamedTuple):
-    """Holds what a recurrence returns.
+    """Holds the results of a recurrence.
 
     Attributes:
         output: (T, B, H), zero where a row is not active.
@@ -169,7 +169,7 @@ def check_shapes(call: Call) -> None:
 
 
 class _Norm:
-    """Equation (4) or (5), step after step; keeps the statistics of the batch."""
+    """Computes equation (4) or (5) step by step, and stores the batch statistics."""
 
     def __init__(self, inputs: NormInputs | None) -> None:
         self.inputs = inputs
@@ -196,7 +196,7 @@ class _Norm:
         self.merged_moments = tuple(part.unbind(0) for part in merged)
 
     def _moments(self, x: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, x - mean and variance of the batch at step t; without γ the variance is 0."""
+        """Returns mean, x - mean and variance of the batch at step t; without γ, variance 0."""
         if self.merged_moments is not None:
             mean, var = (part[t] for part in self.merged_moments)
             return mean, x - mean, var
@@ -250,10 +250,10 @@ def recurrence(call: Call, *, states: list[tuple[Tensor, ...]] | None = None) ->
     """Runs one layer in one direction.
 
     Args:
-        call: what to run. With `recompute`, the state after every sqrt(T)-th step is kept, and
-            what sqrt(T) steps keep.
-        states: a list that is given every (h_t, c_t), of the rows active at t, for diagnostics;
-            nothing is recomputed then.
+        call: the arguments. With `recompute`, the state after every sqrt(T)-th step is saved, and
+            the intermediate results of sqrt(T) steps at a time.
+        states: a list to which every (h_t, c_t) of the rows active at t is appended, for
+            diagnostics; nothing is recomputed then.
 
     Returns:
         Results with the dtype of the projections; the state is float32 at least inside.

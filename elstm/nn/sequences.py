@@ -1,4 +1,4 @@
-"""Batches of sequences: torch.nn.LSTM's input layouts to padded (T, B, F) and back."""
+"""Converts torch.nn.LSTM's input layouts to padded (T, B, F) and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 
 class Batch(NamedTuple):
-    """Sequences as the recurrences take them."""
+    """Holds sequences as the recurrences take them."""
 
     x: Tensor  # (T, B, F); where sizes is given, rows by falling length, not zero where inactive
     sizes: list[int] | None  # active rows at each step, for a packed batch of several lengths
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
 
     @property
     def order(self) -> Tensor | None:
-        """The sequence order[b] of the input is row b of x, where they were sorted by length."""
+        """Returns the input's index of each row of x; None where rows were not sorted."""
         return None if self.packed is None else self.packed.sorted_indices
 
 
@@ -77,7 +77,7 @@ def check_batch_sizes(sizes: list[int], rows: int) -> None:
 def pack_like(
     batch: Batch, output: Tensor, state: tuple[Tensor, ...], batch_first: bool
 ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-    """Gives output (T, B, F) and the state's parts (L, B, ·) the layout of the input."""
+    """Converts output (T, B, F) and the state's parts (L, B, ·) to the layout of the input."""
     if batch.unbatched:
         return output.squeeze(1), tuple(part.squeeze(1) for part in state)
     if batch.packed is None:
@@ -104,13 +104,14 @@ def zero_ended(active: Tensor, size: int) -> Tensor:
 
 
 class Places(NamedTuple):
-    """Holds where the sequences of a packed batch lie in (T, B), on the device of the batch.
+    """Holds the indices of a packed batch's sequences in (T, B), on the device of the batch.
 
     Attributes:
         counts: (T,) int32, the number of active rows at each step.
         rows: (T * B,) the row of the packed data for each place; 0 where no sequence is active.
         active: (N,) the place of each row of the packed data.
-        reversed: (T * B,) each place's own sequence turned round; inactive places stay.
+        reversed: (T * B,) the place that each place has in its reversed sequence; inactive places
+            stay.
     """
 
     counts: Tensor

@@ -1,4 +1,4 @@
-"""Population statistics of a model's norms: recomputed from batches, or replaced by a batch's."""
+"""Recomputes the population statistics of a model's norms, or replaces them by batch statistics."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def statistics_norms(model: nn.Module) -> Iterator[tuple[str, StepBatchNorm]]:
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Makes a model use batch statistics in eval mode.
 
-    Within it, `model` is in eval mode (no dropout, no noise), but its BN layers normalise with the
-    statistics of each batch alone, and track nothing. Leaves every module's mode as it was.
+    Inside the context, `model` is in eval mode (no dropout, no noise), but its BN layers normalise
+    each batch with its statistics alone, and track nothing. Every module's mode is restored
+    afterwards.
     """
     modes = {module: module.training for module in model.modules()}
     layers: list[Any] = [m for m in modes if hasattr(m, "_batch_statistics")]
@@ -115,12 +116,12 @@ def recompute_statistics(
 
     Moving averages lag behind the weights, and in a recurrence the error compounds from step to
     step; so call this on training data before an evaluation (Cooijmans et al. 2017, section 4).
-    Give it one batch, as large as memory allows, of a thousand sequences at least: then each step's
-    statistics are those of the activations that the earlier steps' statistics give. Several batches
-    are each normalised by themselves and part from each other, and what is pooled over them may fit
-    none. With the default eps and gamma that costs nothing; with eps 1e-3 ELSTMBN evaluates MNIST's
-    rows at 73.8 % with ten batches of 1,000, at 86.6 % with one of 2,000, and at 86.7 % with batch
-    statistics (scripts/stability.py).
+    Pass one batch of at least a thousand sequences, as large as memory allows. Each step's
+    statistics are then those of the activations that the earlier steps' statistics give. Several
+    batches are each normalised by themselves and diverge from each other, so pooled statistics may
+    fit none of them. With the default eps and gamma that costs nothing; with eps 1e-3 ELSTMBN
+    evaluates MNIST's rows at 73.8 % with ten batches of 1,000, at 86.6 % with one of 2,000, and at
+    86.7 % with batch statistics (scripts/stability.py).
 
     For each step, the mean and the variance are those of all sequences of all batches that are
     active at that step, weighted by count, within and between batches. The recurrence runs in batch
@@ -129,13 +130,13 @@ def recompute_statistics(
 
     Args:
         model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.
-        batches: what `model` takes, one by one, such as a DataLoader. Of a tuple or list the first
-            element is passed to the model; a dict is passed as keyword arguments. A batch of one
-            sequence is skipped, because it has no variance.
-        across_processes: pool what all processes of a torch.distributed job give, each batches of
-            its own, or none; all have to call, and all get the same statistics. Each batch is
-            normalised by itself.
-        process_group: of across_processes, a torch.distributed.ProcessGroup; None: all processes.
+        batches: an iterable of what `model` takes, such as a DataLoader. The first element of a
+            tuple or list is passed to the model; a dict is passed as keyword arguments. A batch of
+            one sequence is skipped, because it has no variance.
+        across_processes: pool the batches of all processes of a torch.distributed job. Each process
+            passes its batches, or none; all have to call, and all get the same statistics. Each
+            batch is normalised by itself.
+        process_group: a torch.distributed.ProcessGroup for across_processes; None: all processes.
         call: runs the model on a batch in another way, such as
             call=lambda model, batch: model(batch["x"], batch["lengths"]).
 
@@ -168,7 +169,7 @@ def recompute_statistics(
             "recompute_statistics needs at least one batch of two or more sequences, got none"
         )
     for pool in pools:
-        if pool.batches.any():  # a layer that the model did not call keeps what it has
+        if pool.batches.any():  # a layer that the model did not call keeps its statistics
             pool.store()
 
 

@@ -1,7 +1,8 @@
-"""Batch statistics of a batch that is spread over the processes of a data-parallel job.
+"""Merges batch statistics of a batch that is spread over the processes of a data-parallel job.
 
-Each process knows count, mean and variance of its own sequences. One all-gather of the two, of a
-step or of many at once, gives the whole batch's (Chan et al. 1979, for any number of parts):
+Each process knows count, mean and variance of its sequences. One all-gather of mean and variance,
+of a step or of many at once, gives those of the full batch (Chan et al. 1979, for any number of
+parts):
 
     mean = Σ_r n_r mean_r / N        var = Σ_r n_r (var_r + (mean_r - mean)²) / N        N = Σ_r n_r
 
@@ -21,7 +22,7 @@ Group = Any  # torch.distributed.ProcessGroup, which a torch without distributed
 
 
 class BatchCounts(NamedTuple):
-    """The number of sequences that each of R processes has at each step."""
+    """Holds the number of sequences that each of R processes has at each step."""
 
     counts: list[int]  # (T,) of this process
     totals: list[int]  # (T,) of all; they do not increase
@@ -30,10 +31,10 @@ class BatchCounts(NamedTuple):
     group: Group
 
     def merge(self, mean: Tensor, var: Tensor, t: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over all processes from this one's, differentiable.
+        """Returns mean and biased variance over all processes from this one's, differentiably.
 
-        They are (F,) of step t, or (T, F) of all steps; of a step without a sequence here, zero.
-        All processes have to call this, and the backward pass, in the same order.
+        They are (F,) of step t, or (T, F) of all steps, and zero for a step without a sequence
+        here. All processes have to call this, and the backward pass, in the same order.
         """
         weights = self.weights if t is None else self.weights[:, t]
         merged: tuple[Tensor, Tensor] = _Merge.apply(mean, var, weights.to(mean.dtype), self)
@@ -41,9 +42,9 @@ class BatchCounts(NamedTuple):
 
 
 class _Merge(torch.autograd.Function):
-    """The backward pass is made of differentiable operations on saved inputs and outputs.
+    """Merges the moments; its backward pass consists of differentiable operations on saved tensors.
 
-    So it can be differentiated again, as often as is asked for.
+    So it can be differentiated again, as often as requested.
     """
 
     @staticmethod
@@ -77,7 +78,7 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(x: Tensor, group: Group) -> Tensor:
-    """(R, *shape): x of every process, in the order of their ranks."""
+    """Returns x of every process in the order of their ranks, (R, *shape)."""
     gathered = x.new_empty(dist.get_world_size(group), *x.shape)
     dist.all_gather(list(gathered.unbind(0)), x.contiguous(), group=group)
     return gathered
@@ -88,10 +89,10 @@ def several_processes(group: Group) -> bool:
 
 
 def exchange_counts(counts: list[int], group: Group, device: torch.device) -> BatchCounts:
-    """Tells all processes how many sequences each has at each step.
+    """Exchanges between all processes how many sequences each has at each step.
 
-    The steps that a process has fewer than others count as steps without sequences. This call
-    synchronises with the device.
+    Steps that only other processes have count as steps without sequences. This call synchronises
+    with the device.
     """
     steps = int(gather(torch.tensor(len(counts), device=device), group).max())
     counts = counts + [0] * (steps - len(counts))

@@ -60,7 +60,7 @@ def test_layers_with_norms_take_the_weights_and_the_sum_of_the_biases(layer_clas
 def test_what_cannot_be_taken_over_is_one_line():
     with pytest.raises(TypeError, match=r"LSTM.from_torch takes a torch.nn.LSTM, got a GRU"):
         LSTM.from_torch(nn.GRU(F, H))
-    with pytest.raises(TypeError, match=r"hidden_size is that of the given module"):
+    with pytest.raises(TypeError, match=r"hidden_size is taken from the given module"):
         BNLSTM.from_torch(nn.LSTM(F, H), hidden_size=5)
     with pytest.raises(ValueError, match=r"proj_size must be 0"):
         ELSTMBN.from_torch(nn.LSTM(F, H, proj_size=2))

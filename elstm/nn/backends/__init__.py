@@ -1,9 +1,9 @@
-"""The registry of recurrences: one function, several implementations, chosen here and nowhere else.
+"""Chooses which implementation of the recurrence serves a call.
 
 A backend is a module of this package with two functions of a Call: `recurrence`, which does what
 `elstm.nn.recurrence.recurrence` does, and `refuses`, which returns why it cannot serve the call, or
-None where it can. It is imported when it is first asked. Calls that no compiled code can serve
-(elstm.nn.backends.plain) do not reach it.
+None where it can. It is imported when the first call reaches it. Calls that no compiled code can
+serve (elstm.nn.backends.plain) do not reach it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MODULES: dict[str, str] = {
     "cpu": "elstm.nn.backends.cpu.backend",
     "triton": "elstm.nn.backends.cuda",
 }
-# Where `auto` asks a backend: on devices like those on which it has been measured.
+# `auto` tries a backend on devices like those on which it has been measured.
 _AUTOMATIC: dict[str, Callable[[torch.device], bool]] = {
     "cpu": lambda device: device.type == "cpu",
     "triton": lambda device: (
@@ -41,7 +41,7 @@ def check_backend(name: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
 
 
-_SPREAD = "its statistics are those of one process, not of all (sync_batch_stats)"
+_SPREAD = "it computes the statistics of one process, not of all (sync_batch_stats)"
 _LOADED: dict[str, Any] = {}
 
 
@@ -57,7 +57,7 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     """Returns the name and the recurrence of the backend for a call.
 
     Raises:
-        ValueError: a backend asked for by name cannot serve the call; the message says why.
+        ValueError: a backend requested by name cannot serve the call; the message gives the reason.
     """
     in_python = unless_varying(reference.recurrence, call.x.shape[0])
     if name == "reference":

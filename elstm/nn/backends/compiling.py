@@ -1,8 +1,8 @@
 """Decides what torch.compile traces of a layer, so that batches of changing lengths compile once.
 
-A packed batch is a list of lengths, and the reference is a loop over time: traced, each new length
-would be a graph of its own, of several seconds. Both run as they are instead, as torch.nn.LSTM does
-in torch.compile.
+A packed batch is a list of lengths, and the reference is a loop over time. If they were traced,
+each new length would need another graph, which takes several seconds to compile. Both therefore run
+uncompiled, as torch.nn.LSTM does in torch.compile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VARYING: WeakSet[Any] = WeakSet()
 
 
 def traced() -> bool:
-    """Tells whether torch.compile traces this call; torch.export has to see everything."""
+    """Returns whether torch.compile traces this call; torch.export has to trace everything."""
     return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
 
 
@@ -49,7 +49,7 @@ def _load() -> bool:
 
 
 def varies(size: int) -> bool:
-    """Tells whether torch.compile takes a size of its input for one that changes."""
+    """Returns whether torch.compile treats a size of its input as one that changes."""
     _load()
     return not _MODULES["shapes"].has_static_value(size)
 
@@ -58,8 +58,8 @@ def varies(size: int) -> bool:
 def remember_varying(layer: Any) -> bool:
     """Remembers a layer whose number of steps varies, and returns True.
 
-    torch.compile looks at a function by itself once its caller's graph has ended there. It then
-    knows no longer that the size varies.
+    torch.compile traces a function by itself once its caller's graph has ended there. It then no
+    longer knows that the size varies.
     """
     _VARYING.add(layer)
     return True

@@ -1,8 +1,8 @@
-"""Gradients of a compiled recurrence by the reference, where its own code cannot give them.
+"""Computes gradients of a compiled recurrence by the reference, where its code cannot.
 
 This is the case for second derivatives (create_graph=True) and for batches of gradients
 (is_grads_batched=True). The forward pass runs again by torch's operators on the saved inputs, and
-torch differentiates it, as often as is asked for.
+torch differentiates it as often as requested.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def with_learned(call: Call, learned: Sequence[Any]) -> Call:
 
 
 def needs_reference(*tensors: Tensor | None) -> bool:
-    """Tells whether the gradient has to come from the reference."""
+    """Returns whether the gradient has to come from the reference."""
     return torch.is_grad_enabled() or why_not(*tensors) is not None
 
 
@@ -81,10 +81,10 @@ def reference_gradients(
     upstream: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Returns the gradients of the ten learned tensors, differentiable where that is asked for.
+    """Returns the gradients of the ten learned tensors, differentiable where that is requested.
 
     Args:
-        reference: what computes the results again.
+        reference: computes the results again.
         learned: the saved inputs, connected to the graph that they came from.
         upstream: the gradients of output, h_n and c_n; None: zero.
         wanted: which gradients are needed.
@@ -92,7 +92,7 @@ def reference_gradients(
     create_graph = torch.is_grad_enabled()
     device = learned[0].device.type if learned[0] is not None else "cpu"
     with torch.enable_grad(), torch.autocast(device, enabled=False):
-        # Copies of the inputs as variables of their own: one input may depend on another.
+        # Copies of the inputs are separate variables, because one input may depend on another.
         variables = [
             tensor.view_as(tensor) if want and tensor is not None else tensor
             for tensor, want in zip(learned, wanted, strict=True)

@@ -1,14 +1,14 @@
 """Decides which tensors compiled code may read: plain, dense memory of an ordinary tensor.
 
-Compiled code takes addresses. A tensor of torch may have none (fake, meta and wrapped tensors), may
-stand for other numbers than its memory holds (negative or conjugate views), or may be recorded or
-transformed by torch as operators run on it. All of these take the reference, which is made of
+Compiled code takes addresses. A tensor of torch may have none (fake, meta and wrapped tensors). Its
+values may differ from the numbers in its memory (negative or conjugate views). torch may also
+record or transform it as operators run on it. All of these take the reference, which is made of
 torch's operators.
 
-Five questions have no public interface in torch: whether a transform of torch.func runs, whether a
+Five facts have no public interface in torch: whether a transform of torch.func runs, whether a
 dispatch mode is active, which function modes are active, whether forward-mode differentiation is
-on, and which dispatch keys a tensor has. They are asked here alone, checked with torch 2.14.1, and
-tests/nn/test_plain.py notices when an answer changes.
+on, and which dispatch keys a tensor has. No other module reads them. They were checked with torch
+2.14.1, and tests/nn/test_plain.py fails when one changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._device import DeviceContext
 from elstm.nn.recurrence import Call
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_PLAIN_KEYS: set[int] = set()  # the dispatch keys of tensors without a fault, as they are met
+_PLAIN_KEYS: set[int] = set()  # the dispatch keys of tensors that passed, collected as calls come
 
 
 def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +82,7 @@ def _transformed() -> str | None:
 
 
 def _function_mode() -> bool:
-    """Tells whether a __torch_function__ mode is active, other than a default device's."""
+    """Returns whether a __torch_function__ mode is active, other than a default device's."""
     if not torch._C._len_torch_function_stack():
         return False
     modes = (
@@ -102,14 +102,14 @@ def _fault(tensor: Tensor) -> str | None:
         return "a tensor is a negative or conjugate view"
     if not _has_memory(tensor):
         return "a tensor has no memory"
-    # All tensors with these dispatch keys pass the questions above, but for their memory.
+    # All tensors with these dispatch keys pass the checks above, except that of their memory.
     if tensor.numel():
         _PLAIN_KEYS.add(torch._C._dispatch_keys(tensor).raw_repr())
     return None
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Tells whether the numbers lie at an address; meta, freed and batched tensors have none."""
+    """Returns whether the numbers lie at an address; meta, freed and batched tensors have none."""
     if not tensor.numel():
         return not tensor.is_meta
     try:

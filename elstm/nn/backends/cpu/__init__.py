@@ -1,1 +1,1 @@
-"""The recurrence on a CPU, by a C library that is compiled when it is first needed."""
+"""Runs the recurrence on a CPU by a C library that is compiled at first use."""

@@ -1,6 +1,6 @@
-"""The recurrence on a CPU by a plain C library (cpu.c) that is compiled at first use.
+"""Runs the recurrence on a CPU by a plain C library (cpu.c) that is compiled at first use.
 
-Serves float32 and float64 and the cell norms none, output, update and center, with or without
+It serves float32 and float64 and the cell norms none, output, update and center, with or without
 norms of the projections. One pass over time in each direction does everything, products included;
 see call.h for how threads share the work.
 
@@ -91,7 +91,7 @@ def run(
     Returns:
         output, h_n, c_n, and mean and variance of the three norms.
     """
-    # ctx.needs_input_grad does not look at whether gradients are enabled.
+    # ctx.needs_input_grad does not depend on whether gradients are enabled.
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned)
     if torch.compiler.is_dynamo_compiling():
         found = torch.ops.elstm.cpu_forward(*learned, *_schema_order(constants), keep)
@@ -157,7 +157,7 @@ def _contiguous(learned: Sequence[Tensor | None]) -> Learned:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Returns the tensor as the C code reads what it kept: contiguous, at a multiple of 64 bytes.
+    """Returns the tensor as the C code reads saved tensors: contiguous, aligned to 64 bytes.
 
     A saved-tensor hook may return it anywhere.
     """
@@ -171,7 +171,7 @@ def _results(saved: Sequence[Tensor]) -> Computed:
     return Computed(saved[0], nothing, nothing, tuple(saved[1:7]), tuple(saved[7:]))
 
 
-# The same as a custom op, for torch.compile, which cannot look into C.
+# The same as a custom op, for torch.compile, which cannot trace C.
 
 _LEARNED = (
     "Tensor x, Tensor h_0, Tensor c_0, Tensor weight_ih, Tensor weight_hh, Tensor? bias,"

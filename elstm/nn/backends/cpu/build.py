@@ -2,7 +2,7 @@
 
 The library is kept in a private folder ($XDG_CACHE_HOME/elstm or ~/.cache/elstm), under a name that
 follows from the sources, the flags, the compiler and the CPU: a home shared between machines holds
-one file for each kind of machine, and a new version of this package never meets an old file. The
+one file for each kind of machine, and a new version of this package never loads an old file. The
 file beside it (.sha256) holds the library's checksum, because loading a file that a full disk or a
 power failure cut short would kill the process (SIGBUS).
 """
@@ -35,10 +35,10 @@ _FLAGS = (
     "-fPIC",
     "-shared",
 )
-# CC may hold flags of the user's. These come after them and undo what would make results wrong
+# The user may put flags into CC. These come after them and undo what would make results wrong
 # (-ffast-math, which also changes how the process that loads the library rounds) or make the
-# library end the process that loads it (sanitizers). A compiler that does not know one is asked
-# again without them; the check of the finished library stands in any case.
+# library end the process that loads it (sanitizers). A compiler that does not know one of them is
+# called again without them. The finished library is checked in any case.
 _COUNTER_FLAGS = (
     "-fno-fast-math",
     "-fno-unsafe-math-optimizations",
@@ -56,7 +56,7 @@ Check = Callable[[Path], str | None]
 
 
 class BuildError(Exception):
-    """Says why there is no library, in one line."""
+    """Reports in one line why there is no library."""
 
 
 def load(
@@ -88,7 +88,7 @@ def load(
                 with place() as folder:
                     return _load_from(folder / name, compiler, flags, _SOURCES / source, check)
             except OSError as error:  # no home, full, read-only, mounted noexec: try the next
-                problem = BuildError(f"the compiled library cannot be kept or loaded: {error}")
+                problem = BuildError(f"the compiled library cannot be saved or loaded: {error}")
         raise problem or BuildError("there is no folder for the compiled library")
     except BuildError:
         raise
@@ -99,7 +99,7 @@ def load(
 def _load_from(
     path: Path, compiler: list[str], flags: tuple[str, ...], source: Path, check: Check
 ) -> ctypes.CDLL:
-    """Loads `path` if it is there and whole, else builds it there."""
+    """Loads `path` if it exists and is complete, else builds it there."""
     if _is_whole(path):
         with suppress(OSError):  # built for something else all the same: build it again
             return ctypes.CDLL(str(path))
@@ -108,7 +108,8 @@ def _load_from(
         reason = check(temporary)
         if reason is not None:
             raise BuildError(
-                f"what {' '.join(compiler)} built cannot be used ({reason}); if the variable CC "
+                f"the library that {' '.join(compiler)} built cannot be used ({reason}); if the "
+                "variable CC "
                 "holds flags, remove them"
             )
         library = ctypes.CDLL(str(temporary))
@@ -150,7 +151,7 @@ def _key(compiler: list[str], flags: tuple[str, ...]) -> str:
 
 
 def _cpu() -> list[str]:
-    """Returns what tells kinds of CPU apart: the instructions that the system lists for them."""
+    """Returns a text that identifies the kind of CPU: the instructions that the system lists."""
     parts = [sys.platform, platform.machine(), platform.processor(), *platform.libc_ver()]
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -163,7 +164,7 @@ def _cpu() -> list[str]:
 
 @contextmanager
 def _cache_folder() -> Iterator[Path]:
-    """Gives the folder of this user's that no one else can write to; OSError without one."""
+    """Returns this user's folder that no one else can write to; raises OSError without one."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         folder = (Path(base) if base.startswith("/") else Path.home() / ".cache") / "elstm"
@@ -177,13 +178,13 @@ def _cache_folder() -> Iterator[Path]:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """Gives a folder that is removed afterwards; a loaded library needs its file no more."""
+    """Yields a folder that is removed afterwards; a loaded library no longer needs its file."""
     with tempfile.TemporaryDirectory(prefix="elstm-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def _is_private(path: Path) -> bool:
-    """Tells whether code may be loaded from it: no link, and writable by this user alone."""
+    """Returns whether code may be loaded from it: no link, and writable by this user alone."""
     try:
         status = path.lstat()
     except OSError:
@@ -197,7 +198,7 @@ def _checksum_file(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Tells whether the library has the checksum that was written after its check."""
+    """Returns whether the library has the checksum that was written after its check."""
     checksum = _checksum_file(path)
     try:
         private = _is_private(path) and _is_private(checksum)
@@ -236,7 +237,7 @@ def _compile(compiler: list[str], flags: tuple[str, ...], source: Path, folder: 
 
 
 def _keep(temporary: Path, path: Path) -> None:
-    """Puts the library at `path`: the library first, then its checksum, each whole on the disk."""
+    """Moves the library to `path`, then writes its checksum; each is complete on the disk."""
     checksum = temporary.with_suffix(".sum")
     try:
         with checksum.open("x", encoding="ascii") as file:

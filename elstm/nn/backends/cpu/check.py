@@ -1,4 +1,4 @@
-"""Checks a library that was just built from cpu.c against the equations, in a process of its own.
+"""Checks a library that was just built from cpu.c against the equations, in another process.
 
     python check.py LIBRARY 32|64
 
@@ -40,7 +40,7 @@ CHECKED = {"x": SIZES["x"], "h_0": 4, "w_x": 4, "w_h": 8, "bias": 4}
 
 
 def structs() -> Any:
-    """Imports structs.py from this folder, without the package around it, which needs torch."""
+    """Imports structs.py from this folder without its package, which needs torch."""
     return import_module("structs")
 
 

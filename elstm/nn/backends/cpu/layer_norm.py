@@ -1,4 +1,4 @@
-"""The recurrence with layer normalisation by the C library (layer_norm.h).
+"""Runs the recurrence with layer normalisation by the C library (layer_norm.h).
 
 Kept for the backward pass, in numbers of T * B * H: W_h h (4) and the cell (1), beside the output
 (1); W_x x is computed again where the input is narrow and kept (4) where it is not, as backend.py

@@ -1,4 +1,4 @@
-"""Calls cpu.c from Python: the library, and a function for each direction."""
+"""Calls cpu.c from Python, with a function for each direction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECOMPUTED_INPUTS = 16
 
 
 class Constants(NamedTuple):
-    """Holds what a call has beside tensors with gradients."""
+    """Holds the parts of a call that need no gradients."""
 
     batch_sizes: tuple[int, ...] | None
     batch_steps: tuple[int, ...]  # of norm_ih, norm_hh and norm_c, as below
@@ -54,9 +54,10 @@ class Learned(NamedTuple):
 
     @property
     def statistics(self) -> tuple[tuple[Tensor | None, Tensor | None], ...]:
-        """For each norm a tensor with the features of its mean, and one with its variance's.
+        """Returns two tensors for each norm, with the shapes of its mean and its variance.
 
-        It is None where a norm has no such statistics: the cell's may have β alone, and a mean.
+        A part is None where a norm has no such statistics. The cell's norm may have β and a mean
+        alone.
         """
         of_cell = self.beta_c if self.gamma_c is None else self.gamma_c
         means = self.gamma_ih, self.gamma_hh, of_cell
@@ -75,10 +76,10 @@ class Computed(NamedTuple):
 
 @cache
 def library(bits: int, target: str | None = None) -> ctypes.CDLL:
-    """The library for float (32) or double (64); `target` as build.load has it.
+    """Returns the library for float (32) or double (64); `target` as in build.load.
 
     Raises:
-        build.BuildError: why there is none.
+        build.BuildError: there is none; the message gives the reason.
     """
     verify = partial(check.in_own_process, bits=bits)
     loaded = build.load("cpu.c", (f"-DREAL_BITS={bits}",), target, verify)
@@ -90,7 +91,7 @@ def library(bits: int, target: str | None = None) -> ctypes.CDLL:
 
 @cache
 def unavailable(bits: int) -> str | None:
-    """Why there is no library, in one line; None where there is."""
+    """Returns why there is no library, in one line; None where there is."""
     try:
         library(bits)
     except build.BuildError as error:
@@ -101,7 +102,7 @@ def unavailable(bits: int) -> str | None:
 
 @cache
 def openmp() -> tuple[int | None, ...]:
-    """Entry points of the OpenMP library that torch has loaded, so that no second one is needed.
+    """Returns functions of the OpenMP library that torch has loaded, so no second one is needed.
 
     Without them (three times None) the C code starts POSIX threads.
     """
@@ -116,7 +117,7 @@ def openmp() -> tuple[int | None, ...]:
 def empty_results(
     constants: Constants, learned: Learned, keep: bool, empty: Empty = Tensor.new_empty
 ) -> Computed:
-    """Results not yet filled; what backward needs only if `keep`."""
+    """Allocates the results; those that only backward needs, if `keep`."""
     x, units = learned.x, learned.weight_hh.shape[1]
     steps, rows, inputs = x.shape
     lanes = library(BITS[x.dtype]).elstm_lanes()
@@ -153,7 +154,7 @@ def _statistics(constants: Constants, learned: Learned, keep: bool) -> list[tupl
 def empty_gradients(
     learned: Learned, wanted: Sequence[bool], empty: Empty = Tensor.new_empty
 ) -> list[Tensor]:
-    """Gradients not yet filled; x, h_0 and c_0 have one only where wanted."""
+    """Allocates the gradients; x, h_0 and c_0 have one only where `wanted` says so."""
     return [
         empty(tensor, *tensor.shape)
         if tensor is not None and (index > 2 or wanted[index])
@@ -175,7 +176,7 @@ def backward(
     upstream: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    """Gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
+    """Returns the gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
     gradients = empty_gradients(learned, wanted, memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
@@ -203,12 +204,12 @@ def _set_batch_sizes(call: CallStruct, sizes: Sequence[int] | None) -> None:
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
-    """Null for what does not apply; torch gives empty tensors a null pointer."""
+    """Returns the address of a tensor; null for an empty one, as torch has it, and for None."""
     return None if tensor is None else tensor.data_ptr() or None
 
 
 def _call(constants: Constants, learned: Learned, results: Computed) -> CallStruct:
-    """All but the gradients."""
+    """Fills the struct of a call, all but the gradients."""
     units = learned.weight_hh.shape[1]
     call = CallStruct(
         *(

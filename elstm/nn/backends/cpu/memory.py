@@ -1,9 +1,9 @@
-"""Memory that one call leaves to the next.
+"""Keeps a pool of large aligned buffers that calls reuse.
 
-A large block that is freed goes back to the system, and the next call pays for its pages again: the
-system clears them, one by one, at first touch. That took a tenth to a quarter of a call. Blocks
-here are of large pages and wait for the next use; tensors that lie in one give it back when the
-last of them is gone.
+A large block that is freed returns to the system. The next call then pays for its pages again,
+because the system clears each of them at first touch. That took a tenth to a quarter of a call. The
+blocks of this pool have large pages and are reused. A block returns to the pool when the last
+tensor in it is freed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IDLE = 512 << 20  # bytes that may wait for their next use, in all
 
 
 class Block:
-    """A piece of memory from the system, in large pages where it has them and `size` is theirs."""
+    """Maps memory from the system, in large pages where it has them and `size` is a multiple."""
 
     def __init__(self, size: int) -> None:
         large = size % LARGE_PAGE == 0
@@ -42,7 +42,7 @@ _idle: deque[Block] = deque()  # the longest idle first; its methods are atomic
 
 
 def take(size: int) -> Block:
-    """A block of at least `size` bytes, which hold anything.
+    """Returns an uninitialised block of at least `size` bytes.
 
     Raises:
         MemoryError: the system has none.
@@ -64,7 +64,7 @@ def take(size: int) -> Block:
 
 
 def give(block: Block) -> None:
-    """Lets the next call have the block."""
+    """Returns a block to the pool, for the next call."""
     _idle.append(block)
     while sum(idle.size for idle in tuple(_idle)) > IDLE:
         with suppress(IndexError):  # another thread was faster
@@ -72,7 +72,7 @@ def give(block: Block) -> None:
 
 
 def empty(like: Tensor, *shape: int) -> Tensor:
-    """like.new_empty(shape), in a block where that is large."""
+    """Returns like.new_empty(shape), in a block of the pool where that is large."""
     count = math.prod(shape)
     size = count * like.element_size()
     if size < LEAST:

@@ -20,7 +20,7 @@ class Norm(ctypes.Structure):
 
 
 class CallStruct(ctypes.Structure):
-    """struct call of call.h."""
+    """Mirrors struct call of call.h."""
 
     numbers = ("steps", "rows", "inputs", "units", "batch_steps", "cell", "threads")
     given = ("batch_sizes", "x", "h_0", "c_0", "w_x", "w_h", "bias")

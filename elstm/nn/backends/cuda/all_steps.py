@@ -1,4 +1,4 @@
-"""Triton kernels that compute all steps at once, before and after those of `kernels`.
+"""Defines the Triton kernels that compute all steps at once, before and after those of `kernels`.
 
 `before_forward` and `before_backward` run before the launch that goes step by step, and
 `normalize_inputs_backward` after the backward one. A program computes one step of some features,

@@ -1,4 +1,4 @@
-"""The recurrence of one layer by the Triton kernels, and its backward pass."""
+"""Runs the recurrence of one layer by the Triton kernels, and its backward pass."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _Pairs = tuple[tuple[Tensor, Tensor] | None, ...]  # (T, F) mean and variance of
 
 
 def _statistics(norms: tuple[NormInputs | None, ...], steps: int, batch_steps: int) -> _Pairs:
-    """Mean and variance of each norm: population statistics at the steps t >= batch_steps.
+    """Returns mean and variance of each norm, population statistics at the steps t >= batch_steps.
 
     The kernels write the other steps. Where they write all, one buffer holds the statistics.
     """
@@ -101,7 +101,7 @@ def _population(norm: NormInputs, batch_steps: int) -> tuple[Tensor, Tensor]:
 
 
 class _Plan(NamedTuple):
-    """Holds what does not take part in differentiation."""
+    """Holds the arguments that need no gradients."""
 
     active: Tensor | None  # batch_sizes on the device, (T,) int32
     batch_steps: int
@@ -112,7 +112,7 @@ class _Plan(NamedTuple):
     def launcher(
         self, direction: int, x: Tensor, hidden: int, parameters: tuple[Tensor | None, ...]
     ) -> Launcher:
-        """The kernels of the forward (0) or backward (1) pass with what they share."""
+        """Returns the launcher of the forward (0) or backward (1) pass."""
         steps, batch, _ = x.shape
         both = blocks_for(batch, hidden, self.batch_steps > 0, x.device)
         assert both is not None  # else the call was refused
@@ -251,5 +251,5 @@ def _contiguous(tensor: Tensor | None) -> Any:
 
 
 def _product(weight: Tensor, x: Tensor) -> Tensor:
-    """W x for all steps: (4H, I), (T, B, I) -> (4H, T, B)."""
+    """Computes W x for all steps: (4H, I), (T, B, I) -> (4H, T, B)."""
     return torch.mm(weight, x.flatten(0, 1).t()).view(-1, *x.shape[:2])

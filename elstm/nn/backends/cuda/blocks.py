@@ -1,4 +1,4 @@
-"""Chooses how the launches of the Triton kernels are cut up, by a rough estimate of time."""
+"""Chooses the block sizes of the Triton kernels by a rough estimate of time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _L2_BYTES, _L2_BYTES_ONE, _MULTIPLY_ADDS = 5.5e12, 1.1e11, 2e10
 
 
 class Blocks(NamedTuple):
-    """Cuts a launch into `programs` for the hidden units, times `chunks` of the batch."""
+    """Divides a launch into `programs` for the hidden units, times `chunks` of the batch."""
 
     programs: int
     chunks: int
@@ -30,11 +30,11 @@ class Blocks(NamedTuple):
 def choose_blocks(
     batch: int, hidden: int, processors: int, *, depth: int, width: int, whole: bool = True
 ) -> Blocks | None:
-    """Blocks for a product with `depth` summed terms and `width` columns a hidden unit; or None.
+    """Returns blocks for a product with `depth` summed terms and `width` columns a hidden unit.
 
-    The fewer units a program has, the more programs read the whole state from L2, and the less each
-    multiplies: takes the count with the least estimated time. Batch statistics need the `whole`
-    batch in one program; else it may be cut too. None: nothing fits.
+    The fewer units a program has, the more programs read the full state from L2, and the less each
+    multiplies. The count with the least estimated time is taken. Batch statistics need the `whole`
+    batch in one program; else the batch may be divided too. The result is None if nothing fits.
     """
     padded = max(_ROWS[0], _power_of_two(batch))
     best = None
@@ -80,5 +80,5 @@ def _spilled_bytes(blocks: Blocks) -> int:
 
 
 def _power_of_two(n: int) -> int:
-    """The least one that is at least n."""
+    """Returns the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

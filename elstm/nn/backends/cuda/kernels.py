@@ -1,4 +1,4 @@
-"""The recurrence in Triton: one launch runs all steps, forward or backward.
+"""Defines the recurrence in Triton: one launch runs all steps, forward or backward.
 
 A program owns UNITS hidden units, with their four gates, for the full batch. So each batch
 statistic is a sum within one program. Without batch statistics the batch may be cut into chunks of
@@ -194,7 +194,7 @@ def backward(
     out_tile = rows[None, :] * H + units[:, None]
     slot_tile = units[:, None] * BLOCK_B + columns[None, :]
 
-    # What only the end of a step needs is loaded there, where registers are short.
+    # Values that only the end of a step needs are loaded there, because registers are short.
     LATE: tl.constexpr = UNITS * BLOCK_B >= 256
     tiles = weight_tiles(weight_hh, units, 4 * H, H, 1, H, BLOCK_K, RESIDENT)
     if gamma_hh is not None:
@@ -208,7 +208,7 @@ def backward(
     dh_n = tl.zeros((UNITS, BLOCK_B), tl.float32)
     if d_h is not None:
         dh_n = tl.load(d_h + out_tile, mask=in_tile, other=0.0)
-    # What an earlier launch has left, where there was one.
+    # The result of an earlier launch, where there was one.
     dc = tl.load(d_c_0 + out_tile, mask=in_tile & (t_end < steps), other=0.0)
     if d_c is not None:
         dc += tl.load(d_c + out_tile, mask=in_tile & (t_end == steps), other=0.0)

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: their arguments, grids and options.
+"""Launches the Triton kernels, with their arguments, grids and options.
 
 triton is imported when a kernel is first launched, because a torch without CUDA comes without it.
 """
@@ -19,7 +19,7 @@ BETWEEN_COUNTERS = 32  # int32s: the counter of each chunk has a cache line of i
 
 @cache
 def available() -> bool:
-    """Returns whether there is a Triton that the kernels were tried with."""
+    """Returns whether there is a Triton version with which the kernels were tested."""
     if find_spec("triton") is None:
         return False
     major, minor = version("triton").split(".")[:2]
@@ -28,7 +28,7 @@ def available() -> bool:
 
 @cache
 def kernels() -> dict[str, Any]:
-    """The kernels by name."""
+    """Returns the kernels by name."""
     from elstm.nn.backends.cuda import all_steps, layer_norm_kernels
     from elstm.nn.backends.cuda import kernels as step_by_step
 

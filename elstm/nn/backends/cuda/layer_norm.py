@@ -1,4 +1,4 @@
-"""The recurrence of LayerNormLSTM by Triton kernels, and its backward pass.
+"""Runs the recurrence of LayerNormLSTM by Triton kernels, and its backward pass.
 
 It has run in Triton's interpreter and through its compiler, not on a GPU. So `auto` does not take
 it; backend="triton" does.
@@ -35,7 +35,7 @@ def refuses(call: Any) -> str | None:
 def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Runs elstm.nn.layer_norm.layer_norm_recurrence; its gradient cannot be differentiated.
 
-    What does not depend on the step before, LN(W_x x_t) + b, is left to torch and its autograd.
+    torch and its autograd compute LN(W_x x_t) + b, which does not depend on the step before.
     """
     x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias, norm_ih, norm_hh, norm_c = call
     projected = F.linear(x, weight_ih)
@@ -55,7 +55,7 @@ def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _LayerNormPlan(NamedTuple):
-    """Holds what does not take part in differentiation."""
+    """Holds the arguments that need no gradients."""
 
     active: Tensor | None  # batch_sizes on the device, (T,) int32
     eps_h: float

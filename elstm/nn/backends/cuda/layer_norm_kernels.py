@@ -1,4 +1,4 @@
-"""The recurrence with layer normalisation in Triton: one launch runs all steps, each way.
+"""Defines the recurrence with layer normalisation in Triton: one launch runs all steps, each way.
 
 Layer normalisation sums over the units of one sequence. So a program owns BLOCK_B sequences with
 all of their units, and programs never wait for one another: there is no barrier, and h_{t-1} is

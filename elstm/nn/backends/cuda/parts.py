@@ -1,4 +1,4 @@
-"""Parts of the Triton kernels: barrier, product, gates, normalisation."""
+"""Defines parts of the Triton kernels: barrier, product, gates, normalisation."""
 
 # mypy: ignore-errors
 # Triton's language has types of its own.
@@ -55,7 +55,7 @@ def weight_tiles(
     w, units, K: tl.constexpr, K_STRIDE: tl.constexpr, UNIT_STRIDE: tl.constexpr,
     H: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
-    """The tiles (UNITS, BLOCK_K, 1) of w that `product` takes, where they are kept."""
+    """Loads the tiles (UNITS, BLOCK_K, 1) of w that `product` takes, where they stay resident."""
     tiles = ()
     if RESIDENT:
         for k in tl.static_range(0, K, BLOCK_K):
@@ -66,7 +66,7 @@ def weight_tiles(
 
 @triton.jit
 def _state_tile(a, k, K: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr):
-    """(1, BLOCK_K, BLOCK_B) of a (K, BLOCK_B)."""
+    """Loads the tile (1, BLOCK_K, BLOCK_B) of a (K, BLOCK_B)."""
     ks = k + tl.arange(0, BLOCK_K)[None, :, None]
     return tl.load(a + ks * BLOCK_B + tl.arange(0, BLOCK_B)[None, None, :], mask=ks < K, other=0.0)
 
@@ -99,7 +99,7 @@ def products_of_gates(
     a, tiles_i, tiles_f, tiles_g, tiles_o, w, units, H: tl.constexpr, BLOCK_B: tl.constexpr,
     UNITS: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
 ):  # fmt: skip
-    """W a of the four gates, (UNITS, BLOCK_B) each: a tile of a is read once."""
+    """Computes W a of the four gates, (UNITS, BLOCK_B) each, and reads each tile of a once."""
     i = tl.zeros((UNITS, BLOCK_K, BLOCK_B), tl.float32)
     f, g, o = i, i, i
     if RESIDENT:
@@ -129,7 +129,7 @@ def one_by_root(x):
 
 @triton.jit
 def statistics(x, mask, mean, var, offsets, in_features, active, in_batch):
-    """x - mean, mean and var of x (features, rows) in `mask`: of the batch, or as stored."""
+    """Returns x - mean, mean and var of x (features, rows) in `mask`, of the batch or as stored."""
     if in_batch:
         m = tl.sum(tl.where(mask, x, 0.0), 1) / active
         centred = tl.where(mask, x - m[:, None], 0.0)
@@ -144,10 +144,10 @@ def statistics(x, mask, mean, var, offsets, in_features, active, in_batch):
 def normalized(
     x, mask, mean, var, offsets, in_features, eps, active, in_batch, STORE: tl.constexpr
 ):  # fmt: skip
-    """(x - mean) / sqrt(var + eps) of x (features, rows), and mean and 1 / sqrt(var + eps).
+    """Returns (x - mean) / sqrt(var + eps) of x (features, rows), mean and 1 / sqrt(var + eps).
 
-    The backward pass computes the batch's statistics again, because it also computes x again: the
-    stored ones would differ from x's by rounding, which the gradient of a variance near zero
+    The backward pass computes the batch statistics again, because it also computes x again. Stored
+    statistics would differ from those of x by rounding, which the gradient of a variance near zero
     magnifies.
     """
     centred, m, v = statistics(x, mask, mean, var, offsets, in_features, active, in_batch)
@@ -161,7 +161,7 @@ def normalized(
 
 @triton.jit
 def normalize_backward(dy, hat, scale, gamma, mask, active, in_batch):
-    """dx of (4), and the step's dβ and dγ. Population statistics are constants."""
+    """Returns dx of (4), and the step's dβ and dγ. Population statistics are constants."""
     d_beta, d_gamma = tl.sum(dy, 1), tl.sum(dy * hat, 1)
     share = tl.where(in_batch, 1.0, 0.0) / active
     centred = dy - (d_beta[:, None] + hat * d_gamma[:, None]) * share
