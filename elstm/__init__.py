@@ -1,3 +1,3 @@
-"""LSTMs with batch normalisation: `elstm.nn` has the layers, `elstm-train` runs experiments."""
+"""Provides LSTMs with batch normalisation (elstm.nn), and experiments with them (elstm-train)."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Runs commands: each error is one message, and the exit code says how the command ended.
+"""Runs commands; each error becomes one message, and the exit code tells how the command ended.
 
 0    success                    129  the terminal was closed (SIGHUP)
 1    an error of the user's     130  interrupted (Ctrl-C)
@@ -34,7 +34,7 @@ class Ended(KeyboardInterrupt):
 
     Args:
         name: the name of the signal.
-        reported: a message has been printed.
+        reported: whether a message has been printed.
     """
 
     def __init__(self, name: str, *, reported: bool = False) -> None:

@@ -1,11 +1,11 @@
-"""The errors that commands print as one message, and values as such messages show them."""
+"""Defines the errors that commands print as one message, and formats values for such messages."""
 
 import re
 from typing import Any
 
 
 class UserError(Exception):
-    """Reports an error of the user's: what was wrong, what is allowed, and how to fix it.
+    """Reports an error that the user can fix: what was wrong, what is allowed, and how to fix it.
 
     A command prints the message on one line and exits with 1.
     """
@@ -38,7 +38,7 @@ def show(value: Any) -> str:
 
 
 def in_full(text: str) -> str:
-    """Returns a path or command that the user is to copy: printable, at most 600 characters."""
+    """Returns a path or command for the user to copy, printable and at most 600 characters long."""
     return _at_most(600, printable(text))
 
 

@@ -26,7 +26,7 @@ RECURRENT_LAYERS: dict[str, type[RecurrentBase]] = {
 
 
 class SequenceClassifier(nn.Module):
-    """Recurrent layers, and a linear head on the last hidden state.
+    """Classifies sequences by recurrent layers and a linear head on the last hidden state.
 
         logits = W h_T + b        with h_T of both directions, where there are two
 
@@ -42,12 +42,12 @@ class SequenceClassifier(nn.Module):
         self.head = nn.Linear(self.directions * rnn.hidden_size, num_classes)
 
     def logits(self, state: State | Tensor) -> Tensor:
-        """The layers' final state, as `rnn` returns it, to (B, num_classes)."""
+        """Maps the layers' final state, as `rnn` returns it, to logits (B, num_classes)."""
         h_n = state if isinstance(state, Tensor) else state[0]  # a GRU's state is h_n alone
         return self.head(h_n[-self.directions :].transpose(0, 1).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, B, F) to (B, num_classes)."""
+        """Maps sequences (T, B, F) to logits (B, num_classes)."""
         _, state = self.rnn(x)
         return self.logits(state)
 
@@ -76,10 +76,11 @@ def build_model(
 
 
 def equations(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what decides which function the weights of a model compute, and the eps of its norms.
+    """Returns the options that decide what function a model's weights compute, and its norms' eps.
 
-    Two models that agree in it compute the same from the same weights, whatever their names are.
-    Sizes are as in `options`. What only trains or initialises weights has no part in it.
+    Two models with the same result compute the same function from the same weights, whatever their
+    names are. Sizes are as in `options`. Options that only train or initialise weights are left
+    out.
 
     Args:
         name, options: as in `build_model`.

@@ -1,7 +1,7 @@
 """Runs `elstm-train`: parses, composes and checks the config, creates the run folder, and trains.
 
 Hydra composes, creates the folder and launches. It is called here and not by `hydra.main`, so that
-everything is checked before there is a folder, and every error is one message.
+everything is checked before a folder is created, and every error is one message.
 """
 
 from __future__ import annotations
@@ -198,9 +198,9 @@ def resume(arguments: Sequence[str]) -> int:
 def _resume_settings(
     arguments: Sequence[str], repeated: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the settings that a resume changes, by key, in two groups.
+    """Returns the settings that a resume changes in two mappings by key.
 
-    Those of the first have no effect on what is trained. Those of the second extend the run.
+    Settings of the first do not affect what is trained. Settings of the second extend the run.
 
     Raises:
         UserError: naming the argument that sets another key.

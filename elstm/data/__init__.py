@@ -1,1 +1,1 @@
-"""Data sets: where they come from, and how they become batches of sequences."""
+"""Loads data sets and makes batches of sequences from them."""

@@ -1,4 +1,4 @@
-"""Takes named files out of tar and zip archives, and nothing else."""
+"""Extracts named files from tar and zip archives, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKEN = (
 def extract(
     path: Path, inside: str, names: Sequence[str], needed: Sequence[str], target: Path
 ) -> list[Path]:
-    """Writes files of an archive into a folder; no name in the archive decides a path.
+    """Writes files of an archive into a folder; names in the archive never become paths.
 
     Args:
         path: a .zip or .tar.gz.

@@ -1,11 +1,11 @@
-"""Augmentation of training sequences: small random changes that keep their class.
+"""Augments training sequences by small random changes that preserve their class.
 
 All draws of an epoch are a function of (seed, epoch, row of the training split). They do not depend
-on the order or the size of the batches, on the number of processes, or on what ran in between. A
-resumed epoch therefore has the same inputs as one that ran through.
+on the order or the size of the batches, on the number of processes, or on other code that draws
+random numbers. A resumed epoch therefore has the same inputs as an uninterrupted one.
 
-They are drawn on the CPU at the start of an epoch and lie on the device in tensors that keep their
-place, so that a training step only looks its rows up, from a CUDA graph as well.
+They are drawn on the CPU at the start of an epoch and lie on the device in tensors at fixed
+addresses. A training step only indexes them, so it can be a CUDA graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Returns the draws of so many sequences on the CPU."""
+        """Returns the draws of `count` sequences on the CPU."""
 
     @abstractmethod
     def __call__(self, values: Tensor, rows: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Says in words what is changed, for the log."""
+        """Describes the changes in words, for the log."""
 
     def start_epoch(self, count: int, seed: int, epoch: int, device: torch.device) -> None:
         """Draws for all training sequences, `count` of them."""
@@ -55,7 +55,7 @@ class Augmentation(ABC):
 
 
 class SeriesOptions(Protocol):
-    """Names the options of SeriesAugmentation, as elstm.config.data_options has them."""
+    """Lists the options of SeriesAugmentation, as elstm.config.data_options has them."""
 
     jitter: float
     scale: float
@@ -81,7 +81,7 @@ class SeriesAugmentation(Augmentation):
         self.options, self.lengths, self.shape = options, lengths, values.shape[1:]
         active = torch.arange(values.shape[1])[None, :] < lengths[:, None]
         steps = values.cpu()[active].double()
-        # Of standardised features they are 0 and 1, of a constant one 0 and 0.
+        # They are 0 and 1 for standardised features, and 0 and 0 for a constant one.
         self.mean = steps.mean(0).float()
         self.std = steps.std(0, correction=0).float()
 

@@ -1,8 +1,8 @@
-"""Augmentation of pictures: shifts, rotations, crops and mirror images, on the device.
+"""Augments pictures by shifts, rotations, crops and mirror images, on the device.
 
 The pictures are changed before they are permuted and cut into steps. torchvision's own random
 transforms draw one set of parameters a call, which would move all pictures of a batch alike, and a
-call for each picture takes many times as long. So this is a transform of its v2 that has
+call for each picture takes many times as long. So this module defines a transform of its v2 with
 parameters for each picture.
 """
 
@@ -20,7 +20,7 @@ from elstm.errors import UserError
 
 
 class PictureOptions(Protocol):
-    """Names the options of PictureAugmentation, as elstm.config.data_options has them."""
+    """Lists the options of PictureAugmentation, as elstm.config.data_options has them."""
 
     shift: int
     rotation: float
@@ -30,7 +30,7 @@ class PictureOptions(Protocol):
 
 
 class AffinePerPicture(v2.Transform):
-    """Samples each picture of a batch along an affine map of its own, bilinearly.
+    """Samples each picture of a batch along a separate affine map, bilinearly.
 
     It does what v2.functional.affine does, with other parameters for each picture.
 
@@ -44,7 +44,7 @@ class AffinePerPicture(v2.Transform):
         self.maps, self.fill = maps, fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Returns where in its picture each pixel comes from: (B, H, W, 2), each from -1 to 1."""
+        """Returns the source position of each pixel in its picture, (B, H, W, 2), from -1 to 1."""
         height, width = flat_inputs[0].shape[-2:]
         device = self.maps.device
         x = torch.arange(width, device=device) + (1 - width) / 2
@@ -81,7 +81,7 @@ def affine_maps(
     """
     height, width = size
     cos, sin = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))
-    # Backwards: mirrored, shifted back, rotated back, enlarged into the crop.
+    # The maps are inverse: mirrored, shifted back, rotated back, enlarged into the crop.
     linear = part[:, None, None] * torch.stack((cos, sin, -sin, cos), 1).view(-1, 2, 2)
     # Crops end at the middle of the outermost pixels, so that none fades into what lies outside.
     offset = (1 - part)[:, None] * (corner - 0.5) * torch.tensor([width - 1, height - 1])

@@ -1,4 +1,4 @@
-"""Lists the data sets that `data=` names, with files, sizes and classes. Needs no torch."""
+"""Lists the data sets that `data=` names, with files, sizes and classes. It needs no torch."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_ba
 
 @dataclass(frozen=True)
 class PublishedArchive:
-    """Describes a packed file from which the files of a set are taken.
+    """Describes an archive from which the files of a set are extracted.
 
     Attributes:
         url: where it is published.
         md5: its checksum.
-        size: its bytes, which are logged before a download; a download of more is given up.
+        size: its bytes, which are logged before a download; a larger download is aborted.
         folder: the folder in the archive that holds the files.
-        extras: files that are taken out too, if they are there.
+        extras: files that are extracted too, if the archive has them.
     """
 
     url: str
@@ -162,7 +162,7 @@ DATA_SETS = {
 }  # fmt: skip
 
 
-# Image sets whose classes are the same in a mirror; characters are not.
+# Image sets whose classes do not change in a mirror image; those of characters do.
 SAME_IN_A_MIRROR = ("fashion_mnist", "cifar10")
 
 # Readers of own data, by the name that `data=` gives them: modules of elstm.data.readers with a
@@ -176,7 +176,7 @@ READERS = {
 
 
 def name_from_path(path: str) -> str:
-    """Returns what own data are called: the file's or folder's name, fit for a folder's name."""
+    """Returns the name of own data, made from the name of the file or folder."""
     try:
         stem = Path(str(path)).expanduser().resolve().stem
     except (OSError, RuntimeError, ValueError):  # ~somebody, a null character: reading reports it
@@ -186,7 +186,7 @@ def name_from_path(path: str) -> str:
 
 
 class DataOptions(Protocol):
-    """Names the options of an image set, as elstm.config.data_options.DigitsConfig has them."""
+    """Lists the options of an image set, as elstm.config.data_options.DigitsConfig has them."""
 
     name: str
     pixels_per_step: int
@@ -197,7 +197,7 @@ class DataOptions(Protocol):
 
 
 class OwnDataOptions(Protocol):
-    """Names the options of own data that are checked against the files."""
+    """Lists the options of own data that are checked against the files."""
 
     name: str
     batch_size: int
@@ -213,7 +213,7 @@ def check_own_sizes(options: OwnDataOptions, train_sequences: int) -> None:
 
 
 def check_sizes(options: DataOptions, pixels: int, train_images: int) -> None:
-    """Raises UserError if the options do not fit a set of so many pixels and images."""
+    """Raises UserError if the options do not fit a set with these numbers of pixels and images."""
     name = options.name
     if pixels % options.pixels_per_step:
         divisors = ", ".join(str(d) for d in range(1, pixels + 1) if pixels % d == 0)

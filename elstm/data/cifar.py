@@ -56,4 +56,6 @@ def _check_classes(source: DataSet, path: Path) -> None:
     names = tuple(read_plain(path).decode("ascii", "replace").split())
     if names != source.class_names:
         shown = ", ".join(names)[:80]
-        raise damaged(path, f"it names {shown or 'no class'} and not {source.class_names[0]}, ...")
+        raise damaged(
+            path, f"it names {shown or 'no class'} instead of {source.class_names[0]}, ..."
+        )

@@ -35,10 +35,10 @@ ELSEWHERE = "or take data=digits, which needs no download"
 
 
 def download(dataset: str, files: Sequence[str], folder: Path) -> None:
-    """Fetches `files` of torchvision's data set into `folder`, and checks the MD5 of each.
+    """Downloads `files` of torchvision's data set into `folder`, and checks the MD5 of each.
 
     A file appears in the folder once it is complete. An interrupted download therefore leaves no
-    broken file, and several processes may fetch the same files at once.
+    broken file, and several processes may download the same files at once.
 
     Args:
         dataset: the name of the class in torchvision.datasets, which knows mirrors and checksums.
@@ -71,18 +71,19 @@ def unpack_archive(
     folder: Path,
     place: str,
 ) -> None:
-    """Takes files out of an archive, which is downloaded unless it lies there already.
+    """Extracts files from an archive, which is downloaded unless it exists already.
 
-    The archive is looked for in `folder` and in data.root, where torchvision leaves it.
+    The archive is searched for in `folder` and in data.root, where torchvision stores it.
 
     Args:
         missing: the names of the files that are needed, for the error message.
-        wanted: those that are taken out of the archive.
+        wanted: the names of the files that are extracted.
         folder: where to put them; it is created if it is missing.
         place: the path of `folder` in data.root.
 
     Raises:
-        UserError: the archive is damaged or cannot be had, or the folder cannot be written to.
+        UserError: the archive is damaged or cannot be downloaded, or the folder cannot be written
+            to.
     """
     lacks = _lacks(folder, missing)
     root = folder.parents[len(Path(place).parts) - 1]
@@ -98,7 +99,7 @@ def unpack_archive(
                 "in its place, or move it elsewhere and run again, which downloads it"
             )
         else:
-            log.info("taking the files out of %s", path)
+            log.info("extracting the files from %s", path)
         for file in extract(path, archive.folder, (*wanted, *archive.extras), missing, scratch):
             file.replace(folder / file.name)
 
@@ -126,7 +127,7 @@ def _download_archive(
 
 
 def _lacks(folder: Path, files: Sequence[str]) -> str:
-    # Usually the full set is missing, and four long names would hide the rest of the message.
+    # Usually all files are missing, and four long names would hide the rest of the message.
     return f"{folder} lacks {', '.join(files) if len(files) < 4 else 'all files of the set'}"
 
 
@@ -167,7 +168,7 @@ def _md5(path: Path) -> str:
 
 
 def _save(url: str, path: Path, md5: str, limit: int, given_up: threading.Event) -> None:
-    """Writes what an address gives, at most `limit` bytes.
+    """Downloads from an address to a file, at most `limit` bytes.
 
     Raises:
         ValueError: it is larger, or its checksum is another.
@@ -187,7 +188,7 @@ def _save(url: str, path: Path, md5: str, limit: int, given_up: threading.Event)
 
 
 def _fetch(urls: Sequence[str], md5: str, scratch: Path, limit: int) -> str | None:
-    """Fetches a file from the first address that has it; returns None, or the errors."""
+    """Downloads a file from the first address that has it; returns None, or the errors."""
     failures: list[str] = []
     given_up = threading.Event()
 
@@ -219,9 +220,9 @@ def _fetch(urls: Sequence[str], md5: str, scratch: Path, limit: int) -> str | No
                 size, moved = now, time.monotonic()
                 if size - shown >= SHOWN:
                     shown = size
-                    log.info("%.2f GB have arrived", size / 1e9)
+                    log.info("%.2f GB are downloaded", size / 1e9)
             elif time.monotonic() - moved > STALL:
-                failures.append(f"nothing came for {STALL:g} s")
+                failures.append(f"no byte arrived for {STALL:g} s")
                 break
     finally:
         given_up.set()

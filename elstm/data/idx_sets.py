@@ -49,7 +49,7 @@ def read_idx_part(source: DataSet, folder: Path, part: str) -> tuple[np.ndarray,
 
 
 def find(folder: Path, file: str) -> Path | None:
-    """Returns the file under any of the names that it is published under.
+    """Returns the file under any of its published names.
 
     Kaggle's copies have a point in the name (train-images.idx3-ubyte), some of them in a folder
     of the same name.
@@ -70,9 +70,9 @@ def _labels(path: Path, array: np.ndarray, source: DataSet) -> np.ndarray:
 
 
 def _check_published(path: Path, md5: str) -> None:
-    """Logs what lies there beside, or in the place of, a published file."""
+    """Logs a file that exists beside a published file or in its place."""
     packed = path.read_bytes()
-    # MD5 tells files apart here, and guards against no attacker; FIPS systems need to know.
+    # MD5 distinguishes files and guards against no attacker, which the flag declares to FIPS.
     if hashlib.md5(packed, usedforsecurity=False).hexdigest() != md5:
         log.warning("%s is not the published file: it is read as a set of your own", path)
     beside = path.with_suffix("")

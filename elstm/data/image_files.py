@@ -1,7 +1,7 @@
-"""Decodes the image files that people have: any mode and orientation, in bounded memory.
+"""Decodes image files of common formats, in any mode and orientation, in bounded memory.
 
 One image at a time is decoded, and none of more than MAX_PIXELS is, so that memory is bounded
-whatever the files say of themselves.
+whatever size the files declare.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from PIL import ExifTags, Image
 MAX_PIXELS = 50_000_000  # 200 MB decoded at 4 bytes a pixel
 MAX_BYTES = 200_000_000  # of a file: such an image without compression
 STRIP = 1_000_000  # pixels converted at once
-# What people have. Pillow reads forty more, some through other programs (EPS, WMF).
+# Common formats. Pillow reads forty more, some through other programs (EPS, WMF).
 FORMATS = (
     "PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000", "MPO", "DIB", "ICO", "PCX",
     "PPM", "SGI", "TGA",
 )  # fmt: skip
 BITS = (8, 10, 12, 14, 16)  # of the grey levels of cameras and scanners
-# By EXIF: how the stored picture is turned to the one that was taken.
+# The operation by EXIF orientation that turns the stored picture upright.
 ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,7 +37,7 @@ ORIENTATIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Note = Callable[[str], None]  # receives what a user should know about a picture
+Note = Callable[[str], None]  # receives a message for the user about a picture
 
 
 def endings() -> set[str]:
@@ -47,7 +47,7 @@ def endings() -> set[str]:
 
 
 def formats() -> list[str]:
-    """Returns those of FORMATS that this Pillow has."""
+    """Returns the FORMATS that the installed Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
@@ -68,7 +68,7 @@ def read_full(
             picture, so that pictures of one set would differ.
 
     Raises:
-        ValueError: why it cannot be read, in one line.
+        ValueError: it cannot be read; the message is the reason in one line.
     """
     with _decoded(path, mode, smallest, note) as (image, turn):
         if eight_bits and _is_deep(image):
@@ -106,9 +106,9 @@ def read_colours(path: Path, largest: int, ground: int | None, note: Note) -> Im
 def _decoded(
     path: Path, mode: str, smallest: int | None, note: Note
 ) -> Iterator[tuple[Image.Image, Image.Transpose | None]]:
-    """Opens and decodes a file; gives the image and how to turn it upright.
+    """Opens and decodes a file; returns the image and the operation that turns it upright.
 
-    Whatever a decoder raises becomes a ValueError of one line.
+    Any exception of a decoder becomes a ValueError of one line.
     """
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS
     try:
@@ -139,7 +139,7 @@ def _decoded(
 
 
 def _first_line(error: Exception) -> str:
-    """Returns the first line of an error, without the file's name that the system adds."""
+    """Returns the first line of an error, without the file name that the system adds."""
     reason = getattr(error, "strerror", None) or str(error)
     return reason.strip().partition("\n")[0] or type(error).__name__
 
@@ -158,7 +158,7 @@ def _open_plain(path: Path) -> IO[bytes]:
 
 
 def _turn(image: Image.Image, note: Note) -> Image.Transpose | None:
-    """Returns how the picture has to be turned by its EXIF, TIFF or XMP orientation."""
+    """Returns the operation that turns the picture upright by its EXIF, TIFF or XMP orientation."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # of damaged metadata: SyntaxError, struct.error, ...
@@ -177,9 +177,9 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _strips(
     image: Image.Image, ground: int | None, note: Note, *, multiple: int = 1
 ) -> Iterator[tuple[tuple[int, int, int, int], Image.Image]]:
-    """Gives (box, strip) from top to bottom, each strip as L or RGB without transparency.
+    """Yields (box, strip) from top to bottom, each strip as L or RGB without transparency.
 
-    Besides the decoded image and what is made of it there is little in memory.
+    Little memory is used besides the decoded image and the result.
 
     Args:
         multiple: the height of all strips but the last is a multiple of it.
@@ -216,7 +216,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 
 def _ink_is_light(image: Image.Image) -> bool:
-    """Returns whether the parts of a picture that are not transparent are light on the whole."""
+    """Returns whether the opaque parts of a picture are light on average."""
     if _is_deep(image) or not _is_transparent(image):
         return True  # there is no ground to choose
     light = weight = 0.0
@@ -234,9 +234,9 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _grey_scale(image: Image.Image, note: Note) -> Callable[[Image.Image, int], Image.Image] | None:
-    """Returns how to bring grey levels of more than 8 bits to 8; None for all other modes.
+    """Returns a function that converts grey levels of more than 8 bits to 8; None for other modes.
 
-    The file does not say which level is white, so the largest level in the picture decides.
+    The file does not record which level is white, so the largest level in the picture decides.
     """
     if not _is_deep(image):
         return None
@@ -264,7 +264,7 @@ def _grey_scale(image: Image.Image, note: Note) -> Callable[[Image.Image, int], 
 def _float_scale(
     low: float, high: float, finite: bool, note: Note
 ) -> Callable[[Image.Image, int], Image.Image]:
-    """Returns how to bring floating-point grey levels to 8 bits."""
+    """Returns a function that converts floating-point grey levels to 8 bits."""
     if not finite:
         note("has pixels that are NaN or infinite: taken as black")
     if low < -0.01 * max(high, 0.0) or high > 65535:

@@ -63,7 +63,7 @@ def pixel_order(pixels: int, seed: int | None) -> Tensor:
     """Returns the order in which permuted pixels are read.
 
     Raises:
-        ValueError: the seed is still open, because the caller has not filled in the run's.
+        ValueError: the seed is None, because the caller has not passed the run's seed.
     """
     if seed is None:
         raise ValueError("the seed of the order of the pixels is not known")
@@ -73,10 +73,10 @@ def pixel_order(pixels: int, seed: int | None) -> Tensor:
 def load_image_set(name: str, root: str) -> ImageSet:
     """Returns a set of DATA_SETS, from torchvision's layout under `root`.
 
-    Files that are not there are downloaded.
+    Missing files are downloaded.
 
     Raises:
-        UserError: there is no such set, or its files are damaged or cannot be had.
+        UserError: there is no such set, or its files are damaged or cannot be downloaded.
     """
     if name not in DATA_SETS:
         raise UserError(
@@ -103,7 +103,7 @@ def load_image_set(name: str, root: str) -> ImageSet:
 
 
 def _missing(source: DataSet, folder: Path) -> list[str]:
-    """Returns the files that are not there, by the names under which they are published."""
+    """Returns the missing files by their published names."""
     found = found_files(source, folder)
     names = zip(source.files, source.published_files, strict=True)
     return [published for file, published in names if file not in found]
@@ -157,7 +157,7 @@ def _split(source: DataSet, folder: Path) -> ImageSet:
 
 
 def load_files(source: DataSet, place: Path, split: str) -> Split | None:
-    """Returns a split of files in the format of a published set; None if they are not there.
+    """Returns a split of files in the format of a published set; None if they are missing.
 
     Args:
         place: the folder of the files, or one that has them as data.root has; the files of the
@@ -179,7 +179,7 @@ def load_files(source: DataSet, place: Path, split: str) -> Split | None:
 
 
 def found_files(source: DataSet, folder: Path) -> dict[str, str]:
-    """Returns those files of a set that are there: the name of each in the folder."""
+    """Returns the files of a set that exist: the name of each in the folder."""
     if source.layout == "idx":
         paths = {file: find(folder, file) for file in source.files}
     else:

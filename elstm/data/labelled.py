@@ -1,4 +1,4 @@
-"""Defines what every reader of own data returns: labelled sequences, before they are split."""
+"""Defines the result of every reader of own data: labelled sequences, before they are split."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ UNLABELLED = ""  # of a sequence without a label, which is only predicted
 
 @dataclass(frozen=True, eq=False)
 class LabelledSet:
-    """Sequences of one split, or of a set that is still to be split.
+    """Holds the sequences of one split, or of a set that is not split yet.
 
     Attributes:
-        values: float32 (N, T, F); what lies beyond a sequence's length is zero. Of pictures uint8
-            (N, pixels, channels), row by row.
+        values: float32 (N, T, F), zero beyond a sequence's length; for pictures uint8 (N, pixels,
+            channels), row by row.
         lengths: int64 (N,), each from 1 to T.
         labels: one text a sequence; numbers are written as the shortest text (3, not 3.0).
         ids: one text a sequence, by which messages and predictions name it.
-        files: what was read.
+        files: the files that were read.
         features: the names of the F features, where the file has them.
         image_size: rows and columns of pictures.
-        notes: what a user should know about the files, a sentence each.
+        notes: messages for the user about the files, a sentence each.
     """
 
     values: np.ndarray
@@ -108,7 +108,7 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_memory(what: str, count: int, itemsize: int = FLOAT32_BYTES) -> None:
-    """Raises UserError if so many numbers do not fit into the memory that is free.
+    """Raises UserError if `count` numbers do not fit into free memory.
 
     Args:
         itemsize: bytes of a number in the file; they become float32.

@@ -1,4 +1,4 @@
-"""Loads the data set that a config names: an image set of the table, or own data by a reader."""
+"""Loads the data set that a config names, an image set of the table or own data by a reader."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ log = logging.getLogger(__name__)
 
 
 def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
-    """Returns what the group `data` of a config names, on the CPU.
+    """Returns the data set that the group `data` of a config names, on the CPU.
 
     Args:
         options: the group `data`: of own data it has a `source`.
         stratify: see `load_image_sequences`.
 
     Raises:
-        UserError: files are missing, damaged or cannot be had, or an option does not fit them.
+        UserError: files are missing, damaged or cannot be downloaded, or an option does not fit
+            them.
     """
     own = getattr(options, "source", None) is not None
     data = load_own(options) if own else load_image_sequences(options, stratify=stratify)
@@ -42,7 +43,7 @@ def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
 
 
 def _with_augmentation(data: SequenceData, options: Any) -> SequenceData:
-    """Returns the data with the augmentation that the group `data.augment` asks for."""
+    """Returns the data with the augmentation that the group `data.augment` requests."""
     if options is None or options == type(options)():  # all at their defaults: nothing changes
         return data
     if isinstance(data, SeriesData):
@@ -64,7 +65,7 @@ def moved(options: Any, place: str) -> Any:
     """
     name = next((name for name in ("path", "root") if hasattr(options, name)), None)
     if name is None:
-        raise UserError(f"{options.name} has no files, so it cannot lie elsewhere")
+        raise UserError(f"{options.name} has no files, so no other place can be given")
     return replace(options, **{name: place})
 
 
@@ -117,10 +118,10 @@ def data_fingerprint(options: Any) -> str | None:
 
 
 def load_own(options: Any) -> SequenceData:
-    """Reads own data, draws the splits that the files do not give, and says what was read."""
+    """Reads own data, draws the splits that the files lack, and logs what was read."""
     source = read_own(options)
     checksum = preparing.fingerprint(source)
-    # These are logged behind the line that says what was read.
+    # These messages are logged after the one that describes what was read.
     notes: list[tuple[Any, ...]] = [("%s", text) for part in source.values() for text in part.notes]
     parts = preparing.split(source, _split_options(options), note=lambda *args: notes.append(args))
     if options.train_size is not None:
@@ -147,7 +148,7 @@ def load_own(options: Any) -> SequenceData:
 
 
 def raw_series(options: Any, split: str) -> LabelledSet:
-    """Returns a split of own series as the files have it, with its features in training's order.
+    """Returns a split of own series unscaled, with its features in the order of training.
 
     Raises:
         UserError: see `load_own`, which has to have accepted the options.
@@ -262,10 +263,10 @@ def _images(
 
 
 def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> ImageSequences:
-    """Returns the image set that the options name, on the CPU, downloaded if it has to be.
+    """Returns the image set that the options name, on the CPU, and downloads it if necessary.
 
-    `train_size` keeps so many images of the training split, after validation was split off, so
-    that runs of every size are validated on the same images. It keeps the classes' shares.
+    `train_size` selects that many images of the training split after validation was split off, so
+    that runs of every size are validated on the same images. It preserves the classes' shares.
 
     Args:
         options: the group `data` of a config.
@@ -273,7 +274,8 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
             did; their checkpoints are resumed and evaluated with it.
 
     Raises:
-        UserError: files are missing, damaged or cannot be had, or an option does not fit the set.
+        UserError: files are missing, damaged or cannot be downloaded, or an option does not fit the
+            set.
     """
     # An environment variable that is set and empty counts as not set.
     images = load_image_set(options.name, getattr(options, "root", "") or "data")
@@ -297,8 +299,8 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
     published = DATA_SETS[options.name].file_images
     if DATA_SETS[options.name].folder and there != published:  # the digits come with a package
         log.warning(
-            "the files hold %s training and %s test images instead of %s and %s: they are a set "
-            "of your own", *(f"{count:,}" for count in (*there, *published)),
+            "the files hold %s training and %s test images instead of %s and %s, so they are not"
+                " the published set", *(f"{count:,}" for count in (*there, *published)),
         )  # fmt: skip
     splits = {"training": train, "validation": images.val, "test": images.test}
     present = {
@@ -326,7 +328,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
 
 
 def _checksum(splits: Iterable[Split]) -> str:
-    """Returns a checksum of all images and labels, which tells files of one name apart."""
+    """Returns a checksum of all images and labels, which distinguishes files of one name."""
     digest = hashlib.sha256()
     for split in splits:
         digest.update(split.labels.numpy().astype("<i8").tobytes())

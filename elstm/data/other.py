@@ -1,4 +1,4 @@
-"""Reads further labelled data in the form that a trained model takes."""
+"""Reads data that a run was not trained on, in the form that its model takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from elstm.errors import UserError
 def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> SequenceData:
     """Returns data that a run has not seen, scaled by the statistics of its training split.
 
-    Files without splits are taken as a whole; of others `split` is taken.
+    All sequences of files without splits are taken; of other files only `split` is.
 
     Args:
         options: the group `data` of the run.
@@ -57,9 +57,9 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
 
 
 def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
-    """Returns the sequences of files, labelled or not, as a model takes them and as they were read.
+    """Returns the sequences of files, labelled or not, as a model takes them and as read.
 
-    All splits of the files are taken, one behind the other. Labels are not checked.
+    All splits of the files are taken, one after the other. Labels are not checked.
 
     Args:
         options, facts, path: see `load_other`.

@@ -1,4 +1,4 @@
-"""Brings a picture into the form of the images that a model was trained on.
+"""Converts a picture to the form of the images that a model was trained on.
 
 MNIST's digits are light on dark. Each is cropped, scaled with its aspect kept into a box of 20 x 20
 and placed in 28 x 28 pixels so that its centre of mass lies in the middle (LeCun et al. 1998,
@@ -16,7 +16,7 @@ from PIL import Image
 from elstm.data.image_files import Note, read_colours, read_full, scaled
 
 BOX = 20 / 28  # MNIST's box in its image
-WORKING = 512  # pixels a side, at which contents are looked for
+WORKING = 512  # pixels a side of the picture in which the content is located
 NO_CONTRAST = 16  # grey levels
 UNEVEN = 0.4  # of the frame's pixels far from one colour: light falls unevenly
 STROKE = 1.8  # pixels of 28: strokes thinner than MNIST's thinnest are widened
@@ -27,7 +27,7 @@ INVERTED = "is dark on light and was inverted (--invert no keeps it)"
 INVERTED_TO_DARK = "is light on dark and was inverted (--invert no keeps it)"
 UNCLEAR = "may be dark on light or light on dark: it was kept as it is (--invert yes inverts it)"
 SCALED = "was scaled in full (--fit finds the content and places it as in the training images)"
-FLAT = "has no contrast: its prediction means nothing"
+FLAT = "has no contrast, so its prediction is meaningless"
 
 
 def read_image(
@@ -58,7 +58,7 @@ def read_image(
         note: see Note.
 
     Raises:
-        ValueError: why it cannot be read, in one line.
+        ValueError: it cannot be read; the message is the reason in one line.
     """
     ground = None if invert is None else 255 * (invert == dark_ground)
     if fit:
@@ -89,11 +89,11 @@ def read_image(
 
 
 def has_light_ground(image: np.ndarray) -> bool | None:
-    """Returns whether a picture is dark on light; None where that cannot be told.
+    """Returns whether a picture is dark on light; None where it is unclear.
 
-    Its frame, its corners and all of it vote; two have to be clear. It was right on all images that
-    were checked, with their negatives: the 10,000 test images and 20,000 training images of MNIST
-    and of Fashion-MNIST, and the 1,797 digits of scikit-learn.
+    Its frame, its corners and the full picture vote, and two votes have to be clear. The result was
+    right for all images that were checked, and for their negatives: the 10,000 test images and
+    20,000 training images of MNIST and of Fashion-MNIST, and the 1,797 digits of scikit-learn.
 
     Args:
         image: (H, W), grey levels.
@@ -129,7 +129,7 @@ def _ink(colours: np.ndarray, light_ground: bool | None) -> tuple[np.ndarray | N
 
     Args:
         colours: (H, W, 3) uint8.
-        light_ground: what is known of the ground.
+        light_ground: whether the ground is light; None: unknown.
 
     Returns:
         The strokes, 0 to 1 (H, W), or None where there is no contrast; and whether the ground is
@@ -184,7 +184,7 @@ def _share_far(frame: np.ndarray, ground: np.ndarray) -> float:
 
 
 def _shade(terms: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Fits colours by polynomials of the place; strokes, which are far from it, are left out.
+    """Fits colours by polynomials of the position; strokes, which are outliers, are left out.
 
     Args:
         terms: (N, 6).
@@ -225,7 +225,7 @@ def _without_specks(mask: np.ndarray) -> np.ndarray:
 
 
 def _widened(ink: np.ndarray, by: int) -> np.ndarray:
-    """Widens strokes by so many pixels on each side."""
+    """Widens strokes by `by` pixels on each side."""
     from scipy import ndimage
 
     wider: np.ndarray = ndimage.maximum_filter(ink, 2 * by + 1)

@@ -1,7 +1,7 @@
-"""Prepares own data for training: splits, folds, classes, missing values and standardising.
+"""Prepares own data for training: splits, folds, classes, missing values and scaling.
 
-Everything here is a function of the files and of the options, so that a resume finds the same
-numbers; every draw follows from `split_seed` alone.
+All results depend on the files and the options alone, so that a resume gets the same numbers. Every
+draw follows from `split_seed`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ FEW = 10  # steps that fewer sequences reach have rough statistics
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Says how the splits that the files do not give are drawn.
+    """Holds the options by which splits that the files lack are drawn.
 
     Attributes:
         val_fraction, test_fraction: shares of the sequences that are split.
-        split_seed: what the draw follows from.
-        folds: with k-fold cross-validation, into how many parts the training data are cut.
+        split_seed: the seed of the draw.
+        folds: the number of parts of the training data in k-fold cross-validation.
         fold: which part is the test set, from 0; validation is drawn from the others.
     """
 
@@ -44,7 +44,7 @@ class SplitOptions:
 
 
 def fingerprint(source: Source) -> str:
-    """Returns a checksum of all that was read: values, lengths, labels and their splits."""
+    """Returns a checksum of values, lengths, labels and their splits."""
     digest = hashlib.sha256()
     for split in sorted(source):
         part = source[split]
@@ -67,7 +67,7 @@ def take(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
 
 
 def joined(parts: Sequence[LabelledSet]) -> LabelledSet:
-    """Returns sets of the same features, one behind the other."""
+    """Returns sets of the same features, one after the other."""
     steps = max(part.values.shape[1] for part in parts)
     values = np.zeros((sum(map(len, parts)), steps, parts[0].values.shape[2]), np.float32)
     first = 0
@@ -85,7 +85,7 @@ def joined(parts: Sequence[LabelledSet]) -> LabelledSet:
 
 
 def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndarray]:
-    """Deals rows out to `count` parts, class by class, so that each has every class's share."""
+    """Distributes rows over `count` parts, each with the same share of every class."""
     names = class_names(labels)
     index = np.array([names.index(label) for label in labels])
     parts: list[list[int]] = [[] for _ in range(count)]
@@ -101,7 +101,7 @@ def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndar
 def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray:
     """Returns the rows of a stratified draw, in order; at least one, and one of each class of 3.
 
-    A class's share is rounded to the nearest number; a class of one or two keeps them for training.
+    A class's share is rounded to the nearest number. Classes of one or two sequences only train.
     """
     names = class_names(labels)
     index = np.array([names.index(label) for label in labels])
@@ -123,7 +123,7 @@ def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray
 def split(
     source: Source, options: SplitOptions, note: Callable[..., None] = log.info
 ) -> dict[str, LabelledSet]:
-    """Returns train, val and test; what the files do not give is drawn, and `note` is told so."""
+    """Returns train, val and test; splits that the files lack are drawn, which `note` receives."""
     found = dict(source)
     seed = options.split_seed
     whole = found.pop("all", None)
@@ -181,22 +181,22 @@ def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
     """Returns the classes of all splits.
 
     Raises:
-        UserError: there is one class alone.
+        UserError: there is only one class.
     """
     names = class_names([label for part in parts.values() for label in part.labels])
     if len(names) < 2:
-        raise UserError(f"all sequences have the label {names[0]!r}: there is nothing to learn")
+        raise UserError(f"all sequences have the label {names[0]!r}, so there is nothing to learn")
     return names
 
 
 def warn_of_missing_classes(
     names: Sequence[str], present: Mapping[str, Collection[str]], what_it_holds: str = "sequence"
 ) -> None:
-    """Logs a warning for each split that lacks a class: the file may be sorted.
+    """Logs a warning for each split that lacks a class, because the file may be sorted.
 
     Args:
-        present: the classes of a split, by what the split is called.
-        what_it_holds: the noun for a member of a split.
+        present: the classes of each split, by the split's name.
+        what_it_holds: the noun for the members of a split.
     """
     for what, found in present.items():
         missing = [name for name in names if name not in found]
@@ -210,11 +210,11 @@ def warn_of_missing_classes(
 def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledSet]:
     """Handles NaN: "error" refuses it, "forward" repeats the value before it, "zero" leaves it.
 
-    What is NaN afterwards becomes zero when the values are standardised: the training mean.
+    The remaining NaN become zero, the training mean, when the values are standardised.
 
     Raises:
-        UserError: there are infinite values, or missing ones with "error"; it counts and places
-            them.
+        UserError: there are infinite values, or missing ones with "error". The message has their
+            number and the place of the first.
     """
     filled = {}
     for name, part in parts.items():
@@ -242,7 +242,7 @@ def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledS
 def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation of each feature over all steps, (F,), in float64.
 
-    A feature that is constant has the deviation 1, so that it becomes zero.
+    A constant feature has the deviation 1, so that it becomes zero.
     """
     active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
     steps = part.values[active].astype(np.float64)  # (steps of all sequences, F)
@@ -266,7 +266,7 @@ def standardized(part: LabelledSet, mean: np.ndarray, std: np.ndarray) -> torch.
 
 
 def describe(parts: dict[str, LabelledSet], names: Sequence[str]) -> str:
-    """Says in one line what was read: sizes, lengths, features, classes, files."""
+    """Describes in one line what was read: sizes, lengths, features, classes, files."""
     train, val, test = (parts[name] for name in SPLITS)
     lengths = np.concatenate([part.lengths for part in parts.values()])
     low, high = int(lengths.min()), int(lengths.max())
@@ -283,12 +283,12 @@ def describe(parts: dict[str, LabelledSet], names: Sequence[str]) -> str:
 
 
 def counts(train: int, val: int, test: int) -> str:
-    """Says how many sequences each split has."""
+    """Describes how many sequences each split has."""
     return f"{train:,} training, {val:,} validation, {test:,} test"
 
 
 def images_of(size: tuple[int, int], channels: int) -> str:
-    """Says what kind of images a set holds."""
+    """Describes the images of a set."""
     colour = "grey" if channels == 1 else "in colour"
     return f"images of {size[0]} x {size[1]} pixels, {colour}"
 

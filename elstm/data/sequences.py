@@ -1,7 +1,8 @@
-"""Cuts labelled sequences into batches; image sets as rows, pixels or permuted pixels.
+"""Makes batches of labelled sequences, and of image sets as rows, pixels or permuted pixels.
 
-These sets are small, so there are no worker processes: all data lie on the device, and a batch is
-one indexing there. For images, one pass turns bytes into normalised floats of shape (T, B, F).
+These sets are small, so there are no worker processes. All data lie on the device, and a batch is
+one indexing operation there. For images, one pass turns bytes into normalised floats of shape
+(T, B, F).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
 
 
 class SequenceData(ABC):
-    """Holds a data set in splits, and cuts them into batches of sequences.
+    """Holds a data set in splits, and makes batches of sequences from them.
 
     All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
     alone and is drawn on the CPU, so that it is the same on every device.
@@ -33,11 +34,11 @@ class SequenceData(ABC):
     Attributes:
         name: the name in runs and reports.
         batch_size: sequences that `train_rows` yields at once, for one training step.
-        num_steps: steps that have population statistics of their own.
+        num_steps: steps that have separate population statistics.
         input_size: features of a step.
         fingerprint: a checksum of own data as they were read; None for a published set.
-        description: what was read, in one line.
-        augmentation: changes training batches, and nothing else; None: nothing does.
+        description: a summary of what was read, in one line.
+        augmentation: changes training batches, and nothing else; None: they stay as they are.
     """
 
     name: str
@@ -66,7 +67,7 @@ class SequenceData(ABC):
 
     @abstractmethod
     def inputs(self, part: Any, rows: slice | Tensor) -> Inputs:
-        """Returns what a model takes for rows of a split: a slice, or int64 as `train_rows` has."""
+        """Returns the model's input for rows of a split, a slice or int64 as from `train_rows`."""
 
     @abstractmethod
     def augmented_inputs(self, augmentation: Augmentation, rows: Tensor) -> Inputs:
@@ -74,7 +75,7 @@ class SequenceData(ABC):
 
     @abstractmethod
     def example(self, part: Any, row: int, augmentation: Augmentation | None = None) -> Tensor:
-        """Returns one sequence of a split as people see it, on the CPU.
+        """Returns one sequence of a split for display, on the CPU.
 
         An image is uint8 (rows, columns, channels), a series float32 (T, F).
 
@@ -84,7 +85,7 @@ class SequenceData(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Returns how files become inputs, in plain values; checkpoints and predictions need it."""
+        """Returns plain values that define how files become inputs; checkpoints hold them."""
 
     @property
     def num_classes(self) -> int:
@@ -97,11 +98,11 @@ class SequenceData(ABC):
 
     @property
     def num_train_batches(self) -> int:
-        """Batches of an epoch; an incomplete last one is dropped."""
+        """Returns the number of batches of an epoch; an incomplete last one is dropped."""
         return len(self.train) // self.batch_size
 
     def split(self, name: str) -> Any:
-        """Returns "train", "val" or "test"."""
+        """Returns the split "train", "val" or "test"."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
 
     def train_order(self, seed: int, epoch: int, processes: int = 1) -> Tensor:
@@ -113,7 +114,7 @@ class SequenceData(ABC):
 
     @property
     def packed(self) -> bool:
-        """Tells whether batches are packed, so that their shapes differ."""
+        """Returns whether batches are packed, so that their shapes differ."""
         return False
 
     def train_rows(
@@ -124,8 +125,9 @@ class SequenceData(ABC):
         They lie on the device, where they are copied once an epoch. Packing needs them on the CPU.
 
         Args:
-            parts: what a step uses one after the other. Part p of `stride` processes together is
-                what part p of one process with batches of `stride` times the size would be.
+            parts: the number of parts of a batch that a step uses one after the other. Part p of
+                all `stride` processes together equals part p of one process with batches of
+                `stride` times the size.
         """
         if self.augmentation is not None:
             self.augmentation.start_epoch(len(self.train), seed, epoch, self.device)
@@ -142,8 +144,8 @@ class SequenceData(ABC):
         """Returns the batch of these rows: x (T, B, F), y int64 (B,).
 
         It is augmented by the draws of the epoch whose `train_rows` were requested last. Batches
-        for evaluation and for population statistics never are: these statistics have to describe
-        what is evaluated.
+        for evaluation and for population statistics never are, because these statistics have to
+        describe the evaluated sequences.
         """
         labels = self.train.labels[rows.to(self.device)]
         if self.augmentation is None:
@@ -169,9 +171,9 @@ class SequenceData(ABC):
     ) -> Iterator[Inputs]:
         """Yields distinct training sequences for population statistics: x (T, B, F).
 
-        `count` batches, or as many full ones as there are; the full split if it is smaller than
-        one; of these number start, start + stride, and so on. The order is not the training's, so
-        the statistics are not those of its last batches.
+        There are `count` batches, or as many full ones as the split has, or the full split if it is
+        smaller than one. Of these, number start, start + stride, and so on are yielded. The order
+        differs from that of training, so the statistics are not those of its last batches.
         """
         rows = random_order(len(self.train), "statistics", seed, epoch)
         count = max(1, min(count, len(rows) // batch_size))
@@ -187,7 +189,7 @@ def to_sequences(
     permutation: Tensor | None = None,
     channels: int = 1,
 ) -> Tensor:
-    """Turns images into sequences: step t holds pixels t F ... (t + 1) F - 1 of each image.
+    """Turns images into sequences, where step t holds pixels t F ... (t + 1) F - 1 of each image.
 
     Args:
         images: uint8 (B, pixels x channels), the channels of a pixel side by side.
@@ -208,7 +210,7 @@ def to_sequences(
 
 @dataclass(frozen=True, eq=False)
 class ImageSequences(SequenceData):
-    """Holds an image set: step t has pixels t F ... (t + 1) F - 1 of each image."""
+    """Holds an image set as sequences; step t has pixels t F ... (t + 1) F - 1 of each image."""
 
     name: str
     class_names: tuple[str, ...]
@@ -281,7 +283,7 @@ class ImageSequences(SequenceData):
             "permutation": None if self.permutation is None else self.permutation.cpu(),
             "train_images": len(self.train),
             "stratified": self.stratified,
-            # Checkpoints of published sets have no fingerprint, of grey ones no channels.
+            # Checkpoints of published sets have no fingerprint, and those of grey sets no channels.
             **({"channels": self.channels} if self.channels > 1 or self.fingerprint else {}),
             **({"fingerprint": self.fingerprint} if self.fingerprint else {}),
             **({"content": self.content} if self.content else {}),

@@ -38,12 +38,12 @@ class SeriesSplit:
 
 @dataclass(frozen=True, eq=False)
 class SeriesData(SequenceData):
-    """Holds own data that are sequences of numbers.
+    """Holds own data of the kind "sequences of numbers".
 
     Attributes:
         mean, std: of each feature over the steps of the training split, float64 (F,).
-        fingerprint: a checksum of what was read.
-        description: what was read, in one line.
+        fingerprint: a checksum of the data.
+        description: a summary of the data, in one line.
         bucket: sort batches by length within groups of BUCKET_BATCHES, which saves steps where
             lengths differ; still a function of (seed, epoch).
         features: their names, where the files have them.
@@ -74,7 +74,7 @@ class SeriesData(SequenceData):
 
     @cached_property
     def unequal(self) -> bool:
-        """Tells whether any two sequences differ in length."""
+        """Returns whether any two sequences differ in length."""
         lengths = torch.cat([part.lengths for part in (self.train, self.val, self.test)])
         return bool((lengths != lengths[0]).any())
 
@@ -94,7 +94,7 @@ class SeriesData(SequenceData):
         return self._packed(part.values[place, : int(lengths.max())], lengths)
 
     def _packed(self, values: Tensor, lengths: Tensor) -> PackedSequence:
-        """Packs (B, T, F) by lengths on the CPU; what lies past a sequence's end is dropped."""
+        """Packs (B, T, F) by lengths on the CPU; values past a sequence's end are dropped."""
         falling = bool((lengths[1:] <= lengths[:-1]).all())  # then nothing has to be sorted
         return pack_padded_sequence(values.transpose(0, 1), lengths, enforce_sorted=falling)
 

@@ -1,1 +1,1 @@
-"""Files that survive a kill, and bounded reads of files that others may have written."""
+"""Writes files that survive a kill, and reads files of unknown origin within bounds."""

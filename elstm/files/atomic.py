@@ -1,4 +1,4 @@
-"""Writes files so that a kill leaves them complete, and locks them. Needs no torch."""
+"""Writes files so that a kill leaves them complete, and locks them. It needs no torch."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def write_atomic(
     sync: bool = True,
     keep: Path | None = None,
 ) -> None:
-    """Replaces the file at `path`, which is complete at every moment: the old one or the new one.
+    """Replaces the file at `path`, so that at every moment a complete file is there, old or new.
 
     Args:
         path: the file; its folder must exist.
         write: the bytes, or a function that writes them to an open file.
         sync: wait until the disk has the bytes. They then survive a power failure, not only a kill.
-        keep: the earlier content of `path` is there afterwards.
+        keep: a path that holds the earlier content of `path` afterwards.
 
     Raises:
         UserError: the disk is full, the folder is read-only or gone. `path` is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path, "; the file that was there is unharmed"):
+        with writing(path, "; the earlier file is unchanged"):
             with suppress(
                 FileNotFoundError
             ):  # a killed process's with this number, or another user's link
@@ -59,7 +59,7 @@ def write_atomic(
 
 
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replaces several files below `folder`: a failure or a signal leaves all that were there.
+    """Replaces several files below `folder`; after a failure or a signal all earlier ones remain.
 
     Every content is on the disk before the first file is replaced. A signal that arrives while they
     are replaced is raised after the last one. Only a kill in that moment leaves some of each.
@@ -73,7 +73,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     temporaries: dict[Path, Path] = {}
     try:
-        with writing(folder, "; the file that was there is unharmed"):
+        with writing(folder, "; the earlier files are unchanged"):
             for name, content in files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _keep(path: Path, keep: Path) -> None:
-    """Gives the file at `path`, if there is one, the name `keep` as well."""
+    """Links the file at `path`, if there is one, to the name `keep` as well."""
     if not path.exists():
         return
     link = keep.with_name(f".{keep.name}.{os.getpid()}.tmp")
@@ -118,7 +118,7 @@ def _keep(path: Path, keep: Path) -> None:
 
 @contextmanager
 def writing(path: Path, note: str = "") -> Iterator[None]:
-    """Turns errors of the system in writing `path` into one message for the user."""
+    """Turns system errors while `path` is written into one message for the user."""
     try:
         yield
     except OSError as error:
@@ -146,7 +146,7 @@ def refuse_no_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed `write_atomic` left in `folder`."""
+    """Removes the temporary files of a killed `write_atomic` from `folder`."""
     for temporary in folder.glob(".*.tmp"):
         with suppress(OSError):
             temporary.unlink()

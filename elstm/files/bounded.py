@@ -1,4 +1,4 @@
-"""Reads files that anyone may have written: bounded in size, and nothing in them is executed."""
+"""Reads files of unknown origin within bounds of size, and executes nothing in them."""
 
 from __future__ import annotations
 

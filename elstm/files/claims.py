@@ -1,4 +1,4 @@
-"""Claims names between processes: the first process that claims a name holds it until it ends."""
+"""Claims names between processes; a process that claims a name holds it until it ends."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Streams:
 
 @contextmanager
 def lasting_streams() -> Iterator[Streams]:
-    """Opens those of the three streams that are closed, and makes output outlast its reader.
+    """Opens the standard streams that are closed, and makes output outlast its reader.
 
     The next file would get a descriptor that stays closed, and metrics.csv could then receive what
     a library writes to standard error. Streams that a caller has replaced stay as they are.
@@ -76,8 +76,9 @@ def lasting_streams() -> Iterator[Streams]:
             stream.flush()
         raw = _Lasting(number, "w", closefd=False)
         streams.raw.append(raw)
-        # Unbuffered streams (standard error, or PYTHONUNBUFFERED=1) stay so: else a progress bar
-        # and the messages on standard output would reach the terminal in another order.
+        # Unbuffered streams (standard error, or PYTHONUNBUFFERED=1) stay so, because otherwise a
+        # progress bar and the messages on standard output would reach the terminal in another
+        # order.
         buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
         lasting = io.TextIOWrapper(
             buffer, stream.encoding, stream.errors,

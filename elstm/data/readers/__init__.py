@@ -1,1 +1,1 @@
-"""Readers of own data, a file format each; every one returns labelled sequences by split."""
+"""Reads own data, with a module for each file format that returns labelled sequences by split."""

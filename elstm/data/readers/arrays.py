@@ -1,6 +1,6 @@
 """Reads `.npz` files: X and y, or X_train, y_train, X_val, ..., optionally with lengths.
 
-A file is never unpickled, and how large its arrays are is read from their headers first.
+A file is never unpickled, and the sizes of its arrays are read from their headers first.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_arrays(path: Path, layout: str = "ntc", *, labelled: bool = True) -> So
             sequence; without it all have T.
         layout: the axes of X: "ntc" (N, T, F), "nct" (N, F, T) as aeon and sktime have them, or
             "nt" (N, T) for one feature.
-        labelled: False: a file without y is read too.
+        labelled: whether labels are required; if False, a file without y is read too.
 
     Raises:
         UserError: an array is missing, holds Python objects, or does not fit the others.
@@ -101,7 +101,7 @@ def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled:
     names = {split: f"_{split}" for split in SPLITS if f"X_{split}" in headers}
     if "X" in headers:
         if names:
-            raise UserError(f"{path} holds X beside X_{next(iter(names))}: keep one of the two")
+            raise UserError(f"{path} holds both X and X_{next(iter(names))}: remove one of them")
         names = {"all": ""}
     if not names:
         raise UserError(
@@ -116,7 +116,7 @@ def _set(
 ) -> LabelledSet:
     x_name, y_name, l_name = f"X{end}", f"y{end}", f"lengths{end}"
     if y_name not in headers and labelled:
-        raise UserError(f"{path} holds {x_name} without {y_name}, the labels")
+        raise UserError(f"{path} holds {x_name} but not {y_name}, the labels")
     shape, dtype = headers[x_name]
     axes = LAYOUTS[layout]
     if len(shape) != len(axes.split(",")):

@@ -15,10 +15,10 @@ from elstm.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 GROUND = 0  # black, behind transparent parts; elstm-predict takes the same for such a run
-# What other programs call splits; folders of these names alone are no classes.
+# Names that other programs give splits; if all folders have such names, they are no classes.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
 
-Note = Callable[[Path, str], None]  # receives a file and what a user should know about it
+Note = Callable[[Path, str], None]  # receives a file and a message for the user about it
 
 
 class ImageFolderOptions(Protocol):
@@ -109,7 +109,7 @@ def _files(root: Path, folder: Path, note: Note) -> list[tuple[str, Path]]:
             else:
                 note(file, "was skipped: its name does not end like a picture's")
         if not files:
-            raise UserError(f"{label} holds no picture: every class needs some, or take it away")
+            raise UserError(f"{label} holds no picture: add some, or remove the folder")
         found += [(label.name, file) for file in files]
     if not found:
         raise UserError(f"{folder} holds no class folders")
@@ -165,7 +165,7 @@ def _read(
 
 
 def _sentence(root: Path, text: str, files: list[Path]) -> str:
-    """Returns what was noted about some files."""
+    """Returns one sentence for a note about several files."""
     more = f" (and {len(files) - 1:,} more)" if len(files) > 1 else ""
     return f"{files[0].relative_to(root)}{more} {text}"
 
@@ -177,6 +177,6 @@ def _pixels(file: Path, channels: int, size: tuple[int, int] | None, note: Note)
             file, MODES[channels], None, GROUND, lambda text: note(file, text), eight_bits=True
         )
     except ValueError as error:
-        raise UserError(f"{file} is no picture that can be read: {error}") from error
+        raise UserError(f"{file} cannot be read as a picture: {error}") from error
     rows, columns = size or (full.height, full.width)
     return scaled(full, rows, columns).reshape(rows, columns, channels)

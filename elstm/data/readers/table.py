@@ -29,7 +29,7 @@ MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual 
 
 @dataclass(frozen=True)
 class Columns:
-    """Says which column is what.
+    """Names the columns by their role.
 
     Attributes:
         id: rows with the same value are one sequence.
@@ -50,7 +50,7 @@ class Columns:
 @dataclass
 class _Sequence:
     label: str
-    line: int  # of its first row
+    line: int  # the line of its first row
     last: int  # number of its last row, to see whether rows stand together
     rows: list[list[float]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -101,9 +101,13 @@ def _files(path: Path) -> dict[str, Path]:
             files[names[file.name.lower()]].append(file)
     double = next((found for found in files.values() if len(found) > 1), None)
     if double:
-        raise UserError(f"{path} holds both {double[0].name} and {double[1].name}: keep one")
+        raise UserError(
+            f"{path} holds both {double[0].name} and {double[1].name}: remove one of them"
+        )
     if not any(files.values()):
-        raise UserError(f"{path} holds no train.csv or train.parquet: give that, or a file itself")
+        raise UserError(
+            f"{path} holds no train.csv or train.parquet: add one, or give a single file"
+        )
     return {split: found[0] for split, found in files.items() if found}
 
 
@@ -154,7 +158,7 @@ def _is_parquet(path: Path) -> bool:
 def _places(
     path: Path, names: Sequence[str], columns: Columns
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Returns where the named columns and the features stand."""
+    """Returns the indices of the named columns and of the features."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{path} has two columns named {twice!r}")
@@ -165,7 +169,7 @@ def _places(
         wanted["data.time"] = columns.time
     same = [option for option, name in wanted.items() if list(wanted.values()).count(name) > 1]
     if same:
-        raise UserError(f"{' and '.join(same)} name the same column: each needs one of its own")
+        raise UserError(f"{' and '.join(same)} name the same column: give each another one")
     given = columns.features
     for option, name in [*wanted.items(), *(("data.features", name) for name in given or ())]:
         if name not in names:
@@ -214,7 +218,7 @@ def _add(
         )
     if columns.time is None and sequence.last != number - 1:
         raise UserError(
-            f"{where}: {columns.id}={name} began in line {sequence.line}, and other rows stand in "
+            f"{where}: {columns.id}={name} started in line {sequence.line}, and other rows are in "
             "between: two sequences have the same id, or the table needs sorting (data.time=COLUMN "
             "sorts it)"
         )
@@ -239,7 +243,7 @@ def _number(where: str, column: str, cell: Any) -> float:
         except ValueError:
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; "
-                "'data.features=\"A,B\"' names the columns that are read"
+                "'data.features=\"A,B\"' selects the columns that are read"
             ) from None
     if isinstance(cell, int | float):  # bool is an int
         return float(cell)

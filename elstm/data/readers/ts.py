@@ -1,7 +1,8 @@
 """Reads the UCR/UEA archive's `.ts` files (timeseriesclassification.com).
 
-Format: lines of `@key value`, then `@data`, then a sequence a line: its dimensions apart by colons,
-the values of a dimension by commas, and the class label last. `?` or NaN marks a missing value.
+A file has lines of `@key value`, then `@data`, then one sequence per line. Colons separate its
+dimensions, commas the values of a dimension, and the class label comes last. `?` or NaN marks a
+missing value.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from elstm.data.labelled import UNLABELLED, LabelledSet, Source, check_memory, l
 from elstm.errors import UserError
 
 MAX_BYTES = 4_000_000_000
-CHECKED = 1_000_000  # numbers, after which the free memory is looked at again
+CHECKED = 1_000_000  # numbers, after which the free memory is checked again
 ENDS = {"_TRAIN": "train", "_TEST": "test"}
 HEADER_KEYS = (
     "@problemname", "@timestamps", "@missing", "@univariate", "@dimension", "@dimensions",
@@ -41,7 +42,7 @@ def read_unlabelled(options: TsOptions) -> Source:
 def read_ts(path: Path, *, labelled: bool = True) -> Source:
     """Reads NAME_TRAIN.ts and NAME_TEST.ts of a folder, the partner of a file, or one file.
 
-    Of several sets in a folder, it reads the one that has the folder's name.
+    In a folder with several sets, it reads the one that has the folder's name.
 
     Raises:
         UserError: there is no such file, or it is not one that can be classified.
@@ -92,7 +93,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text and not text.startswith(("#", "%")):
                     yield number, text
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text, save it as such"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text: save it as UTF-8"
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
@@ -107,7 +108,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
         where = f"{path}, line {number}"
         *dimensions, label = line.split(":") if classes else [*line.split(":"), ""]
         if not dimensions:
-            raise UserError(f"{where}: there is no class label behind a colon")
+            raise UserError(f"{where}: there is no class label after a colon")
         try:
             text = label_text(label) if classes else UNLABELLED
         except ValueError as error:
@@ -131,7 +132,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
         labels.append(text)
         ids.append(f"{path.stem}:{number}")
     if not sequences:
-        raise UserError(f"{path} holds no sequence behind @data")
+        raise UserError(f"{path} holds no sequence after @data")
     values, lengths = padded(sequences, str(path))
     return LabelledSet(values, lengths, tuple(labels), tuple(ids), (path,))
 
@@ -159,7 +160,7 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set
         if key == "@data":
             if not classes and labelled:
                 raise UserError(
-                    f"{path} has no class labels (@classLabel true NAME NAME ...): there is "
+                    f"{path} has no class labels (@classLabel true NAME NAME ...), so there is "
                     "nothing to learn"
                 )
             return classes or set()
