@@ -1,1 +1,1 @@
-"""The config: its schema, its checks, and how Hydra composes it."""
+"""Defines the config with its schema and its checks, and composes it with Hydra."""

@@ -1,4 +1,4 @@
-"""Settings of a run that an extension may change, and configs with other values of them."""
+"""Lists the settings of a run that an extension may change, and changes them in configs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elstm.config.check import config_from
 from elstm.config.fields import leaf_values
 from elstm.config.schema import Config
 
-# With all of scheduler., these say how a run goes on; the steps that were trained stay as they are.
+# With all of scheduler., these decide how a run continues; steps that were trained stay unchanged.
 EXTENDING = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.early_stopping_epochs", "optimizer.lr"
 )  # fmt: skip
@@ -47,7 +47,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def changes(before: Config, after: Config) -> dict[str, list[Any]]:
-    """Returns [old, new] of each key that differs; None stands for a key that is not there."""
+    """Returns [old, new] of each key that differs; None stands for a missing key."""
     old, new = flat_config(before), flat_config(after)
     keys = dict.fromkeys([*old, *new])
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}

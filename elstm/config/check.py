@@ -1,8 +1,8 @@
-"""Checks configs and builds the typed ones. An error names the key, its value and what is allowed.
+"""Checks configs and builds the typed ones. An error names the key, its value and the allowed ones.
 
-A config is a flat mapping here, "model.hidden_size" -> 128. It is the same whether Hydra composed
-it or a run folder holds it, so both pass the same checks. Nothing in it is executed: interpolations
-are resolved here, and they may name another key and no more.
+A config is a flat mapping here, "model.hidden_size" -> 128, whether Hydra composed it or a run
+folder holds it. Both pass the same checks. Nothing in it is executed. This module resolves
+interpolations, which may only name another key.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
     """Builds the typed config of a flat mapping; keys that are missing keep their defaults.
 
     Args:
-        stored: the mapping is the config of a run folder, which may have removed settings.
+        stored: whether the mapping is the config of a run folder, which may have removed settings.
 
     Raises:
         UserError: an unknown key, a wrong value, or an interpolation that names no key.
@@ -98,7 +98,7 @@ def _without_removed(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def option_name(flat: Mapping[str, Any], group: str) -> Any:
-    """Returns which option of a group a config has: its `name`, of own data its `source`."""
+    """Returns the option of a group that a config has: its `name`, or for own data its `source`."""
     name = flat.get(f"{group}.name", MISSING)
     return flat.get(f"{group}.source", name)
 
@@ -182,8 +182,8 @@ def _check_own(data: OwnDataConfig) -> None:
     """Checks what own data needs, and cross-validation."""
     if not re.fullmatch(r"\w[\w.-]{0,199}", data.name, re.ASCII):
         raise UserError(
-            f"data.name={show(data.name)}: it names folders, so it has to begin with a letter or "
-            "digit and to hold letters, digits, _, - and . alone"
+            f"data.name={show(data.name)}: it names folders, so it has to start with a letter or "
+            "digit and to consist of letters, digits, _, - and ."
         )
     for name in ("path", "id", "label"):
         if getattr(data, name, None) == "":

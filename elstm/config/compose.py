@@ -1,6 +1,6 @@
 """Composes the arguments of a command line into a typed config, or raises one error message.
 
-Hydra composes. Arguments are checked before that, and the full config before anything runs.
+Arguments are checked before Hydra composes them, and the full config before anything runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ register()
 
 
 class _Loader(ConfigLoaderImpl):
-    """Hides the folders of conf/ that are no config groups.
+    """Hides the folders of conf/ that are not config groups.
 
     Hydra takes every folder for a group and would offer it in completions and errors.
     """
@@ -124,7 +124,7 @@ class Composer:
         return cfg, typed(cfg)
 
     def many(self) -> Callable[[Sequence[str]], Config]:
-        """Returns a function from arguments with one value each to the typed config.
+        """Returns a function that maps arguments with one value each to the typed config.
 
         It does what `compose` does in a fraction of the time for many configs: Hydra composes each
         choice of options once, and no argument is parsed twice.
@@ -173,7 +173,7 @@ class Composer:
         return cfg
 
     def _check_foreign(self, cfg: DictConfig, arguments: Sequence[str], mode: RunMode) -> None:
-        """Refuses a --config-dir that changes settings of Hydra; it may add options of groups."""
+        """Raises UserError if --config-dir changes settings of Hydra."""
         own = Composer().load([a for a in arguments if a.lstrip("+").startswith("hydra")], mode)
         ignored = ("runtime", "overrides", "job")
         ours, theirs = plain(own.hydra), plain(cfg.hydra)

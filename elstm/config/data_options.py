@@ -1,4 +1,4 @@
-"""Options of the group data, by where the sequences come from."""
+"""Defines the options of the group data, by the source of the sequences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA_NAME = "${data_name:${data.path}}"
 
 @dataclass
 class AugmentPicturesConfig:
-    """Says how training pictures are changed by chance, each one anew in each epoch."""
+    """Holds the random changes of training pictures, drawn anew in each epoch."""
 
     shift: int = bounded(
         0, ge=0, le=1000,
@@ -24,8 +24,8 @@ class AugmentPicturesConfig:
     )
     crop: float = bounded(
         1.0, gt=0, le=1,
-        help="Cuts a random part out of training pictures and enlarges it to their size. It has at "
-        "least this part of their area; 1 cuts nothing off.",
+        help="Cuts a random part out of training pictures and enlarges it to their size. The part "
+        "has at least this fraction of their area; 1 cuts nothing off.",
     )  # fmt: skip
     flip: bool = setting(
         False,
@@ -34,19 +34,19 @@ class AugmentPicturesConfig:
     )
     fill: int = bounded(
         0, ge=0, le=255,
-        help="Brightness of what a shift or rotation brings in from outside of a picture; 0 is "
-        "black, 255 is white.",
+        help="Brightness of the area that a shift or rotation brings in from outside of a picture; "
+        "0 is black, 255 is white.",
     )  # fmt: skip
 
 
 @dataclass
 class AugmentSeriesConfig:
-    """Says how training series are changed by chance, each one anew in each epoch."""
+    """Holds the random changes of training series, drawn anew in each epoch."""
 
     jitter: float = bounded(
         0.0, ge=0, le=100,
-        help="Adds normal noise to each value of training sequences, so many standard deviations "
-        "of its feature.",
+        help="Adds normal noise to each value of training sequences, in standard deviations of its "
+        "feature.",
     )  # fmt: skip
     scale: float = bounded(
         0.0, ge=0, lt=1,
@@ -55,14 +55,14 @@ class AugmentSeriesConfig:
     )  # fmt: skip
     time_mask: float = bounded(
         0.0, ge=0, lt=1,
-        help="Replaces one stretch of a training sequence by the training mean. It has a random "
-        "length, up to this part of the steps.",
+        help="Replaces one stretch of a training sequence by the training mean. Its length is "
+        "random, up to this fraction of the steps.",
     )  # fmt: skip
 
 
 @dataclass
 class DataConfig:
-    """Holds what every data set has."""
+    """Holds the options of every data set."""
 
     name: str = setting(MISSING, help="Names the data set. Choose it with data=NAME.")
     train_size: int | None = bounded(
@@ -79,30 +79,31 @@ class DataConfig:
 
 @dataclass
 class PixelsConfig:
-    """Holds what all pictures have, published and own."""
+    """Holds the options of all pictures, published and own."""
 
     permute: bool = setting(
         False, help="Reads the pixels of every image in one fixed random order."
     )
     permute_seed: int | None = bounded(
-        0, ge=0, help="Seed of that random order. null takes the seed of the run."
+        0, ge=0, help="Seed of that random order. null uses the seed of the run."
     )
     augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 
 
 @dataclass
 class DigitsConfig(PixelsConfig, DataConfig):
-    """Describes images that come with scikit-learn."""
+    """Holds the options of the images that come with scikit-learn."""
 
     pixels_per_step: int = bounded(
         28, ge=1,
-        help="Number of pixels that the model reads at each step; it divides those of an image.",
+        help="Number of pixels that the model reads at each step; it has to divide the number of "
+        "an image.",
     )  # fmt: skip
 
 
 @dataclass
 class ImageSetConfig(DigitsConfig):
-    """Describes images in files that are downloaded."""
+    """Holds the options of images in files that are downloaded."""
 
     root: str = setting(
         DATA_ROOT, affects_result=False,
@@ -113,7 +114,7 @@ class ImageSetConfig(DigitsConfig):
 
 @dataclass
 class OwnDataConfig(DataConfig):
-    """Describes labelled sequences of the user's own; `source` says how `path` is read."""
+    """Holds the options of the user's labelled sequences; `source` decides how `path` is read."""
 
     source: str = setting(MISSING, help="Format of the files. Choose it with data=FORMAT.")
     name: str = setting(DATA_NAME)
@@ -121,25 +122,25 @@ class OwnDataConfig(DataConfig):
     batch_size: int = bounded(32, ge=2)
     val_fraction: float = bounded(
         0.15, ge=0, lt=1,
-        help="Part of the sequences that validates, where the files have no validation split. With "
-        "0 all of them train, and the last epoch is tested.",
+        help="Fraction of the sequences that validates, if the files have no validation split. "
+        "With 0 all of them train, and the last epoch is tested.",
     )  # fmt: skip
     test_fraction: float = bounded(
         0.15, gt=0, lt=1,
-        help="Part of the sequences that tests, where the files have no test split.",
+        help="Fraction of the sequences that tests, if the files have no test split.",
     )  # fmt: skip
-    split_seed: int = bounded(0, ge=0, help="Seed of the splits that are drawn.")
+    split_seed: int = bounded(0, ge=0, help="Seed of the random splits.")
     folds: int | None = bounded(
         None, ge=2, le=1000, help="Number of parts for cross-validation; goes with data.fold."
     )
     fold: int | None = bounded(
-        None, ge=0, help="Part that tests in cross-validation, counted from 0."
+        None, ge=0, help="Number of the part that tests in cross-validation, counted from 0."
     )
 
 
 @dataclass
 class SeriesConfig(OwnDataConfig):
-    """Describes sequences of numbers."""
+    """Holds the options of sequences of numbers."""
 
     standardize: bool = setting(
         True, help="Scales each feature to mean 0 and variance 1 over the training sequences."
@@ -167,13 +168,13 @@ class ArraysConfig(SeriesConfig):
 @dataclass
 class TableConfig(SeriesConfig):
     source: str = setting("table")
-    id: str = setting(MISSING, help="Column that says which sequence a row belongs to.")
+    id: str = setting(MISSING, help="Column with the id of the sequence that a row belongs to.")
     label: str = setting(MISSING, help="Column that holds the class of the sequence.")
     time: str | None = setting(
         None, help="Column by which the steps are sorted. null keeps the order of the file."
     )
     features: str | None = setting(
-        None, help='Columns that are features, as "a,b". null takes all other columns.'
+        None, help='Columns that are features, as "a,b". null uses all other columns.'
     )
     separator: str = setting(",", help=r"Character between the cells of a CSV file; \t is a tab.")
 
@@ -194,11 +195,11 @@ class ImagesConfig(PixelsConfig, OwnDataConfig):
     )
     pixels_per_step: int | None = bounded(
         None, ge=1,
-        help="Number of pixels that the model reads at each step. null takes one row of a picture.",
+        help="Number of pixels that the model reads at each step. null reads one row of a picture.",
     )  # fmt: skip
 
 
-# The options of each source of own data; a source that is not listed has those of SeriesConfig.
+# The options of each source of own data; sources that are not listed use SeriesConfig.
 OWN_DATA: dict[str, type[OwnDataConfig]] = {
     "arrays": ArraysConfig,
     "table": TableConfig,

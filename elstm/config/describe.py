@@ -22,7 +22,7 @@ from elstm.config.values import allowed
 from elstm.errors import show
 from elstm.files.bounded import read_config
 
-# The keys that have one dataclass, whatever is chosen.
+# The keys that have one dataclass, whichever option is chosen.
 OWNERS: dict[str, type[Any]] = {
     "": Config, "trainer": TrainerConfig, "tracking": TrackingConfig, "sweep": SweepConfig,
     "hydra.sweeper": SearchConfig,
@@ -45,11 +45,11 @@ def describe(topic: str) -> str:
 
 
 def commented(text: str, config: Config, package: str | None) -> str:
-    """Puts the description of each key, and what it takes, above its line.
+    """Writes the description of each key, and its allowed values, above its line.
 
     Args:
         text: YAML as Hydra prints a config, of which `config` is the typed one.
-        package: the group that the text is of; None: all groups.
+        package: the group of the text; None: all groups.
     """
     lines: list[str] = []
     path = outer = package.split(".") if package else []
@@ -70,7 +70,7 @@ def commented(text: str, config: Config, package: str | None) -> str:
 
 
 def _holder(config: Config, path: list[str]) -> type[Any] | None:
-    """Returns the dataclass that has a setting, or None where `path` leads to none."""
+    """Returns the dataclass of a setting, or None where `path` leads to none."""
     node: Any = config
     for name in path[:-1]:
         node = getattr(node, name, None)
@@ -80,7 +80,7 @@ def _holder(config: Config, path: list[str]) -> type[Any] | None:
 
 
 def _lines(key: str) -> list[str]:
-    """Returns the key and what it does, takes and defaults to, for each kind of option."""
+    """Returns a key's description, allowed values and defaults, for each kind of option."""
     group = max((each for each in (*OWNERS, *SCHEMAS) if key.startswith(f"{each}.")), default="")
     name = key.removeprefix(f"{group}.")
     options = SCHEMAS.get(group) or {"": OWNERS[group]}
@@ -103,7 +103,7 @@ def _lines(key: str) -> list[str]:
 
 
 def _default(field: Field[Any], group: str, name: str, option: str) -> str:
-    """Returns the default of a key: that of the option's file in conf/, or else of the field."""
+    """Returns the default of a key, from the option's file in conf/ or else from the field."""
     path = find_config_dir() / group / f"{option or 'default'}.yaml"
     values = read_config(path) if group and path.is_file() else {}
     value = values.get(name, field.default)

@@ -18,7 +18,7 @@ def require_extras(tracking: TrackingConfig) -> None:
 
 
 def installed(package: str) -> bool:
-    """Returns whether a package can be imported; a plain folder of its name is none."""
+    """Returns whether a package can be imported; a plain folder of its name does not count."""
     try:
         spec = find_spec(package)
     except ValueError:  # a module without a spec

@@ -1,4 +1,4 @@
-"""Fields of the typed configs: a default, what is allowed, and a sentence for `--help KEY`."""
+"""Makes fields of the typed configs, with default, allowed values and the text of `--help KEY`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 MISSING: Any = "???"  # OmegaConf's mark for a value that has to be given
 
-LARGE = 1_000  # above it, gates and norms compute nothing but overflow in float32
+LARGE = 1_000  # above it, gates and norms overflow in float32
 TINY = 1e-12  # the least eps of a norm, because its gradient holds eps to the power of -1.5
 
 
 def setting(
     default: Any, *, help: str = "", affects_result: bool = True, affects_training: bool = True
 ) -> Any:
-    """Makes a field that takes every value of its type.
+    """Makes a field that allows every value of its type.
 
     Args:
         default: the default; MISSING for a key that has to be given.
-        help: what the key does, in plain sentences. "": as in the class that this one extends.
-        affects_result: False for a key that says where files lie, what is shown or how often
-            something is saved. Runs that differ in such keys alone have the same result.
-        affects_training: False for a key that only says where or how the same is computed. Its
-            results may differ in their last bits; checkpoints and names of folders leave it out.
+        help: the effect of the key, in plain sentences. "": as in the class that this one extends.
+        affects_result: False for a key that only decides where files lie, what is shown or how
+            often something is saved. Runs that differ in such keys alone have the same result.
+        affects_training: False for a key that only decides where or how the same result is
+            computed. Results may differ in their last bits; checkpoints and names of folders leave
+            the key out.
     """
     return field(default=default, metadata=_metadata(help, affects_result, affects_training))
 
@@ -33,7 +34,7 @@ def bounded(
     le: float | None = None, lt: float | None = None, help: str = "", affects_result: bool = True,
     affects_training: bool = True,
 ) -> Any:  # fmt: skip
-    """Makes a field that takes a number within bounds, and None where the type allows it."""
+    """Makes a field that allows a number within bounds, and None where the type allows it."""
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     marks = _metadata(help, affects_result, affects_training)
     return field(default=default, metadata={**bounds, **marks})
@@ -43,7 +44,7 @@ def choice(
     default: Any, *allowed: Any, help: str = "", affects_result: bool = True,
     affects_training: bool = True,
 ) -> Any:  # fmt: skip
-    """Makes a field that takes one of the values listed."""
+    """Makes a field that allows one of the listed values."""
     marks = _metadata(help, affects_result, affects_training)
     return field(default=default, metadata={"choices": allowed, **marks})
 
@@ -57,7 +58,7 @@ def _metadata(help: str, affects_result: bool, affects_training: bool) -> dict[s
 
 
 def nested(owner: type[Any]) -> Any:
-    """Makes a field that holds settings of its own, as data.augment holds data.augment.shift."""
+    """Makes a field that holds nested settings, as data.augment holds data.augment.shift."""
     return field(default_factory=owner, metadata={"nested": owner})
 
 

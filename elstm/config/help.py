@@ -1,4 +1,4 @@
-"""Prints `elstm-train --help`: the groups and their options, read from conf/ without Hydra."""
+"""Makes the page of `elstm-train --help` from the groups and options in conf/, without Hydra."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ GROUPS = ("model", "data", "optimizer", "scheduler", "trainer", "experiment", "d
 
 
 def find_config_dir() -> Path:
-    """Returns conf/ of an installed wheel, or else of the repository."""
+    """Returns the path of conf/ in an installed wheel, or else in the repository."""
     package = Path(__file__).resolve().parents[1]
     return next((d for d in (package / "conf", package.parent / "conf") if d.is_dir()), package)
 

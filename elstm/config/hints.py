@@ -1,4 +1,4 @@
-"""Finds what a user may have meant: the nearest key, option or argument, or none."""
+"""Finds the key, option or argument nearest to a wrong one, or none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def all_keys() -> list[str]:
 
 
 def near_option(name: str, options: Iterable[str]) -> str | None:
-    """Returns the nearest option, whatever its case and underscores, or None."""
+    """Returns the nearest option without regard to case and underscores, or None."""
     plain = {_plain(option): option for option in reversed(list(options))}
     if _plain(name) in plain:
         return plain[_plain(name)]
@@ -70,7 +70,7 @@ def near_option(name: str, options: Iterable[str]) -> str | None:
 
 
 def near_keys(key: str, known: Sequence[str]) -> list[str]:
-    """Returns the keys that an unknown key may mean."""
+    """Returns the known keys that are near an unknown key."""
     group, _, leaf = key.rpartition(".")
     leaf = LEAVES.get(leaf, leaf)
     siblings = [k for k in known if k.rpartition(".")[0] == group]
@@ -129,7 +129,7 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
 
 
 def near_argument(argument: str, before: str | None = None) -> str | None:
-    """Returns what was meant by an argument that is no KEY=VALUE; None where nothing is near.
+    """Returns the KEY=VALUE near an argument that is none; None where nothing is near.
 
     Args:
         before: the argument before it.
@@ -183,9 +183,9 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
 
 _OF_SERIES = "pictures are changed by data.augment.shift, rotation, crop and flip"
 _OF_PICTURES = "series of numbers are changed by data.augment.jitter, scale and time_mask"
-# What a user may have meant by a key that the chosen option of data lacks.
+# Hints for keys that the chosen option of data lacks.
 _INSTEAD = {
-    "data.path": "published sets are looked for in data.root",
+    "data.path": "published sets are read from data.root",
     "data.root": "files of your own are read with data.path by data=images, arrays, table or ts",
     **{f"data.augment.{name}": _OF_SERIES for name in ("jitter", "scale", "time_mask")},
     **{f"data.augment.{name}": _OF_PICTURES for name in ("shift", "rotation", "crop", "flip")},
@@ -193,7 +193,7 @@ _INSTEAD = {
 
 
 def _options_with(key: str) -> str:
-    """Says which options of a group have a key that the chosen one lacks; "" if none has it."""
+    """Returns a hint at options of a group that have the key; "" if none has it."""
     group, _, name = key.partition(".")
     having = [
         option
@@ -212,7 +212,7 @@ def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
 
 
 def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
-    """Returns the hint behind an error message: the nearest option, or what is allowed."""
+    """Returns the hint at the end of an error message: the nearest option, or the allowed ones."""
     options = [str(option) for option in options]
     near = near_option(show(name), options)
     hint = spelled([near] if near else [])
@@ -222,7 +222,7 @@ def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True)
 
 
 def range_as_sweep(key: str, value: object) -> str:
-    """Returns a hint for 0..3 and 0-3, which mean several values; "" for anything else."""
+    """Returns a hint for values such as 0..3 and 0-3, which mean a range; "" for others."""
     found = re.fullmatch(r"(\d{1,6})(?:\.\.|-|:)(\d{1,6})", str(value).strip())
     if not found or int(found[1]) >= int(found[2]):
         return ""

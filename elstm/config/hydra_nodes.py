@@ -1,4 +1,4 @@
-"""Registers with Hydra the dataclasses that YAML is merged onto, and names for folders."""
+"""Registers with Hydra the dataclasses onto which YAML is merged, and resolvers of folder names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from elstm.files.bounded import Damaged, read_config
 
 @dataclass
 class Root:
-    """Holds the root that YAML is merged onto; each group has its own schema."""
+    """Holds the root onto which YAML is merged; each group has its own schema."""
 
     model: Any = MISSING
     data: Any = MISSING
@@ -35,11 +35,11 @@ class Root:
 
 @dataclass
 class SearchNode(SearchConfig):
-    params: Any = None  # what the search varies, if an experiment's file says so
+    params: Any = None  # the keys that the search varies, if an experiment's file lists them
 
 
 class Folder(FileConfigSource):
-    """Reads --config-dir as Hydra does, but checked first: anyone may have written it."""
+    """Reads --config-dir as Hydra does, but checks its files first."""
 
     @staticmethod
     def scheme() -> str:

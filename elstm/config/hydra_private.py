@@ -2,15 +2,13 @@
 
 Nothing else imports from hydra._internal. Why each is needed:
 
-ConfigLoaderImpl, create_config_search_path
-    The public compose API takes one folder for the full process, and it has no way to put a folder
-    of a user's own before it.
+ConfigLoaderImpl, create_config_search_path The public compose API takes one folder for the full
+    process. It cannot put a user's folder before it.
 Hydra, get_args_parser
     hydra.main parses the command line itself and starts a run before its config is checked.
 Callbacks
     HydraContext, which launchers and sweepers get, has to hold one.
-FileConfigSource
-    Config files of a user's own are checked before Hydra reads them.
+FileConfigSource A user's config files are checked before Hydra reads them.
 JobReturn._return_value
     The public property prints a line on the terminal before it raises the job's exception.
 

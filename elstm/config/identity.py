@@ -1,4 +1,4 @@
-"""Names a config by the settings that affect the result, so that finished runs are recognised."""
+"""Identifies a config by the settings that affect the result, so that finished runs are found."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ def identity(config: Config, fingerprint: str | None = None, source: str | None 
     """Returns a text that is the same for all configs whose runs have the same result.
 
     Args:
-        fingerprint: of own data, the checksum of what was read, since `data.path` says nothing
-            about the content.
-        source: of trainer.init_from, likewise the checksum of the checkpoint.
+        fingerprint: the checksum of own data, since `data.path` does not depend on the content.
+        source: the checksum of the checkpoint in trainer.init_from, for the same reason.
 
     Settings at their defaults are left out. A setting that a later version adds therefore leaves
     the identity of earlier runs as it is.

@@ -1,4 +1,4 @@
-"""Turns errors of Hydra and OmegaConf into messages that name the key and what is allowed."""
+"""Converts errors of Hydra and OmegaConf to messages with the key and the allowed values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from elstm.errors import UserError, show, show_key
 
 
 def explain(error: BaseException) -> UserError:
-    """Returns a UserError for what Hydra or OmegaConf raised."""
+    """Returns a UserError for an exception of Hydra or OmegaConf."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -52,12 +52,12 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
         return UserError(f"{show_key(key)}: {show(text)}")
     value = re.match(r"Value '(.*)' of type", text)
     shown = value[1] if value else outer.splitlines()[0].rpartition("=")[2]
-    assert owner is not None  # because it is ours
+    assert owner is not None  # because elstm defines it
     return wrong_value(key, shown, owner, name)
 
 
 def _known_keys(key: str, owner: Any) -> list[str]:
-    """Returns the keys that exist where an unknown key was given."""
+    """Returns the keys that exist at the place of an unknown key."""
     owners: dict[str, list[Any]] = {
         "trainer": [TrainerConfig], "tracking": [TrackingConfig], "sweep": [SweepConfig]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Options of the group model. Their fields are the arguments of the layers in elstm.nn."""
+"""Defines the options of the group model, whose fields are arguments of the layers in elstm.nn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BACKENDS = ("auto", "cpu", "triton", "reference")  # elstm.nn.BACKENDS, without 
 
 @dataclass
 class ModelConfig:
-    """Holds what every model has."""
+    """Holds the options of every model."""
 
     name: str = setting(MISSING, help="Names the model. Choose it with model=NAME.")
     hidden_size: int = bounded(128, ge=1, le=65_536, help="Number of hidden units of a layer.")
@@ -37,7 +37,7 @@ class ModelConfig:
     )
     backend: str = choice(
         "auto", *BACKENDS, affects_training=False,
-        help="Code that runs the recurrence. auto takes the fastest one that serves a call.",
+        help="Code that runs the recurrence. auto uses the fastest that serves a call.",
     )  # fmt: skip
 
     def options(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class GateBiasConfig(ModelConfig):
         1.0, help="Initial bias of the forget gate. chrono spreads memories over all steps."
     )
     input_bias: int | float | str = bias(
-        0.0, help="Initial bias of the input gate. chrono takes the opposite of the forget bias."
+        0.0, help="Initial bias of the input gate. chrono uses the opposite of the forget bias."
     )
 
 
@@ -69,7 +69,8 @@ class LSTMConfig(GateBiasConfig):
     recompute: bool = setting(
         False,
         affects_training=False,
-        help="Saves memory on long sequences: the backward pass computes states a second time.",
+        help="Saves memory on long sequences, because the backward pass computes states a second "
+        "time.",
     )
 
 
@@ -87,20 +88,20 @@ class BNLSTMConfig(LSTMConfig):
     name: str = setting("bn_lstm")
     eps: float | None = bounded(
         None, ge=TINY, le=LARGE,
-        help="Number added to the variance in each norm. null takes 0.1, and gamma_c squared for a "
-        "norm whose result is carried to the next step.",
+        help="Number added to the variance in each norm. null uses 0.1. For a norm whose result is "
+        "carried to the next step it uses gamma_c squared, if that is larger.",
     )  # fmt: skip
     momentum: float | None = bounded(
         0.1, gt=0, le=1,
-        help="Weight of a new batch in the moving averages of the statistics. null averages all "
+        help="Weight of a new batch in the moving averages of the statistics. null weights all "
         "batches alike.",
     )  # fmt: skip
     gamma_ih: float = gamma(1.0, help="Initial gain of the norm of the input projection.")
     gamma_hh: float = gamma(1.0, help="Initial gain of the norm of the hidden projection.")
     gamma_c: float | None = gamma(
         None,
-        help="Initial gain of the norm of the cell. null takes 3 for a norm whose result is "
-        "carried to the next step, else 1.",
+        help="Initial gain of the norm of the cell. null uses 3 for a norm whose result is carried "
+        "to the next step, else 1.",
     )
     normalize_input: bool = setting(True, help="Normalises the projection of the input.")
     normalize_hidden: bool = setting(True, help="Normalises the projection of the hidden state.")
@@ -112,6 +113,6 @@ class ELSTMBNConfig(BNLSTMConfig):
     cell_norm: str = choice(
         "update", "none", "output", "update", "increment", "terms", "carry", "update_output",
         "center",
-        help="Where the norm stands in the cell update; elstm/nn/recurrence.py has the equations. "
-        "center is update without the scaling: it subtracts the mean and adds beta.",
+        help="Place of the norm in the cell update; elstm/nn/recurrence.py has the equations. "
+        "center is update without the scaling, so it only subtracts the mean and adds beta.",
     )  # fmt: skip

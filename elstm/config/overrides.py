@@ -1,7 +1,7 @@
 """Parses and checks the arguments of a command line, before Hydra composes them.
 
-Three things are refused: `_target_` and similar keys, which Hydra's instantiate would execute;
-resolvers; and settings of Hydra itself other than those in HYDRA_KEYS.
+It refuses `_target_` and similar keys, which Hydra's instantiate would execute. It also refuses
+resolvers, and settings of Hydra itself other than those in HYDRA_KEYS.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
 # Groups that have no options.
 KEYS_OF: dict[str, type[Any]] = {"tracking": TrackingConfig, "sweep": SweepConfig}
-# Settings of Hydra that may be given. Others (callbacks, logging, environment...) can run code or
-# break what a run folder promises.
+# Settings of Hydra that are allowed. Others (callbacks, logging, environment...) can run code or
+# change the layout of run folders.
 HYDRA_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.mode", "hydra.verbose")
 HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
@@ -59,7 +59,7 @@ class OverrideParser:
         """Parses the overrides of a command line and checks them one by one.
 
         Args:
-            sweep: several values for a key are allowed.
+            sweep: whether several values for a key are allowed.
 
         Raises:
             UserError: naming the argument.
@@ -70,7 +70,7 @@ class OverrideParser:
         ]
 
     def parse_one(self, argument: str, *, sweep: bool, before: str | None = None) -> Override:
-        """Parses one argument; `before` is the one in front of it.
+        """Parses one argument; `before` is the one before it.
 
         Raises:
             UserError: it is wrong.
@@ -108,7 +108,7 @@ class OverrideParser:
         key = override.key_or_group
         if not key.strip():
             raise UserError(f"'{show(argument)}' names no key; write KEY=VALUE")
-        if len(key.encode()) > 200:  # Hydra looks for a file of that name
+        if len(key.encode()) > 200:  # Hydra searches for a file of that name
             raise UserError(f"{show_key(key)}: there is no such key")
         if key in REMOVED:  # Hydra's message for +KEY=VALUE would not say so
             raise unknown_key(key, ())
@@ -211,7 +211,7 @@ def without_no_option(arguments: Sequence[str]) -> list[str]:
 def with_home(arguments: Sequence[str]) -> list[str]:
     """Replaces ~ by the home folder where a value is a path.
 
-    A shell does not do it, because the value stands after a "=" and in quotes.
+    A shell does not do it, because the value follows a "=" or is in quotes.
 
     Raises:
         UserError: there is no such home.

@@ -16,7 +16,7 @@ from elstm.files.bounded import Damaged, read_config
 
 
 def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = None) -> Config:
-    """Reads the config of a run from RUN_DIR/.hydra/config.yaml; nothing that it holds is executed.
+    """Reads the config of a run from RUN_DIR/.hydra/config.yaml, and executes nothing in it.
 
     If the folder in data.root does not exist here, ELSTM_DATA takes its place.
 
@@ -29,9 +29,9 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
     run_dir = Path(run_dir)
     folder = show(str(run_dir))
     if run_dir.is_file():
-        raise UserError(f"{folder} is a file, not a run's folder{_run_of(run_dir)}")
+        raise UserError(f"{folder} is a file, not a run folder{_run_of(run_dir)}")
     if not run_dir.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give that of a run, outputs/...")
+        raise UserError(f"{folder}: there is no such folder; give a run folder, outputs/...")
     if (run_dir / ".hydra").is_symlink() or not (run_dir / ".hydra").is_dir():
         raise UserError(
             f"{folder} is not a run folder: it has no .hydra/config.yaml; "
@@ -53,7 +53,7 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
 
 
 def _with_data_name(flat: dict[str, Any]) -> dict[str, Any]:
-    """Keeps the name that own data have by their first path, wherever they are read from now."""
+    """Sets the name of own data to that of their first path, wherever they are read from now."""
     if flat.get("data.name") != DATA_NAME:
         return flat
     return {**flat, "data.name": resolve(flat)["data.name"]}
@@ -72,7 +72,7 @@ def _with_data_here(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_of(path: Path) -> str:
-    """Returns a hint that names the run in which a checkpoint or record lies."""
+    """Returns a hint with the run folder that contains a checkpoint or record."""
     near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
     if not near:
         return "; give one like outputs/DATA/MODEL/CHANGES/RUN"

@@ -22,7 +22,7 @@ CHOICES = (
     "data",
     "experiment",
 )
-TRAINERS = ("default", "gpu", "deterministic")  # they only say where and how it is computed
+TRAINERS = ("default", "gpu", "deterministic")  # they only decide where and how it is computed
 MAX_CHANGES = 60  # characters of CHANGES without the seed
 MAX_NUMBER = 8  # characters of a number that is written in full
 HASH = 6
@@ -34,10 +34,10 @@ def run_name() -> str:
 
 
 def run_changes(overrides: Sequence[str], seed: Any) -> str:
-    """Returns what a run changes against its experiment, and its seed: "lr-0.003_seed-1".
+    """Returns the changes of a run against its experiment, and its seed: "lr-0.003_seed-1".
 
-    Settings that do not change what is trained are left out. A long text is cut, and a hash of the
-    complete one takes the place of the rest.
+    Settings that do not affect what is trained are left out. A long text is cut, and a hash of the
+    complete one replaces the rest.
 
     Args:
         overrides: of the command line, KEY=VALUE with one value each.

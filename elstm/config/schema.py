@@ -1,8 +1,8 @@
-"""The typed config: groups, their options, and the dataclass of each option.
+"""Defines the typed config: groups, their options, and the dataclass of each option.
 
 Hydra composes YAML onto these dataclasses, so a wrong type or an unknown key is refused; `validate`
-checks types, ranges and choices again, wherever a config came from. The fields stand in
-model_options.py, data_options.py and training_options.py, each with its default, what is allowed
+checks types, ranges and choices again, wherever a config came from. The fields are in
+model_options.py, data_options.py and training_options.py, each with its default, its allowed values
 and its help. No module here imports torch or Hydra.
 """
 
@@ -44,7 +44,7 @@ from elstm.data.catalog import DATA_SETS, READERS
 
 @dataclass
 class SweepConfig:
-    """Says how elstm-train -m runs a sweep; no run depends on it."""
+    """Holds the settings of sweeps (elstm-train -m); no run depends on them."""
 
     fail_fast: bool = setting(False, help="Stops the sweep at the first run that fails.")
     rerun: bool = setting(False, help="Trains finished runs again.")
@@ -52,17 +52,17 @@ class SweepConfig:
 
 @dataclass
 class TrackingConfig:
-    """Sends a run to trackers beside TensorBoard; elstm/records/feeds.py says how."""
+    """Holds the settings of trackers beside TensorBoard; elstm/records/feeds.py uses them."""
 
     wandb: bool = setting(
         False, affects_result=False,
         help="Shows the run in Weights & Biases too. WANDB_MODE=offline needs no network; "
-        "WANDB_PROJECT and WANDB_ENTITY choose where. It needs pip install 'elstm[wandb]'.",
+        "WANDB_PROJECT and WANDB_ENTITY choose the project. It needs pip install 'elstm[wandb]'.",
     )  # fmt: skip
     mlflow: bool = setting(
         False, affects_result=False,
-        help="Shows the run in MLflow too: in mlflow.db of the current folder, or where "
-        "MLFLOW_TRACKING_URI says. It needs pip install 'elstm[mlflow]'.",
+        help="Shows the run in MLflow too, in mlflow.db of the current folder or at "
+        "MLFLOW_TRACKING_URI. It needs pip install 'elstm[mlflow]'.",
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ class SearchConfig:
     )  # fmt: skip
     n_jobs: int | None = bounded(
         None, ge=1, le=10_000,
-        help="Number of trials that train at once. null takes that of the launcher.",
+        help="Number of trials that train at once. null uses that of the launcher.",
     )  # fmt: skip
     sampler: str = choice("tpe", "tpe", "gp", "random", help="Optuna's sampler of the values.")
     seed: int = bounded(0, ge=0, le=2**32 - 1, help="Seed of the sampler.")
@@ -95,7 +95,7 @@ class SearchConfig:
         1, ge=0, help="Number of first epochs in which no trial is pruned."
     )
     study_name: str | None = setting(
-        None, help="Name of the study. null derives it from what is searched."
+        None, help="Name of the study. null derives it from the search."
     )
 
 
@@ -153,7 +153,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
 
 
 def data_with_seed(config: Config) -> DataConfig:
-    """Returns the group data with the seed of the order of the pixels, where that is the run's."""
+    """Returns the group data, with the run's seed for the order of the pixels where it is null."""
     data = config.data
     if isinstance(data, DigitsConfig | ImagesConfig) and data.permute_seed is None:
         return replace(data, permute_seed=config.seed)
@@ -170,7 +170,7 @@ def settings_without_effect() -> tuple[str, ...]:
 
 
 def settings_outside_training() -> tuple[str, ...]:
-    """Lists the keys that do not change what is trained, but at most where or how it is computed.
+    """Lists the keys that do not affect what is trained, but at most where or how it is computed.
 
     They contain all keys without an effect on the result. Names of run folders and the settings in
     checkpoints leave them out.

@@ -1,4 +1,4 @@
-"""Reads the files that describe studies (conf/study) with bounds: they may come from anyone.
+"""Reads the files that describe studies (conf/study) within bounds, as their origin is unknown.
 
 A file holds:
 
@@ -63,7 +63,7 @@ class Study:
 
     @property
     def sources(self) -> set[str]:
-        """Names of the studies whose best settings this one takes."""
+        """Returns the names of the studies whose best settings this one uses."""
         return {
             place.partition("/")[0]
             for part in self.parts
@@ -134,7 +134,7 @@ def _check(path: Path, tree: dict[str, Any], kinds: dict[str, Any], prefix: str 
 
 
 def _check_values(path: Path, study: Study) -> None:
-    """Checks what becomes an argument of elstm-train, and that every place lies below a study."""
+    """Checks the values that become arguments of elstm-train, and that places lie below a study."""
 
     def check(what: str, value: object, good: bool, expected: str) -> None:
         if not good:
@@ -189,7 +189,7 @@ def source_of(each: Any) -> tuple[list[str], str | None]:
 
 
 def in_order(studies: Sequence[Study]) -> list[Study]:
-    """Returns the studies so that each comes behind those from which it takes settings."""
+    """Returns the studies so that each comes after those from which it takes settings."""
     by_name = {study.name: study for study in studies}
     graph = {name: study.sources & by_name.keys() - {name} for name, study in by_name.items()}
     try:

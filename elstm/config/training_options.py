@@ -1,4 +1,4 @@
-"""Options of the groups optimizer and scheduler, and the settings of the trainer."""
+"""Defines the options of the groups optimizer and scheduler, and the settings of the trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elstm.config.fields import LARGE, MISSING, bounded, choice, setting
 
 @dataclass
 class OptimizerConfig:
-    """Holds what every optimizer has."""
+    """Holds the options of every optimizer."""
 
     name: str = setting(MISSING, help="Names the optimizer. Choose it with optimizer=NAME.")
     lr: float = bounded(1e-3, gt=0, le=LARGE, help="Learning rate after the warm-up.")
@@ -25,7 +25,7 @@ class OptimizerConfig:
 
 @dataclass
 class AdamConfig(OptimizerConfig):
-    """Describes Adam, and AdamW under the name adamw."""
+    """Holds the options of Adam, and of AdamW under the name adamw."""
 
     name: str = setting("adam")
     beta1: float = bounded(
@@ -63,7 +63,7 @@ class SGDConfig(OptimizerConfig):
 
 @dataclass
 class SchedulerConfig:
-    """Holds what every scheduler has; as it is, the learning rate stays constant."""
+    """Holds the options of every scheduler; by itself it leaves the learning rate constant."""
 
     name: str = setting("constant", help="Names the scheduler. Choose it with scheduler=NAME.")
     warmup_steps: int = bounded(
@@ -97,7 +97,10 @@ class PlateauConfig(SchedulerConfig):
     name: str = setting("plateau")
     factor: float = bounded(0.5, gt=0, lt=1, help="Factor of the learning rate.")
     patience: int = bounded(
-        3, ge=0, help="Number of epochs without a higher validation accuracy that are accepted."
+        3,
+        ge=0,
+        help="Number of epochs without a higher validation accuracy that do not lower the "
+        "rate yet.",
     )
 
 
@@ -112,7 +115,7 @@ class TrainerConfig:
     )
     device: str = choice(
         "auto", "auto", "cpu", "cuda", "mps", affects_training=False,
-        help="Device that trains. auto takes a GPU where there is one.",
+        help="Device that trains. auto uses a GPU if there is one.",
     )  # fmt: skip
     precision: str = choice(
         "fp32", "fp32", "bf16", "fp16",
@@ -128,8 +131,8 @@ class TrainerConfig:
     )
     cuda_graph: bool | str = choice(
         "auto", "auto", True, False, affects_result=False,
-        help="Runs the full training step as one CUDA graph. auto does so on a CUDA GPU wherever "
-        "the step can be captured.",
+        help="Runs the full training step as one CUDA graph. auto does so on a CUDA GPU if the "
+        "step can be captured.",
     )  # fmt: skip
     profile: bool = setting(
         False,
@@ -141,14 +144,14 @@ class TrainerConfig:
     )
     accumulate: int = bounded(
         1, ge=1, le=10_000,
-        help="Number of batches whose gradients an optimizer step adds up, which takes the memory "
-        "of one. The step is that of one batch of all their sequences, but batch statistics are "
-        "those of each batch. Steps are counted and logged as optimizer steps, and batches that "
-        "do not fill the last step of an epoch are left out.",
+        help="Number of batches whose gradients an optimizer step adds up, with the memory of one. "
+        "The step equals that of one large batch, except that batch statistics are those of each "
+        "batch. Steps are counted and logged as optimizer steps, and batches that do not fill "
+        "the last step of an epoch are left out.",
     )  # fmt: skip
     label_smoothing: float = bounded(
         0.0, ge=0, lt=1,
-        help="Part of the training target that is spread evenly over all classes.",
+        help="Fraction of the training target that is spread evenly over all classes.",
     )  # fmt: skip
     class_weights: str | None = choice(
         None, "balanced",
@@ -180,8 +183,8 @@ class TrainerConfig:
     )  # fmt: skip
     threads: int | None = bounded(
         None, ge=1, le=1024, affects_result=False,
-        help="Number of CPU threads. null takes torch's default; parallel runs of a sweep share "
-        "the cores.",
+        help="Number of CPU threads. null uses torch's default; parallel runs of a sweep share the "
+        "cores.",
     )  # fmt: skip
     sync_batch_stats: bool = setting(
         False,
@@ -195,8 +198,8 @@ class TrainerConfig:
     )  # fmt: skip
     recompute_batch_size: int | None = bounded(
         None, ge=2,
-        help="Number of sequences in such a batch. null takes 5,000, and fewer if sequences are "
-        "long or the layer is wide.",
+        help="Number of sequences in such a batch. null uses 5,000, or fewer if sequences are long "
+        "or the layer is wide.",
     )  # fmt: skip
     overfit_batches: int | None = bounded(
         None, ge=1,
@@ -205,17 +208,17 @@ class TrainerConfig:
     progress: bool = setting(True, affects_result=False, help="Shows a progress bar.")
     init_from: str | None = setting(
         None,
-        help="Run folder, of which best.pt is taken, or checkpoint whose weights a new run begins "
-        "with: the averaged weights where that run has trainer.ema_decay. The model has to have "
-        "the same equations and sizes, whatever its name; the data set and the length of its "
-        "sequences may be others. null: new weights.",
+        help="Run folder (its best.pt) or checkpoint whose weights a new run starts with. If that "
+        "run has trainer.ema_decay, the averaged weights are used. The model has to have the "
+        "same equations and sizes, but may have another name. The data set and the length of its "
+        "sequences may differ. null: new weights.",
     )
     init_head: bool = setting(
-        True, help="Takes the linear head from init_from as well. false begins with a new one."
+        True, help="Loads the linear head from init_from as well. false starts with a new one."
     )
     resume: str | None = setting(
         None, affects_result=False,
-        help="Folder of a run that is to be resumed. With another trainer.max_epochs, "
-        "trainer.max_steps, trainer.early_stopping_epochs, optimizer.lr or scheduler, the run is "
-        "extended: these hold from its last checkpoint on, and status.json says so.",
+        help="Folder of the run to resume. With another trainer.max_epochs, trainer.max_steps, "
+        "trainer.early_stopping_epochs, optimizer.lr or scheduler, the run is extended. The new "
+        "values hold from its last checkpoint on, and status.json records them.",
     )  # fmt: skip

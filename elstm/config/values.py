@@ -1,4 +1,4 @@
-"""Checks single values against their fields, and describes in words what a field takes."""
+"""Checks single values against their fields, and describes the allowed values in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_fields(node: Any, prefix: str) -> None:
 
 
 def number_type(config: Config, key: str) -> type[int] | type[float] | None:
-    """Returns the type of number that a key takes, float if it takes both, or None."""
+    """Returns the type of number that a key allows, float if it allows both, or None."""
     group, _, name = key.partition(".")
     found = leaf(type(getattr(config, group)), name) if name else (Config, _field(Config, key))
     assert found is not None
@@ -38,7 +38,7 @@ def _hints(owner: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def types_of(owner: Any, name: str) -> tuple[Any, ...]:
-    """Returns the types that a field takes."""
+    """Returns the types that a field allows."""
     return _hints(owner)[name]
 
 
@@ -48,7 +48,7 @@ def _field(owner: type[Any], name: str) -> Field[Any]:
 
 
 def fits(value: Any, owner: type[Any], name: str) -> bool:
-    """Returns whether a field takes a value."""
+    """Returns whether a field allows a value."""
     rule, types = _field(owner, name).metadata, types_of(owner, name)
     if value is None:
         return type(None) in types
@@ -74,12 +74,12 @@ def fits(value: Any, owner: type[Any], name: str) -> bool:
 
 
 def _in_float32(value: float) -> bool:
-    """Returns whether a number neither overflows nor becomes 0 in float32, which runs use."""
+    """Returns whether a number neither overflows nor becomes 0 in float32, the type of runs."""
     return not value or 2.0**-126 <= abs(value) < 2.0**128 - 2.0**103
 
 
 def allowed(owner: type[Any], name: str) -> str:
-    """Describes what a field takes: "an integer at least 1"."""
+    """Describes the values that a field allows: "an integer at least 1"."""
     rule, types = _field(owner, name).metadata, types_of(owner, name)
     null = " or null" if type(None) in types else ""
     if "nested" in rule:
@@ -98,7 +98,7 @@ def allowed(owner: type[Any], name: str) -> str:
 
 
 def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
-    """Returns the error for a value that a field does not take."""
+    """Returns the error for a value that a field does not allow."""
     if value == MISSING:
         return UserError(f"{key} has to be given: {allowed(owner, name)}")
     message = f"{key}={show(value)}: has to be {allowed(owner, name)}"
