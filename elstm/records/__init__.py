@@ -1,1 +1,1 @@
-"""Writes what a run keeps in its folder, and archives of finished studies."""
+"""Writes the records in a run folder, and archives of finished studies."""

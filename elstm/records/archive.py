@@ -1,4 +1,4 @@
-"""Archives: the runs of a finished study as a few tables that a code host can show.
+"""Reads and writes archives, which hold the runs of a finished study as a few tables.
 
 An archive is a folder with these files. `elstm-report --pack STUDY_DIR` writes one, and
 elstm-report reads archives and run folders alike.
@@ -6,14 +6,14 @@ elstm-report reads archives and run folders alike.
     archive.yaml      the format's number and the full config of the first run
     runs.csv          one row per run: its number, the folder it had, the settings that differ
                       between the runs, and from `state` on the fields of status.json
-    curves.csv        metrics.csv of all runs, each line behind the run's number
+    curves.csv        metrics.csv of all runs, each line after the run's number
     norms.csv, over_time.csv, test_correct.csv
                       the same for the other tables of a run folder, of the runs that have been
                       packed with them
 
-An empty cell of a setting means that the run does not have it. A text in a cell that would read as
-another value stands in quotation marks. Settings are plain data: those that this version has no
-option for are kept, and nothing in an archive is ever executed or composed.
+An empty cell of a setting means that the run does not have it. A text that would read as another
+value is quoted. Settings are plain data. Those without an option in this version are preserved, and
+nothing in an archive is ever executed or composed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ARCHIVED = {name: "curves.csv" if name == "metrics.csv" else name for name in TA
 # The columns of runs.csv before and after the settings. The status begins at `state`.
 FIRST = ("run", "folder")
 STATE = "state"
-# Settings that have a column even where they do not differ, and fields of a status that have none.
+# Settings that have a column even if they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
 EXTENSIONS = "extensions"  # the one list of a status
 IN_CONFIG = ("model", "data", "data_description", "augmentation", "seed", "pid")
@@ -67,7 +67,7 @@ _HEADER = """\
 
 @dataclass(frozen=True, eq=False)
 class ArchivedRun:
-    """Reads one row of an archive as if it were the run folder."""
+    """Reads one row of an archive like a run folder."""
 
     name: str  # the run's folder, relative to the archive's
     folder: Path  # where the run folder was, relative to where the archive is now
@@ -135,10 +135,10 @@ class Archive:
         runs = []
         for line, row in enumerate(rows, start=2):
             if len(row) != len(header):
-                raise Damaged(f"{RUNS}, row {line}: not {len(header)} cells")
+                raise Damaged(f"{RUNS}, row {line} has not {len(header)} cells")
             number, folder = row[0], row[1]
             if not _is_inner(folder):
-                raise Damaged(f"{RUNS}, row {line}: the folder is not one below the archive's")
+                raise Damaged(f"{RUNS}, row {line}: the folder is not below the archive's")
             runs.append(
                 ArchivedRun(
                     name=folder,
@@ -155,7 +155,7 @@ class Archive:
         return runs
 
     def table(self, name: str) -> tuple[str, dict[str, list[str]]]:
-        """Returns a table's header and by the run's number its lines, both without that number."""
+        """Returns a table's header, and its lines by the run's number, both without that number."""
         if name not in self._tables:
             self._tables[name] = self._read_table(name)
         return self._tables[name]
@@ -170,7 +170,7 @@ class Archive:
                 for line in file:
                     number, _, rest = line.partition(",")
                     if not rest.endswith("\n") or number not in self._numbers:
-                        raise Damaged(f"{name} is cut off or has a run that {RUNS} has not")
+                        raise Damaged(f"{name} is cut off or has a run that is not in {RUNS}")
                     by_run.setdefault(number, []).append(rest[:-1])
             except UnicodeDecodeError:
                 raise Damaged(f"{name} is not UTF-8 text") from None
@@ -178,7 +178,7 @@ class Archive:
 
 
 def finished_runs(folder: Path) -> list[ArchivedRun]:
-    """Returns the finished runs of the archive in `folder`; none where there is no archive.
+    """Returns the finished runs of the archive in `folder`, or none if there is no archive.
 
     `settings_tree(run.config())` is the config of each, and `run.folder` the folder it had.
 
@@ -197,8 +197,8 @@ def pack(
 
     Args:
         runs: at least one, in the order in which a report finds them.
-        folders: of each run, its folder relative to the archive's, with / between the parts.
-        inside: the folders of the runs whose norms and values over time are kept.
+        folders: the folder of each run relative to the archive's, with / between the parts.
+        inside: the folders of the runs whose norms and values over time are archived.
 
     Raises:
         Damaged: a run cannot be read, or holds something that an archive cannot hold.
@@ -273,11 +273,11 @@ def _values(keys: Sequence[str], cells: Sequence[str], line: int) -> Config:
     try:
         return {key: decode(cell) for key, cell in zip(keys, cells, strict=True) if cell}
     except ValueError:
-        raise Damaged(f"{RUNS}, row {line}: a text without its end") from None
+        raise Damaged(f"{RUNS}, row {line}: a text has no end") from None
 
 
 def _is_inner(folder: str) -> bool:
-    """Returns whether a folder's name leads to one below, on every system."""
+    """Returns whether a folder's name leads to a folder below, on every system."""
     parts = folder.split("/")
     return len(folder) <= 1000 and not any(
         part in ("", ".", "..") or "\\" in part or ":" in part or not part.isprintable()

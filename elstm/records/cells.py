@@ -19,7 +19,7 @@ def encode(value: Value) -> str:
         return "null" if value is None else str(value).lower()
     if isinstance(value, int | float):
         return str(value).replace("inf", ".inf")  # as YAML writes it
-    # What a spreadsheet would take for a formula stands in quotation marks as well.
+    # Text that a spreadsheet would read as a formula is quoted as well.
     plain = (
         value and value.isprintable() and value[0] not in "\"'=+-@＝＋－＠ " and value[-1] != " "
     )
@@ -32,7 +32,7 @@ def decode(cell: str) -> Value:
     """Returns the value of a cell that is not empty.
 
     Raises:
-        ValueError: the cell begins a text in quotation marks and does not end it.
+        ValueError: a quoted text in the cell has no end.
     """
     if cell in _WORDS:
         return _WORDS[cell]
@@ -49,7 +49,7 @@ def decode(cell: str) -> Value:
 
 
 def settings_tree(config: Config) -> dict[str, Any]:
-    """Returns a flat config as the nested one that it was read from."""
+    """Returns the nested config of a flat one."""
     tree: dict[str, Any] = {}
     for key, value in config.items():
         *groups, name = key.split(".")

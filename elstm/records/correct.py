@@ -1,4 +1,4 @@
-"""test_correct.csv: which images of the test set a run's best checkpoint classifies correctly.
+"""Encodes test_correct.csv, which lists the test images that a run's best checkpoint recognises.
 
     images,correct
     10000,f7ff...

@@ -1,9 +1,9 @@
-"""Imports matplotlib under defaults of this project's own, whatever settings lie around.
+"""Imports matplotlib with this project's defaults, whatever settings the user has.
 
-matplotlib reads a `matplotlibrc` in the current folder, of the user, or named by MATPLOTLIBRC, and
-MPLBACKEND. Such a setting may start TeX, need a screen, or end the import with an error. All code
-of this project that draws imports matplotlib through this module (elstm.reporting does so in its
-`__init__`), and draws within `own_settings`.
+matplotlib reads a `matplotlibrc` from the current folder, the user's folder or MATPLOTLIBRC, and it
+reads MPLBACKEND. Such a setting may start TeX, need a screen, or end the import with an error. All
+code of this project that draws imports matplotlib through this module (elstm.reporting does so in
+its `__init__`), and draws within `own_settings`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# What matplotlib takes from the environment; the cache folder (MPLCONFIGDIR) stays the user's.
+# Variables from which matplotlib takes settings; the user's cache folder (MPLCONFIGDIR) stays.
 ENVIRONMENT = {"MATPLOTLIBRC": os.devnull, "MPLBACKEND": "agg"}
 OF_PROCESS = ("backend", "backend_fallback", "interactive")  # settings that draw nothing
 
 
 @contextmanager
 def _no_settings() -> Iterator[None]:
-    """Lets an import of matplotlib find no settings but its own defaults.
+    """Hides all settings but the defaults from an import of matplotlib.
 
     The file in the current folder takes precedence over MATPLOTLIBRC. Where there is one, the
     import happens in another folder.
@@ -65,9 +65,9 @@ __all__ = ["Figure", "FigureCanvasAgg", "own_settings", "png"]
 
 @contextmanager
 def own_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Draws with matplotlib's defaults and `settings`; restores the process's own afterwards.
+    """Draws with matplotlib's defaults and `settings`, and restores the process's afterwards.
 
-    It covers both the making of a figure and its rendering, which read settings too.
+    Both the making of a figure and its rendering belong inside, because both read settings.
     """
     with warnings.catch_warnings():
         # Settings that matplotlib is about to drop, and labels in a script that the font lacks.

@@ -1,13 +1,13 @@
-"""Writes the TensorBoard event file of a run so that a reader never has to start again.
+"""Writes the TensorBoard event file of a run so that a reader never has to restart.
 
 A file is only appended to: readers hold a position in it, and one that was renamed or cut back
 would show nothing more. A resume writes a SessionLog.START with the checkpoint's step S. It makes
-TensorBoard drop the events from S on, which training then writes again. What the file had of S at
-the checkpoint is dropped with them, so it is repeated behind the START. So are pictures of S that
-were drawn after the checkpoint was written.
+TensorBoard drop the events from S on, which training then writes again. Events of S that the file
+had at the checkpoint are dropped with them, so they are repeated after the START. So are pictures
+of S that were drawn after the checkpoint was written.
 
-A kill may leave half a record, behind which no reader gets. Then a second file is started, whose
-name sorts behind the first: readers go on to it.
+A kill may leave half a record, which stops every reader. Then a second file is started, whose name
+sorts after the first, and readers continue there.
 
 torch's SummaryWriter starts a file for each process, and writes from a thread. Here the position in
 the files is known at every checkpoint.
@@ -41,7 +41,8 @@ class EventFile:
         folder: the run's.
         step: of the checkpoint that the run resumes from, else 0.
         size: bytes of all event files together at the checkpoint; None: there is none.
-        keep: tags of pictures of that step that stay, though they lie behind the checkpoint.
+        keep: tags of pictures of that step that stay, though they were written after the
+            checkpoint.
 
     Attributes:
         missing: bytes that the files lacked.
@@ -82,7 +83,7 @@ class EventFile:
                 self._write(data)
 
     def _new_path(self) -> Path:
-        """Returns a name that sorts behind those of the folder's other event files."""
+        """Returns a name that sorts after those of the folder's other event files."""
         stamps = [path.name.split(".")[3] for path in self.folder.glob(PATTERN)]
         latest = max((int(s) for s in stamps if s.isdecimal()), default=0)
         return self.folder / f"events.out.tfevents.{max(time.time_ns(), latest + 1)}.elstm"
@@ -117,7 +118,7 @@ class EventFile:
         return self.before + self.size
 
     def repair(self) -> str | None:
-        """Goes on in a new file if this one was removed or changed; returns what happened."""
+        """Continues in a new file if this one was removed or changed; returns a message."""
         with files.writing(self.path):
             if not files.is_at(self.file, self.path):
                 self.file.seek(0)
@@ -144,7 +145,7 @@ def _tags(event: Event) -> set[str]:
 
 @dataclass
 class _Found:
-    """Collects what a resume from the checkpoint of `step` repeats: events from this step on."""
+    """Collects the events that a resume from `step` repeats, from this step on."""
 
     step: int
     keep: frozenset[str]
@@ -153,7 +154,7 @@ class _Found:
     behind: list[tuple[Event, bytes]] = field(default_factory=list)
 
     def add(self, event: Event, data: bytes, *, known: bool) -> None:
-        """Adds an event; `known` says whether it was written before the checkpoint."""
+        """Adds an event; `known` is whether it was written before the checkpoint."""
         tags = _tags(event)
         self.tags |= tags
         if event.HasField("session_log") and event.session_log.status == SessionLog.START:
@@ -166,7 +167,7 @@ class _Found:
             self.behind.append((event, data))
 
     def repeated(self) -> list[tuple[Event, bytes]]:
-        """Returns these events; what lies before the checkpoint may also be repeated behind it."""
+        """Returns these events; one from before the checkpoint may already be repeated after it."""
         known = {tag for event, _ in self.before for tag in _tags(event)}
         return [*self.before, *(entry for entry in self.behind if not _tags(entry[0]) & known)]
 
@@ -194,8 +195,8 @@ def _read(path: Path, size: int, found: _Found) -> bool:
 def _records(path: Path, known: int) -> Iterator[tuple[int, int, bytes]]:
     """Yields start, end and data of each complete record, up to the first that is damaged.
 
-    The checksum of the data, which takes long, is compared only behind the first `known` bytes:
-    these were on the disk at a checkpoint.
+    The checksum of the data takes long. It is compared only after the first `known` bytes, which
+    were on the disk at a checkpoint.
     """
     position = 0
     with path.open("rb") as file:

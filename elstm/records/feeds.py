@@ -1,9 +1,9 @@
-"""Sends a run's rows and pictures to other trackers: Weights & Biases, MLflow.
+"""Sends a run's rows and pictures to Weights & Biases and MLflow.
 
 A `Feed` calls a tracker's `Sink` from a thread, so that training never waits for a network.
-metrics.csv stays the complete record: tracking.json in the run folder remembers how far a tracker
-has come, and a resume sends the rows that it lacks. No step is sent twice, and a tracker may be
-switched on at a resume.
+metrics.csv stays the complete record. tracking.json in the run folder stores which rows a tracker
+has received, and a resume sends the others. No step is sent twice, and a tracker may be switched on
+at a resume.
 
     tracking.json    by tracker: id (of its run), rows (sent so far), and
                      sent (the last step that was sent, by tag)
@@ -29,7 +29,7 @@ from elstm.records.sink import Description, Point, Sink
 from elstm.records.tags import RAW_SCALARS, SCALARS, TAGS
 
 FILE = "tracking.json"
-START_SECONDS = 20.0  # training waits so long for a tracker to report a wrong setting
+START_SECONDS = 20.0  # training waits this long for a tracker to report a wrong setting
 RETRY_SECONDS = 60.0
 END_SECONDS = 30.0
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Cursor:
-    """Remembers how far a tracker has come; read from a file that anyone may have written."""
+    """Stores which rows a tracker has received; it is read from a file of unknown origin."""
 
     id: str | None = None
     rows: int = 0
@@ -71,9 +71,8 @@ class Cursor:
 class Feed:
     """Sends points to one tracker from a thread of its own.
 
-    A tracker that fails, or a tracking.json that cannot be written, costs one warning. The points
-    wait, and are tried again from time to time and at the end; what is left then is sent by the
-    next resume.
+    If a tracker fails, or tracking.json cannot be written, one warning is logged. The points wait,
+    and are sent again from time to time and at the end. The next resume sends the remaining ones.
     """
 
     def __init__(self, key: str, sink: Sink, run: Description) -> None:
@@ -88,7 +87,7 @@ class Feed:
         self.thread = threading.Thread(target=self._work, name=f"elstm-{key}", daemon=True)
 
     def start(self, points: Sequence[Point]) -> None:
-        """Opens the run, and sends those points of the past that the tracker lacks.
+        """Opens the run, and sends the earlier points that the tracker lacks.
 
         Raises:
             UserError: a setting of the tracker is wrong.
@@ -104,7 +103,7 @@ class Feed:
         self.queue.put(point)
 
     def close(self, state: str) -> None:
-        """Ends the tracker's run; waits for it, but not longer than END_SECONDS."""
+        """Ends the tracker's run, and waits for it at most END_SECONDS."""
         if self.thread.is_alive():
             self.queue.put(state)
             self.thread.join(END_SECONDS)
@@ -112,7 +111,7 @@ class Feed:
                 self._warn(f"no answer within {END_SECONDS:.0f} s")
 
     def _work(self) -> None:
-        """Sends what is in the queue, until a text there says how the run ended."""
+        """Sends the points in the queue, until a text there tells how the run ended."""
         pending: list[Point] = []
         state, due = None, 0.0
         try:
@@ -133,7 +132,7 @@ class Feed:
             self.opened.set()
 
     def _take(self) -> tuple[list[Point], str | None]:
-        """Waits for something in the queue; returns all points that are there, and the end."""
+        """Waits for the queue; returns all points in it, and the end."""
         items = [self.queue.get()]
         while not self.queue.empty():
             items.append(self.queue.get())
@@ -141,7 +140,7 @@ class Feed:
         return [item for item in items if isinstance(item, Point)], state
 
     def _attempt(self, points: Sequence[Point], state: str | None = None) -> bool:
-        """Opens the tracker's run if it is not open, sends, and returns whether that worked."""
+        """Opens the tracker's run if necessary, sends, and returns whether that worked."""
         try:
             if not self.is_open:
                 self._open()
@@ -166,7 +165,7 @@ class Feed:
             self._remember()
 
     def _send(self, points: Sequence[Point]) -> None:
-        """Sends what is new. It is remembered first, so that a kill doubles no point."""
+        """Sends new points. They are recorded as sent first, so that a kill doubles no point."""
         before = Cursor(self.cursor.id, self.cursor.rows, dict(self.cursor.sent))
         new = [point for each in points if (point := self.cursor.new(each)) is not None]
         if not new:
@@ -190,8 +189,8 @@ class Feed:
         if not self.warned:
             self.warned = True
             log.warning(
-                "%s does not take this run's records: %s; training continues, metrics.csv has "
-                "everything, and a resume sends what is missing",
+                "%s does not accept this run's records: %s; training continues, metrics.csv has "
+                "all rows, and a resume sends the missing ones",
                 self.sink.title, reason,
             )  # fmt: skip
 
@@ -230,10 +229,10 @@ SINKS: dict[str, Callable[[], Sink]] = {"wandb": _wandb, "mlflow": _mlflow}
 def open_feeds(
     tracking: TrackingConfig, run: Description, rows: Sequence[Mapping[str, str]]
 ) -> list[Feed]:
-    """Opens the trackers that a config requests; they get what metrics.csv has of a resumed run.
+    """Opens the trackers that a config requests, and sends them the earlier rows of a resumed run.
 
     Args:
-        rows: those of metrics.csv, by column.
+        rows: the rows of metrics.csv, by column.
 
     Raises:
         UserError: a setting of a tracker is wrong.

@@ -1,4 +1,4 @@
-"""Finds the runs below folders: run folders, and the runs in the archives of finished studies."""
+"""Finds run folders, and runs in archives of finished studies, below given folders."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LEVELS = 4  # a run lies at DATA/MODEL/CHANGES/RUN below its study, formerly at 
 
 
 def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, str]]]:
-    """Finds every run at or below the roots once, and (name, reason) of archives that are damaged.
+    """Finds every run at or below the roots once, and (name, reason) of damaged archives.
 
     A root may be the place of a run or of a group of runs that an archive above it holds. If a run
-    is in an archive and its folder is still there, the folder is taken. Of a sweep's folder, the
-    runs are those that its sweep.csv names as well: they lie elsewhere under outputs/. Links to
-    folders are not followed below the roots, because a stranger's link may lead anywhere.
+    is in an archive and its folder still exists, the folder is taken. The runs of a sweep's folder
+    include those in its sweep.csv, which lie elsewhere under outputs/. Links to folders are not
+    followed below the roots, because a stranger's link may lead anywhere.
 
     Raises:
         UserError: a root is neither a folder nor in an archive, or holds more than 200,000 folders.
@@ -86,7 +86,7 @@ def _folders_below(top: Path) -> Iterator[tuple[Path, bool]]:
 def _folders_of_sweep(top: Path) -> Iterator[Path]:
     """Lists the run folders in top/sweep.csv, which are relative to a folder above `top`.
 
-    A name that leads out of that folder is passed over.
+    A name that leads out of that folder is ignored.
     """
     try:
         rows = list(csv.DictReader(read_text(top / "sweep.csv", MAX_SWEEP_BYTES).splitlines()))

@@ -1,8 +1,8 @@
-"""Describes the columns of TensorBoard's HPARAMS tab: settings, and the four results of a run.
+"""Describes the columns of TensorBoard's HPARAMS tab, settings and the four results of a run.
 
-TensorBoard takes the first description that it finds for all runs. Every run therefore writes one
+TensorBoard uses the first description that it finds for all runs. Every run therefore writes one
 with the settings of all models and data sets, so that none hides a column that another run needs.
-Without a description TensorBoard sorts the results by tag, and they would stand among the curves.
+Without a description TensorBoard sorts the results by tag, among the curves.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shows runs in MLflow: `tracking.mlflow=true`.
 
-MLFLOW_TRACKING_URI chooses the server, and MLFLOW_EXPERIMENT_NAME the experiment. Without the first
-one, MLflow's default holds: mlflow.db in the current folder, which `mlflow ui` shows.
+MLFLOW_TRACKING_URI chooses the server, and MLFLOW_EXPERIMENT_NAME the experiment. Without a server,
+MLflow writes mlflow.db in the current folder, which `mlflow ui` shows.
 """
 
 from __future__ import annotations

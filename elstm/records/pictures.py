@@ -1,4 +1,4 @@
-"""Draws the pictures that a run makes, as PNG bytes.
+"""Draws the pictures of a run, as PNG bytes.
 
 matplotlib takes half a second to import, so it is imported when the first picture is drawn.
 """
@@ -44,8 +44,8 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
 
     Args:
         norms: (T,).
-        epoch: when it was taken.
-        title: which model and data.
+        epoch: the epoch of the measurement.
+        title: model and data.
     """
     figure = _figure(3.7, 2.5)  # TensorBoard shows it at this size
     axes = figure.add_axes((0.19, 0.19, 0.77, 0.7))  # computing a layout would take twice the time
@@ -74,7 +74,7 @@ def confusion_figure(
 
     Args:
         confusion: (C, C); row: the true class, column: the predicted one.
-        what: images or sequences, which it counts.
+        what: the noun for the counted items, images or sequences.
     """
     classes = len(class_names)
     many = classes >= LARGE
@@ -122,7 +122,7 @@ def confusion_figure(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test sequence that was classified wrongly: uint8 (rows, columns, channels) or (T, F)."""
+    """Holds a misclassified test sequence, uint8 (rows, columns, channels) or (T, F)."""
 
     example: Tensor
     label: str
@@ -132,7 +132,7 @@ class Mistake:
 
 @_under_own_settings
 def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
-    """Draws sequences with their labels and the predicted classes, images as images.
+    """Draws wrongly classified sequences with their labels and the predicted classes.
 
     Args:
         mistakes: at least one.
@@ -153,7 +153,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
 
 @_under_own_settings
 def examples_figure(examples: Sequence[Sequence[Tensor]], title: str) -> Figure:
-    """Draws rows of sequences: the first row as they are, the others as epochs change them."""
+    """Draws sequences, unchanged in the first row and as epochs change them below."""
     columns = len(examples[0])
     figure = _figure(1.2 * columns + 0.4, 1.2 * len(examples) + 0.5, layout="constrained")
     figure.suptitle(textwrap.fill(title, 50), fontsize=9, parse_math=False)
@@ -184,7 +184,7 @@ def _shortened(name: str) -> str:
 
 
 def _percent(share: float, *, short: bool) -> str:
-    """Returns a share in per cent, with a decimal where there is room."""
+    """Returns a share in per cent, with a decimal if there is room."""
     percent = 100 * share
     if short:
         return f"{percent:.0f}" if percent >= 0.5 else ""

@@ -1,4 +1,4 @@
-"""Shows the progress of training: a bar on a terminal, log lines elsewhere."""
+"""Shows the progress of training, as a bar on a terminal and as log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class _Bar(tqdm):
-    """Shows as much as the terminal is wide; its time left counts evaluations as well."""
+    """Fills the width of the terminal; its remaining time includes evaluations."""
 
     shown: dict[str, str]
 
@@ -39,7 +39,7 @@ class _Bar(tqdm):
 
 
 class Progress:
-    """Shows epoch, step, loss, samples per second and the time left; and what a wide bar can hold.
+    """Shows epoch, step, loss and the remaining time, and in a wide bar further values.
 
     A terminal has a bar at the bottom, and log lines scroll above it. Otherwise, and where several
     runs share the terminal, there is a log line at most every 10 s, so that the log of a long run
@@ -48,8 +48,8 @@ class Progress:
     Args:
         steps: number of steps of the full run.
         done: number of steps before this process started.
-        epoch: the one that comes first, counted from 1.
-        enabled: False: no bar and no such lines.
+        epoch: the first epoch, counted from 1.
+        enabled: whether there is a bar, or such lines.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Progress:
             self.bar.update()
 
     def due(self) -> bool:
-        """Returns whether values should be shown before the next log point brings some."""
+        """Returns whether values should be shown before the next log point."""
         if self.bar is None and not self.lines:
             return False
         soon = self.bar is not None and not self.any_shown

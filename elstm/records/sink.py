@@ -1,4 +1,4 @@
-"""The interface of trackers beside TensorBoard: Weights & Biases, MLflow.
+"""Defines the interface of trackers beside TensorBoard, such as Weights & Biases and MLflow.
 
 Each one is a `Sink`, in a file of its own that alone imports its package. elstm/records/feeds.py
 calls it. A further tracker is such a file, an entry in `SINKS` there, a field of `TrackingConfig`
@@ -16,7 +16,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Description:
-    """Says what a tracker shows of a run beside its curves."""
+    """Holds what a tracker shows of a run beside its curves."""
 
     name: str  # elstm_bn/lr-0.003_seed-1
     group: str  # the data set
@@ -26,7 +26,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Point:
-    """Holds what was measured at a step, by tag; a picture is the bytes of a PNG."""
+    """Holds the measurements of a step by tag; a picture is the bytes of a PNG."""
 
     step: int
     values: Mapping[str, float | bytes]
@@ -44,7 +44,7 @@ class Sink(Protocol):
         An id other than `known` means that the tracker has nothing of the run yet.
 
         Raises:
-            UserError: a setting is wrong, which no later attempt would mend.
+            UserError: a setting is wrong, so that later attempts would fail too.
         """
 
     def log(self, points: Sequence[Point], first_row: int) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoint that trainer.init_from names, and its checksum. Knows no torch."""
+"""Finds the checkpoint of trainer.init_from, and its checksum. It needs no torch."""
 
 from __future__ import annotations
 

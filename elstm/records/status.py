@@ -1,4 +1,4 @@
-"""Writes status.json: the state of a run in one small file, for people, reports and sweeps.
+"""Writes status.json, the state of a run in one small file, for users, reports and sweeps.
 
     state             running, done, failed, interrupted, or pruned by a search (a killed run stays
                       at running)
@@ -98,11 +98,11 @@ class Status:
         )
 
     def fail(self, error: BaseException, *, trained: bool = True) -> None:
-        """Records how the run ended; never fails itself, so that `error` is what the user sees.
+        """Records how the run ended; it never fails itself, so that the user sees `error`.
 
         Args:
-            trained: False: a resume ended before its first step. The run is as it was before, and
-                only `error` says why the resume failed.
+            trained: whether the run changed. If a resume ended before its first step, the run is as
+                it was before, and only `error` holds the reason.
         """
         if isinstance(error, KeyboardInterrupt | SystemExit):
             state, line = "interrupted", None
@@ -125,7 +125,7 @@ class Status:
         self.fields.update({k: v for k, v in fields.items() if k in _EMPTY})
 
     def update(self, **fields: Any) -> None:
-        """Sets and writes. Raises UserError if the file cannot be written."""
+        """Sets fields and writes the file. Raises UserError if it cannot be written."""
         self.set(**fields, updated=now())
         if self.active:
             values = {k: None if _undefined(v) else v for k, v in self.fields.items()}

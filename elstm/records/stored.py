@@ -1,7 +1,7 @@
-"""The interface through which a report reads a run, and the run folder as its first kind.
+"""Defines the interface through which a report reads a run, and implements it for run folders.
 
-The second kind is a row of an archive (elstm/records/archive.py). Both hold plain data: settings
-that this version has no option for are read like any other.
+Rows of an archive implement it too (elstm/records/archive.py). Both hold plain data, so that
+settings without an option in this version are read like any other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StoredRun(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Returns the run folder, or the place where it was before it was archived."""
+        """Returns the run folder, or its place before it was archived."""
 
     def config(self) -> Config:
         """Returns all settings, flat."""

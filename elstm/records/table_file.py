@@ -1,7 +1,7 @@
 """Writes a CSV file row by row, and restores it to its content at a checkpoint.
 
 Other programs may change the file: a spreadsheet rewrites line ends, a user deletes it. Therefore a
-checkpoint holds the size and the SHA-256 of its content. A file that was changed is copied aside
+checkpoint holds the size and the SHA-256 of its content. A changed file is copied to another name
 before anything in it is overwritten.
 """
 
@@ -30,7 +30,7 @@ class TableFile:
     Args:
         path: the file; it is created if it does not exist.
         columns: its header.
-        owner: the folder that this process claims with a lock on the file; None: no lock.
+        owner: the folder that this process locks by a lock on the file; None: no lock.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], owner: Path | None = None) -> None:
@@ -66,7 +66,7 @@ class TableFile:
                 self._count(text)
                 return True
             if not found and size:
-                log.warning("%s was removed: it starts again", self.path)
+                log.warning("%s was removed: a new file is started", self.path)
                 self._replace(b"")
                 return False
             self._set_aside("is not as the run left it")
@@ -80,12 +80,12 @@ class TableFile:
         return not text or (text.endswith(b"\n") and b"\r" not in text and self._are_rows(text))
 
     def _are_rows(self, text: bytes) -> bool:
-        """Tells whether all complete lines have this table's cells; a kill may cut one."""
+        """Returns whether all complete lines are rows; a kill may cut the last one."""
         lines = text.split(b"\n")[:-1]
         return all(line.count(b",") == len(self.columns) - 1 for line in lines)
 
     def _recover(self, text: bytes, size: int, sha256: str | None, step: int) -> bool:
-        """Writes the rows that are certainly from before the checkpoint."""
+        """Writes the rows that are certainly older than the checkpoint."""
         plain = text.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if self._is_left_as(plain[:size], size, sha256):
             self._replace(plain[:size])
@@ -107,7 +107,7 @@ class TableFile:
         return False
 
     def _replace(self, rows: bytes) -> None:
-        """Makes the header, unless `rows` has it, and the rows the content of the file."""
+        """Replaces the content of the file by the rows, with the header before them."""
         header = _line(self.columns)
         text = rows if rows.startswith(header) else header + rows
         self.file.truncate(0)
@@ -121,13 +121,13 @@ class TableFile:
         self.size, self.digest = len(text), hashlib.sha256(text)
 
     def _set_aside(self, why: str) -> None:
-        """Copies the file to a name that is free."""
+        """Copies the file to a free name."""
         number = 1
         while os.path.lexists(aside := self.path.with_name(f"{self.path.name}.kept{number}")):
             number += 1
         self.file.seek(0)
         files.write_atomic(aside, self._copy_to)
-        log.warning("%s %s: it is kept as %s", self.path, why, aside.name)
+        log.warning("%s %s: a copy is %s", self.path, why, aside.name)
 
     def _copy_to(self, target: IO[bytes]) -> None:
         while block := self.file.read(2**20):
@@ -162,9 +162,9 @@ class TableFile:
         self.size += len(data)
 
     def repair(self) -> str | None:
-        """Writes the file again if it was removed or changed; returns what happened.
+        """Writes the file again if it was removed or changed; returns a message about it.
 
-        Called when everything is flushed.
+        It is called when everything is flushed.
         """
         with files.writing(self.path):
             if not files.is_at(self.file, self.path):
@@ -175,7 +175,7 @@ class TableFile:
                     files.refuse_links(self.path)
                 self._open()
                 if os.fstat(self.file.fileno()).st_size:
-                    self._set_aside("was put in the place of the run's own")
+                    self._set_aside("replaced the run's file")
                 self._replace(text)
                 return "was removed during the run: it is written again"
             now = os.fstat(self.file.fileno()).st_size

@@ -1,8 +1,8 @@
 """Names the curves, histograms and pictures of a run in TensorBoard.
 
 TensorBoard groups cards by the part of a tag before the first slash, sorts the groups by name and
-opens the first two. The groups are therefore named so that convergence comes first: accuracy,
-loss, optimization, and then what serves a diagnosis.
+opens the first two. The groups are therefore named so that accuracy, loss and optimization come
+first, and the groups for diagnosis last.
 
 A run that started under the earlier names resumes under them, so that no curve is split in two.
 """
@@ -30,7 +30,7 @@ SCALARS = {  # by column of metrics.csv
 }
 # The columns that metrics.csv had before; a run that started with them keeps them.
 FIRST_SCALARS = tuple(SCALARS)[:-4]
-# Of runs with trainer.ema_decay alone: the weights that are trained, beside their average.
+# Tags of runs with trainer.ema_decay: the weights that are trained, beside their average.
 RAW_SCALARS = {"val_loss_raw": "loss/val_raw", "val_accuracy_raw": "accuracy/val_raw"}
 # Written once, at the end, for the HPARAMS tab: a run without an end shows neither.
 RESULTS = {

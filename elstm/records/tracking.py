@@ -1,7 +1,7 @@
-"""Writes the records of a run: metrics.csv, norms.csv, over_time.csv and TensorBoard's event file.
+"""Writes the records of a run: metrics.csv, norms.csv, over_time.csv and the event file.
 
 metrics.csv has one row per log point of training, one per evaluation, and at the end one for the
-test; a cell is empty where a row does not measure. Accuracies are fractions.
+test; a cell is empty if its row has no such measurement. Accuracies are fractions.
 
     epoch                    epochs of training done, e.g. 1.25
     step                     optimizer steps done
@@ -50,8 +50,8 @@ fails; a resume from this checkpoint draws it if it is missing.
 
 All but over_time.csv are appended to. A resume restores the CSV files to their content at its
 checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
-lost, doubled or out of order. A file that another program changed is copied aside first, with a
-warning. A file that is removed during the run is written again, with a warning.
+lost, doubled or out of order. A file that another program changed is copied to another name first,
+with a warning. A file that is removed during the run is written again, with a warning.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes the records of one run.
 
-    Making it claims the run's folder for this process; `start` opens the files.
+    Its creation locks the run folder for this process; `start` opens the files.
 
     Args:
         run_dir: the run's folder.
-        columns: of metrics.csv; a file that is there keeps its own.
-        active: False on all processes of a run but the first: nothing is written.
+        columns: the columns of metrics.csv; an existing file keeps its columns.
+        active: whether to write; False on all ranks but 0.
     """
 
     def __init__(
@@ -134,9 +134,10 @@ class Tracker:
         """Opens the files.
 
         Args:
-            sizes: what `sizes` returned at the checkpoint that the run resumes from; None: none.
-            step: of that checkpoint.
-            texts: what the event file of a new run holds in Markdown, by tag.
+            sizes: the result of `sizes` at the checkpoint from which the run resumes; None: there
+                is none.
+            step: the step of that checkpoint.
+            texts: the Markdown texts of a new run's event file, by tag.
             keep: names of pictures of that step that stay, though they were drawn after the
                 checkpoint.
             changed: keys of the settings that HPARAMS shows first.
@@ -169,7 +170,7 @@ class Tracker:
         self.flush()
 
     def open_feeds(self, config: Config) -> None:
-        """Opens the trackers that the config requests; they receive what is logged from here on.
+        """Opens the trackers that the config requests; they receive what is logged from now on.
 
         Raises:
             UserError: a setting of a tracker is wrong.
@@ -192,7 +193,7 @@ class Tracker:
 
         Args:
             position: epoch, step, train_seconds and wall_seconds.
-            values: what was measured, by column.
+            values: the measurements, by column.
         """
         if self._events is None or self._csv is None:
             return
@@ -264,10 +265,10 @@ class Tracker:
         return self._events is not None and self._tags[name] in self._events.repeated
 
     def log_picture(self, name: str, draw: Callable[[], bytes], step: int) -> None:
-        """Draws a picture; one that cannot be drawn costs a warning and never the epoch.
+        """Draws a picture; if that fails, a warning is logged, and the epoch counts.
 
         Args:
-            name: which one, of `elstm.records.tags.PICTURES`.
+            name: a key of `elstm.records.tags.PICTURES`.
             draw: returns its PNG.
         """
         if self._events is None:
@@ -297,12 +298,12 @@ class Tracker:
             self._feed(step, {TAGS[k]: v for k, v in results.items()})
 
     def end(self, state: str) -> None:
-        """Tells the trackers how the run ended."""
+        """Reports to the trackers how the run ended."""
         for feed in self._feeds:
             feed.close(state)
 
     def flush(self) -> None:
-        """Lets readers see everything that was logged; writes removed files again."""
+        """Writes everything that was logged to the files, and restores removed files."""
         with files.writing(self.run_dir):
             for record in self._open_records():
                 record.file.flush()
@@ -347,7 +348,7 @@ def _cell(value: float) -> str:
 
 
 def _columns(path: Path, wanted: Sequence[str]) -> Sequence[str]:
-    """Returns the columns of metrics.csv; a file of an earlier version keeps its own."""
+    """Returns the columns of metrics.csv; a file of an earlier version keeps its columns."""
     try:
         with path.open("rb") as file:
             header = file.readline(10_000).decode("ascii", "replace").strip()

@@ -1,8 +1,8 @@
 """Shows runs in Weights & Biases: `tracking.wandb=true`.
 
-Its own environment variables choose where: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY. Files
-of a run lie in RUN_DIR/wandb; `wandb sync RUN_DIR/wandb/offline-run-*` uploads those of runs that
-were trained offline.
+Its environment variables choose the place: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY. Files
+of a run lie in RUN_DIR/wandb; `wandb sync RUN_DIR/wandb/offline-run-*` uploads those of offline
+runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WandbSink:
 
     @staticmethod
     def _log_in() -> None:
-        """Raises UserError where W&B would ask for a key at the terminal."""
+        """Raises UserError where W&B would request a key at the terminal."""
         if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
             return
         try:
