@@ -240,8 +240,7 @@ class RecurrentBase(nn.Module):
         return pack_like(batch, x, state, self.batch_first)
 
     def _loops_over(self, input: Tensor) -> bool:
-        """Returns whether the reference, which ran before, loops over a number of steps that
-        varies.
+        """Returns whether the reference loops over a number of steps that varies.
 
         It is called where torch.compile traces.
         """

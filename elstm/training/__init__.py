@@ -1,1 +1,1 @@
-"""One run: it builds a model, trains it, evaluates it, and resumes."""
+"""Builds, trains, evaluates and resumes the model of one run."""

@@ -26,12 +26,12 @@ from elstm.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Parts:
-    """Holds what a run trains with.
+    """Holds the parts of a run.
 
     Attributes:
         model: the classifier itself, without the wrappers for compiling and for several processes.
         optimizer: as Accelerate prepared it.
-        init_from: where the initial weights of a new run come from; see elstm.training.initial.
+        init_from: the source of the initial weights of a new run; see elstm.training.initial.
         ema: with trainer.ema_decay, the model with the averaged weights.
     """
 
@@ -47,7 +47,7 @@ class Parts:
 
     @property
     def evaluated(self) -> SequenceClassifier:
-        """Returns the model whose validation decides, the averaged one if there is one."""
+        """Returns the model that is evaluated, the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.model
 
 
@@ -57,7 +57,7 @@ def build_parts(
     """Builds everything on the accelerator's device.
 
     Args:
-        saved: the checkpoint that the run resumes from, which was checked to fit the config.
+        saved: the checkpoint from which the run resumes, which was checked to fit the config.
 
     Raises:
         UserError: the data cannot be loaded, or cannot be shared by so many processes.
@@ -95,8 +95,8 @@ def build_data(
 ) -> SequenceData:
     """Loads the data set; `batch_size` is the number of sequences in a step of this process.
 
-    That is trainer.accumulate batches. A run that resumes keeps the sequences and the steps of all
-    processes that it started with.
+    A step has trainer.accumulate batches. A resumed run has the same sequences in each step of all
+    processes together as before.
     """
     stratify = is_stratified(saved and saved["data"])
     with nullcontext() if saved is None else data_root_as():
@@ -134,7 +134,7 @@ def _check_without_validation(config: Config) -> None:
 def balanced_weights(data: SequenceData) -> Tensor:
     """Returns N / (C n_c) for each class c of the training split, as scikit-learn's "balanced".
 
-    C counts the classes that occur; one that does not has the weight 0.
+    C counts the classes that occur; the weight of any other class is 0.
     """
     counts = torch.bincount(data.train.labels, minlength=data.num_classes).double()
     weights = counts.sum() / (counts.count_nonzero() * counts)
@@ -186,7 +186,7 @@ def build_classifier(
         num_classes=data.num_classes,
         sync_batch_stats=config.trainer.sync_batch_stats,
     ).to(device)
-    # DDP would send the buffers at each step. They are equal already, or each process has its own.
+    # DDP would send the buffers at each step. They are equal already, or meant to differ.
     buffers = [name for name, _ in model.named_buffers()]
     model._ddp_params_and_buffers_to_ignore = buffers  # type: ignore[assignment]
     return model

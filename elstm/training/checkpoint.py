@@ -1,4 +1,4 @@
-"""Writes and reads checkpoints, which are complete at every moment and run no code when read.
+"""Writes and reads checkpoints, which are always complete and run no code when read.
 
     RUN_DIR/checkpoints/best.pt      after the evaluation with the highest validation accuracy
     RUN_DIR/checkpoints/last.pt      the latest: after each epoch, every `trainer.checkpoint_every`
@@ -29,9 +29,9 @@ from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, write_atomic
 
 FORMAT = "elstm-checkpoint"
-VERSION = 2  # raised when the file changes; 1 had no seal, only the CRC-32 of each zip entry
-# Of what a checkpoint holds: some hundred values for each layer. Data of many features or classes
-# have more, and each of these takes at least NODE_BYTES of the file.
+VERSION = 2  # increased when the format changes; 1 had no seal, only the CRC-32 of each zip entry
+# Limits of a checkpoint's content: some hundred values for each layer. Data with many features or
+# classes have more, and each of these takes at least NODE_BYTES of the file.
 MAX_NODES, MAX_DEPTH, NODE_BYTES = 100_000, 20, 8
 SEAL = b"elstm sha256 "
 SEAL_SIZE = len(SEAL) + 64
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class Unreadable(UserError):
-    """Reports a checkpoint that is missing, damaged or none; another one may replace it."""
+    """Reports a missing, damaged or foreign checkpoint; another one may replace it."""
 
 
 def best_path(run_dir: Path) -> Path:
@@ -61,7 +61,7 @@ def save(content: dict[str, Any], *paths: Path) -> None:
     The earlier last.pt stays as previous.pt beside it.
 
     Args:
-        content: tensors, numbers, strings, None, and lists and dicts of them: what
+        content: tensors, numbers, strings, None, and lists and dicts of them, the types that
             torch.load(weights_only=True) reads.
 
     Raises:
@@ -105,11 +105,11 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
     Args:
-        limit: bytes that such a checkpoint can have. A larger file is not read.
+        limit: the largest number of bytes of such a checkpoint. A larger file is not read.
 
     Raises:
-        Unreadable: no such file; damaged; too large; not a checkpoint of elstm.
-        UserError: of a newer version.
+        Unreadable: the file is missing, damaged, too large or not a checkpoint of elstm.
+        UserError: the checkpoint is of a newer version.
     """
     if not path.is_file():
         raise Unreadable(f"there is no checkpoint {path}")
@@ -122,8 +122,8 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
                 )
             sealed = _sealed(file, size)
             with zipfile.ZipFile(file) as archive:
-                # torch.save does not compress. Compression could only hide a huge content, and so
-                # could entries that overlap.
+                # torch.save does not compress. Compressed or overlapping entries could only hide
+                # huge content.
                 entries = archive.infolist()
                 stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
                 stored = stored and sum(e.file_size for e in entries) <= size

@@ -1,9 +1,9 @@
-"""Checks what a checkpoint holds before torch uses any of it.
+"""Checks the content of a checkpoint before torch uses any of it.
 
 A checkpoint may be crafted, and its seal proves only that the file is complete. Fused optimizers
-write to the memory that a state tensor claims to have, generators take over states byte by byte,
-and counters decide which batch comes next. So every value is held to what this run would have
-written itself. Each check raises ValueError with one line.
+write to the memory that a state tensor claims to have, generators load states byte by byte, and
+counters decide which batch comes next. So every value is compared with those that this run would
+have written itself. Each check raises ValueError with one line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_SECONDS = 1e12
 MAX_PROCESSES = 100_000
 MAX_STEPS = 2**48  # independent of max_epochs, which may have been lowered since
 MAX_BYTES = 2**53  # of a record file
-# What the optimizers of torch choose by the device. The run's own values are used.
+# Settings that the optimizers of torch choose by the device. The run's values are used.
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")  # their roots are taken
 SCHEDULE_KEYS, RANDOM_KEYS = {"factor", "best", "waited"}, {"cpu", "cuda", "mps"}
@@ -34,13 +34,14 @@ GROWTH_TRACKER = "_growth_tracker"
 
 @dataclass(frozen=True)
 class Bounds:
-    """Holds how far a run can be.
+    """Holds the largest values that the counters of a run can have.
 
     Attributes:
         steps_per_epoch: training steps of an epoch.
-        batch_size: sequences of a step, of all processes together.
+        batch_size: the number of sequences of a step, of all processes together.
         processes: number of processes that wrote the checkpoint.
-        extensions: of the run; each may have begun within an epoch, which had an evaluation then.
+        extensions: the run's extensions; each may have started within an epoch, after an
+            evaluation.
     """
 
     steps_per_epoch: int
@@ -50,7 +51,7 @@ class Bounds:
 
 
 def describe(value: Any) -> str:
-    """Describes a value for a message: a tensor by shape and type, others by themselves."""
+    """Describes a value for a message, a tensor by shape and type."""
     if not isinstance(value, Tensor):
         return show(value)
     return f"of {' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype)[6:]}"
@@ -83,7 +84,7 @@ def mapping(name: str, value: Any, keys: set[str] | None = None) -> dict[Any, An
 
 
 def tensor(name: str, value: Any, like: Tensor, least: float = -math.inf) -> Tensor:
-    """Checks a tensor: shape and type of `like`, finite, nowhere below `least`."""
+    """Checks that a tensor has shape and type of `like`, and finite values from `least` up."""
     if not isinstance(value, Tensor) or (value.shape, value.dtype) != (like.shape, like.dtype):
         raise ValueError(f"{name} is {describe(value)}, not {describe(like)}")
     if not value.isfinite().all():
@@ -144,12 +145,12 @@ def _is(value: Any, dtype: torch.dtype) -> bool:
 def check_optimizer(
     saved: Any, optimizer: torch.optim.Optimizer, step: int, *, scaled: bool
 ) -> dict[str, Any]:
-    """The state of an optimizer, as copies that no other tensor shares; settings are its own.
+    """Returns an optimizer's checked state as unshared copies, with the settings of `optimizer`.
 
     Args:
-        saved: what `state_dict` gave.
-        optimizer: built from the run's config.
-        step: training steps done.
+        saved: the state dict in the checkpoint.
+        optimizer: the optimizer built from the run's config.
+        step: the number of training steps done.
         scaled: whether a gradient scaler may have skipped some of them.
     """
     mapping("optimizer", saved, {"state", "param_groups"})
@@ -250,7 +251,7 @@ def check_random(states: Any, device: torch.device) -> None:
         raise ValueError("its random states are not those of cpu, cuda or mps")
     for name, own in runtime.random_states(device).items():
         if name not in states:
-            continue  # of another device: its generator starts anew
+            continue  # of another device, whose generator gets a new state
         tensor(f"its random state of {name}", states[name], own)
         try:
             torch.Generator(device if name == device.type else "cpu").set_state(states[name])
@@ -259,7 +260,7 @@ def check_random(states: Any, device: torch.device) -> None:
 
 
 def check_sizes(files: Any) -> None:
-    """Sizes and fingerprints of the record files."""
+    """Checks the sizes and fingerprints of the record files."""
     for name, value in mapping("sizes of the records", files).items():
         if str(name).endswith("_sha256"):
             if not isinstance(value, str) or len(value) != 64:

@@ -1,4 +1,4 @@
-"""Checks what a checkpoint holds about its data: how files become inputs (`SequenceData.facts`)."""
+"""Checks a checkpoint's facts about its data, which define inputs (`SequenceData.facts`)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def expected_facts(data: DataConfig) -> dict[str, Any] | None:
 
 
 def check_facts(facts: dict[str, Any], data: DataConfig) -> None:
-    """Raises ValueError where a checkpoint's facts are not of the config's data set."""
+    """Raises ValueError where a checkpoint's facts do not belong to the config's data set."""
     expected = expected_facts(data) or {"name": data.name}
     for name, value in expected.items():
         if not same(facts.get(name), value):
@@ -110,15 +110,15 @@ def _check_image_facts(facts: dict[str, Any], data: DigitsConfig | ImagesConfig)
 
 
 def is_stratified(facts: dict[str, Any] | None) -> bool:
-    """Tells whether the training images of a checkpoint or new run keep the classes' shares.
+    """Returns whether the training images of a checkpoint or new run preserve the classes' shares.
 
-    Checkpoints of commit d8d01eb and earlier hold nothing about it: they did not.
+    Checkpoints of commit d8d01eb and earlier do not record it, because theirs did not.
     """
     return facts is None or bool(facts.get("stratified"))
 
 
 def check_same_data(facts: dict[str, Any], data: SequenceData) -> None:
-    """Raises UserError where `data` are not what a checkpoint's model was trained on."""
+    """Raises UserError where `data` are not those on which a checkpoint's model was trained."""
     here = data.facts()
     place = "data.path" if "fingerprint" in here else "data.root"
     for name, value in here.items():

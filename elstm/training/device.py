@@ -20,7 +20,7 @@ from elstm.training.environment import own_environment, report_environment
 from elstm.training.ranks import read_ranks
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
-# Which GPUs a process may see.
+# Variables that select the GPUs of a process.
 _HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
@@ -72,11 +72,11 @@ def _why_no_cuda() -> str:
 
 @contextmanager
 def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
-    """Makes an Accelerator for this run, which takes nothing from the environment.
+    """Makes an Accelerator for this run, which ignores the environment.
 
     Accelerate keeps its state per process and refuses a second device or precision. A sweep runs
-    many jobs in one process, so the state is forgotten afterwards; the process group of a
-    distributed job stays, since all jobs of a process share it.
+    many jobs in one process, so the state is cleared afterwards. The process group of a distributed
+    job stays, since all jobs of a process share it.
     """
     device = choose_device(trainer.device, trainer.precision)
     ranks = read_ranks()
@@ -98,7 +98,7 @@ def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
 
 @contextmanager
 def process_settings(trainer: TrainerConfig) -> Iterator[None]:
-    """Threads, matrix products in full float32 and determinism for one run; then as before."""
+    """Sets threads, full float32 products and determinism for one run, and restores them."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -122,7 +122,7 @@ def process_settings(trainer: TrainerConfig) -> Iterator[None]:
 
 @contextmanager
 def profiler(trainer: TrainerConfig, run_dir: Path) -> Iterator[Any]:
-    """Yields an object whose `step` is called after each training step, for trainer.profile.
+    """Yields an object whose `step` has to be called after each training step (trainer.profile).
 
     Steps 4 to 8 of rank 0 are traced into RUN_DIR/profile.json.gz, for chrome://tracing or
     ui.perfetto.dev; the first three are warm-up.

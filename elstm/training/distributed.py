@@ -1,14 +1,14 @@
-"""Connects the processes of one run, and passes a failure on to all of them.
+"""Connects the processes of one run, and reports a failure of one to all.
 
     torchrun --nproc_per_node 2 -m elstm.train data=fashion_mnist trainer.sync_batch_stats=true
 
 All processes that torchrun or `accelerate launch` starts train in rank 0's run folder.
-`data.batch_size` is each process's; together they take the batches that one process would take with
-the sum of them. With `trainer.sync_batch_stats=true` the statistics of a step are those of the full
-batch, and weights and metrics are those of one process to rounding. Without it, each process
-normalises its own part. elstm/nn/README.md says what this costs. A resume may have another number
-of processes; the full batch stays as it was. If one process fails, all end, and its error is in
-train.log.
+`data.batch_size` is the number of sequences of each process. Together they train on the batches
+that one process would have with the sum of them. With `trainer.sync_batch_stats=true` the
+statistics of a step are those of the full batch, and weights and metrics equal those of one process
+up to rounding. Without it, each process normalises its part of the batch. elstm/nn/README.md has
+the cost. A resume may have another number of processes; the full batch stays as it was. If one
+process fails, all end, and its error is in train.log.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from elstm.errors import OtherProcessError, UserError
 from elstm.training.ranks import Ranks
 from elstm.training.torch_private import default_store
 
-SILENT_SECONDS = 10.0  # before a log message says that the process waits for the others
+SILENT_SECONDS = 10.0  # before a log message that the process waits for the others
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 log = logging.getLogger(__name__)
 
 
 def join_processes(ranks: Ranks, device: str) -> None:
-    """Connects this process with the others of its run; nothing for a single process.
+    """Connects this process with the others of its run; does nothing for a single process.
 
-    torch waits half an hour for a rank that does not come, in C++, where no signal is handled. So a
+    torch waits half an hour for a missing rank, in C++, where no signal is handled. So another
     thread waits, and Ctrl-C and SIGTERM end this one.
 
     Raises:
@@ -103,16 +103,16 @@ def shared_text(text: str, ranks: Ranks) -> str:
 
 
 def first_failure(error: Exception) -> Exception:
-    """Returns the error of the process that failed first; the others fail because it is missing.
+    """Returns the error of the first process that failed; the others fail because it is missing.
 
-    They tell each other through the store of the job's process group.
+    They exchange it through the store of the job's process group.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return error
     try:
         store = default_store()
         if store.add("elstm/failed", 1) == 1:
-            if "by peer" in str(error):  # gloo's words; no other process could say why
+            if "by peer" in str(error):  # gloo's message; no other process knows the reason
                 error = UserError(
                     "the connection to another process was lost: it was killed, or its machine "
                     "failed; resume with trainer.resume=RUN_DIR"

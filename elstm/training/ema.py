@@ -15,8 +15,8 @@ With a cosine schedule, which ends near 0, both weights reach 89.9 %; the averag
 better in the first three epochs alone.
 
 The averaged weights have population statistics of their own, which are recomputed for them before
-each evaluation. Validation and test measure them, so that they decide which checkpoint is the best;
-checkpoints hold both kinds of weights, each with its statistics.
+each evaluation. Validation and test evaluate them, so that they decide which checkpoint is the
+best. Checkpoints hold both kinds of weights, each with its statistics.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ WEIGHTS = (EMA, RAW)
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Returns d of the update after so many optimizer steps."""
+    """Returns d of the update after optimizer step `step`."""
     return min(decay, (1 + step) / (10 + step))
 
 
 class EmaModel:
     """Keeps a copy of a model with the averaged weights.
 
-    An update is one fused operation on the device and waits for nothing. It stands outside of the
+    An update is one fused operation and does not synchronise with the device. It is not part of the
     training step, so that it also follows a step that is replayed as a CUDA graph, in which the
     changing d would be a constant.
 
@@ -61,17 +61,17 @@ class EmaModel:
 
     @torch.no_grad()
     def start(self) -> None:
-        """Takes over the weights as they are."""
+        """Copies the current weights."""
         for averaged, raw in zip(self._averaged, self._raw, strict=True):
             averaged.copy_(raw)
 
     def update(self, step: int) -> None:
-        """Adds the weights after the optimizer step of this number, counted from 1."""
+        """Adds the weights after optimizer step `step`, counted from 1."""
         get_ema_multi_avg_fn(decay_at(step, self.decay))(self._averaged, self._raw, 0)
 
 
 def check_ema(content: Mapping[str, Any], config: Config, expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless a checkpoint has the averaged weights that the config asks for.
+    """Raises ValueError unless a checkpoint has the averaged weights that the config requires.
 
     Args:
         expected: the state dict of the model; it may be on the meta device.
@@ -92,11 +92,10 @@ def check_ema(content: Mapping[str, Any], config: Config, expected: Mapping[str,
 def chosen_weights(
     content: Mapping[str, Any], wanted: str | None = None
 ) -> tuple[Any, str, str | None]:
-    """Returns the weights of a checkpoint that are to be used, unchecked, and which they are.
+    """Returns the weights of a checkpoint to use, unchecked, and their kind.
 
-    They are the averaged ones where the run has them. A checkpoint from between two evaluations
-    has statistics of the averaged weights as they were at the first, so that its raw weights are
-    taken.
+    They are the averaged ones if the run has them. A checkpoint from between two evaluations has
+    statistics of the averaged weights at the first one, so that its raw weights are taken.
 
     Args:
         wanted: one of WEIGHTS; None: the averaged ones if possible.

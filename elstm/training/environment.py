@@ -1,10 +1,10 @@
-"""Environment variables that would change a run behind its config.
+"""Handles environment variables that would change a run in spite of its config.
 
-Accelerate takes settings from some eighty variables, which `accelerate launch` sets: gradient
-accumulation, precision, device, FSDP, and so on. A run has its own keys for these, or does without,
-so that none of the variables reaches Accelerate; a log line names those that ask for something.
-Other variables are read inside torch and its libraries, where they cannot be undone. A log line
-names those that are set, and status.json keeps them under `environment`.
+Accelerate reads settings from some eighty variables, which `accelerate launch` sets: gradient
+accumulation, precision, device, FSDP, and so on. A run has keys for these, or does not support
+them. So none of the variables reaches Accelerate, and a log message names those that contradict the
+config. Other variables are read inside torch and its libraries, where they cannot be undone. A log
+message names those that are set, and status.json records them under `environment`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from elstm.training.ranks import VARIABLES, Ranks
 
 log = logging.getLogger(__name__)
 
-# What accelerate 1.15 reads; its launcher's MASTER_* and RANK come from Ranks.
+# Variables that accelerate 1.15 reads; its launcher's MASTER_* and RANK come from Ranks.
 IGNORED_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_")
 IGNORED = ("FORK_LAUNCHED",)
-# `accelerate launch` sets some always, to such values; others say nothing of what is trained.
+# `accelerate launch` always sets some, to these values; others do not affect what is trained.
 _SILENT_VALUES = ("", "0", "1", "no", "none", "false", "auto", "default")
 _SILENT = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL",
            "ACCELERATE_ENABLE_RICH", "ACCELERATE_CONFIG_DS_FIELDS", "ACCELERATE_DYNAMO_USE_",
            "ACCELERATE_DYNAMO_MODE")  # fmt: skip
 TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # see elstm.training.device.process_settings
 
-# What torch 2.14, CUDA, oneDNN and MKL read and what can change a run's numbers. How many threads
-# OMP_NUM_THREADS and its kin gave is in status.json anyway.
+# Variables that torch 2.14, CUDA, oneDNN and MKL read and that can change a run's numbers. The
+# number of threads from OMP_NUM_THREADS and similar ones is in status.json anyway.
 TAKEN = (
     "ATEN_CPU_CAPABILITY", "CUBLASLT_WORKSPACE_SIZE", "DISABLE_ADDMM_CUDA_LT",
     "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS",
@@ -79,7 +79,7 @@ def ignored_variables(
 
 
 def report_environment(trainer: TrainerConfig) -> None:
-    """Logs what was ignored and what was taken, a line each; nothing where nothing is set."""
+    """Logs the ignored and the active variables, if there are any."""
     ignored, taken = ignored_variables(trainer), taken_variables(trainer)
     if ignored:
         log.warning(
@@ -87,7 +87,7 @@ def report_environment(trainer: TrainerConfig) -> None:
             "(trainer.precision, trainer.device, trainer.compile): %s", _shown(ignored),
         )  # fmt: skip
     if taken:
-        log.warning("torch takes from the environment, and status.json keeps: %s", _shown(taken))
+        log.warning("torch reads from the environment, and status.json records: %s", _shown(taken))
 
 
 def _shown(variables: Mapping[str, str]) -> str:
@@ -96,7 +96,7 @@ def _shown(variables: Mapping[str, str]) -> str:
 
 @contextmanager
 def own_environment(ranks: Ranks) -> Iterator[None]:
-    """Gives Accelerate and torch `ranks` and no other settings, while it is active."""
+    """Sets the environment to `ranks` and no other settings, while it is active."""
     hidden = {
         name: value
         for name, value in os.environ.items()

@@ -26,7 +26,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Loss and confusion over all images of a split.
+    """Holds loss and confusion over all sequences of a split.
 
     Attributes:
         loss: mean cross-entropy.
@@ -74,8 +74,8 @@ def score_split(
     Args:
         model: logits (B, C) from x (T, B, F).
         split: train, val or test.
-        batch_stats: normalise each batch with its own statistics, as in training. A last batch of
-            a single image has no variance, so it takes the population statistics.
+        batch_stats: normalise with batch statistics, as in training. A last batch of a single
+            sequence has no variance, so it is scored with population statistics.
         before_batch: called before each batch; an exception that it raises ends the evaluation.
     """
     classes, device = data.num_classes, data.device
@@ -119,7 +119,7 @@ def score_with_both_statistics(
 ) -> tuple[SplitScore, SplitScore]:
     """Scores with population statistics, and with the statistics of each batch.
 
-    The gap shows what population statistics lose. A model without normalisation is scored once, and
+    The gap shows how much population statistics lose. A model without normalisation is scored once, and
     both results are the same object.
     """
     population = score_split(model, data, split, batch_size, **options)
@@ -160,7 +160,7 @@ def measure_each(
     config: Config,
     before_batch: Callable[[], None] | None = None,
 ) -> tuple[dict[str, float], SplitScore]:
-    """Returns what `measure` does, and the score with population statistics."""
+    """Returns the results of `measure`, and the score with population statistics."""
     size, precision = config.data.eval_batch_size, config.trainer.precision
     population, in_batch = score_with_both_statistics(
         model, data, split, size, precision=precision, before_batch=before_batch
@@ -201,11 +201,11 @@ def recompute_statistics(
     rank: int = 0,
     processes: int = 1,
 ) -> None:
-    """Replaces the lagging moving averages by exact population statistics of training images.
+    """Replaces the lagging moving averages by exact population statistics of training sequences.
 
-    Training continues from these values but does not use them, because its batches are normalised
-    with their own statistics. The random state is untouched, so the weights do not depend on this
-    call. Each process takes its share of the batches, and all get the same statistics.
+    Training continues from these values but does not use them, because it normalises with batch
+    statistics. The random state is unchanged, so the weights do not depend on this call. Each
+    process takes its share of the batches, and all get the same statistics.
 
     The default is one large batch, because statistics pooled over several batches may fit none of
     them (elstm.nn.recompute_statistics).
@@ -236,7 +236,7 @@ def _statistics_batch_size(data: SequenceData, config: Config) -> int:
 
 
 def over_time(model: SequenceClassifier, data: SequenceData) -> dict[str, np.ndarray]:
-    """Returns |dL/dh_t| and the cell over t, always on the same first training images."""
+    """Returns |dL/dh_t| and the cell over t, always on the same first training sequences."""
     rows = slice(OVER_TIME_BATCH)
     y = data.train.labels[rows]
     found = elstm_nn.over_time(

@@ -1,4 +1,4 @@
-"""Extensions: a run that is trained further than it was planned, or with another schedule.
+"""Extends runs, which are then trained further than planned, or with another schedule.
 
 Each is an entry of `extensions` in status.json, and in every later checkpoint:
 
@@ -9,9 +9,9 @@ Each is an entry of `extensions` in status.json, and in every later checkpoint:
     best_val_accuracy, best_epoch                             up to that step
     test_accuracy, test_loss, ...                             of a run that was tested there
 
-Up to the first new checkpoint the run is as it was before. This checkpoint then says that the run
-is extended, and .hydra/config.yaml and status.json follow it; a kill in between is mended by the
-next resume. What the extension replaces stays:
+Up to the first new checkpoint the run is as it was before. This checkpoint then records the
+extension, and .hydra/config.yaml and status.json follow it. After a kill in between, the next
+resume updates them. Copies of the replaced files stay:
 
     checkpoints/best-before-step-N.pt, test_correct-before-step-N.csv,
     .hydra/config-before-step-N.yaml
@@ -63,7 +63,7 @@ def stored_extensions(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def extended_config(config: Config, extensions: Sequence[Mapping[str, Any]]) -> Config:
-    """Returns the config of a run as its last extension has it.
+    """Returns the config of a run after its last extension.
 
     Raises:
         UserError: the extension holds a wrong value.
@@ -91,15 +91,15 @@ def new_entry(
     tested: bool,
     rows: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
-    """Returns the entry of an extension that begins here.
+    """Returns the entry of an extension that starts here.
 
     Args:
         own: the config of the run until now.
-        config: the one from here on.
+        config: the config from here on.
         state: as the checkpoint has it, with the limits of `config`.
         status: status.json as it was before this resume.
-        tested: whether the run was at its end.
-        rows: those of metrics.csv, by column, as they were before this resume.
+        tested: whether the run was finished and tested.
+        rows: the rows of metrics.csv, by column, as they were before this resume.
 
     Raises:
         UserError: nothing is left to train.
@@ -147,20 +147,20 @@ def _test_row(rows: Sequence[Mapping[str, str]], step: int) -> dict[str, float]:
 
 @dataclass
 class Extension:
-    """Keeps what an extension replaces, and records it once its first checkpoint is written."""
+    """Copies the files that an extension replaces, and records it after its first checkpoint."""
 
     run_dir: Path
     status: Status
     entries: list[dict[str, Any]]  # with this one, the last
 
     def before_checkpoint(self) -> None:
-        """Copies what later checkpoints and the next test replace."""
+        """Copies the files that later checkpoints and the next test replace."""
         best = checkpoint.best_path(self.run_dir)
         for path in (best, self.run_dir / TABLE):
             self._keep(path)
 
     def after_checkpoint(self) -> None:
-        """Lets .hydra/config.yaml and status.json follow the checkpoint."""
+        """Updates .hydra/config.yaml and status.json after the checkpoint."""
         settings = self.entries[-1]["settings"]
         self._rewrite_config(settings)
         self.status.update(
@@ -197,6 +197,6 @@ class Extension:
 
 
 def mend(run_dir: Path, status: Status, extensions: list[dict[str, Any]]) -> None:
-    """Does what a kill right after the first checkpoint of an extension left undone."""
+    """Completes the update of files that a kill after an extension's first checkpoint prevented."""
     if extensions and status.fields.get("extensions") != extensions:
         Extension(run_dir, status, extensions).after_checkpoint()

@@ -1,4 +1,4 @@
-"""The full training step as one CUDA graph: replayed, it costs the host one call.
+"""Runs the full training step as one CUDA graph, whose replay costs the host one call.
 
 The gather of the batch, forward and backward pass, clipping, the optimizer's step and the running
 sums are launched once by the host and replayed from then on. Everything that changes from step to
@@ -7,8 +7,8 @@ statistics, optimizer state and sums.
 
 The first steps run without the graph, on the stream that captures it, because kernels are compiled
 and the optimizer's state is made there. They are steps of the run like all others, so nothing has
-to be restored after them. Capturing runs nothing. The first replay is checked: the same step runs
-once more from the same state without the graph, and its results are those that count.
+to be restored after them. Capturing runs nothing. To check the first replay, the same step runs
+once more from the same state without the graph, and these results are used.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def unsupported(
 def batch_step(config: Config, parts: Parts, sums: StepSums) -> Callable[[Tensor], None]:
     """Returns what takes a step on the given rows and adds it to `sums`.
 
-    With trainer.accumulate the rows are cut into so many batches, which run one after the other.
-    On a CUDA GPU it is a GraphStep where trainer.cuda_graph allows it. Where the setting asks for a
-    graph that cannot be, a log line names the reason.
+    With trainer.accumulate the rows are divided into that many batches, which run one after the
+    other. On a CUDA GPU the result is a GraphStep if trainer.cuda_graph allows it. If a requested
+    graph is not possible, a log message gives the reason.
     """
 
     trainer, accelerator, data = config.trainer, parts.accelerator, parts.data
@@ -105,12 +105,12 @@ class GraphStep:
     reason is logged once, and all steps run without the graph.
 
     Args:
-        step: trains on the rows (B,) of the training images and adds to the running sums, with no
-            call that waits for the device.
-        model: whose parameters and buffers `step` changes.
-        optimizer: the optimizer itself, as torch has it.
+        step: trains on the rows (B,) of the training sequences and adds to the running sums, with
+            no call that synchronises with the device.
+        model: the model whose parameters and buffers `step` changes.
+        optimizer: torch's optimizer, without a wrapper.
         sums: returns the running sums that `step` changes, tensors at fixed addresses.
-        exact: the graph must give the same bits (trainer.deterministic).
+        exact: whether the graph must give the same bits (trainer.deterministic).
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class GraphStep:
         log.info("the training step runs as a CUDA graph")
 
     def _first_replay(self, graph: Any) -> str | None:
-        """Replays, then takes the same step from the same state without the graph.
+        """Replays the graph, then takes the same step from the same state without it.
 
         Returns the name of a tensor whose values differ, or None.
         """
@@ -196,7 +196,7 @@ class GraphStep:
         return None
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields everything that a step changes, by name."""
+        """Yields all tensors that a step changes, by name."""
         with torch.no_grad():
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
                 yield name, tensor.detach()

@@ -1,4 +1,4 @@
-"""Initial weights of a new run from a checkpoint of another one: trainer.init_from."""
+"""Loads the initial weights of a new run from another run's checkpoint (trainer.init_from)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
     Population statistics of other steps than the model's are cut, or their last row is repeated.
 
     Returns:
-        What status.json and the checkpoints hold of it: path, step, sha256, head, weights ("ema" or
+        The record of it in status.json and checkpoints: path, step, sha256, head, weights ("ema" or
         "raw").
 
     Raises:
@@ -56,8 +56,8 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
         raise UserError(f"trainer.init_from={show(given)}: {error}") from error
     _log(weights, model, path, step, kind)
     if note is not None:
-        log.info("the raw weights are taken: %s", note)
-    with warnings.catch_warnings():  # `_log` has said it
+        log.info("the raw weights are used: %s", note)
+    with warnings.catch_warnings():  # `_log` has logged it
         warnings.simplefilter("ignore", UserWarning)
         model.load_state_dict(weights, strict=head)
     return {"path": str(path), "step": step, "sha256": digest, "head": head, "weights": kind}
@@ -70,7 +70,7 @@ def _checked(
     model: SequenceClassifier,
     head: bool,
 ) -> dict[str, Tensor]:
-    """Returns the weights to load; raises ValueError where they are not of such a model."""
+    """Returns the weights to load; raises ValueError where they belong to another model."""
     if content.get("settings") is None:
         raise ValueError("it is of an early version, which did not record the model's settings")
     _check_same_equations(mapping("settings", content["settings"]), config)
@@ -96,7 +96,7 @@ def _check_same_equations(saved: Mapping[Any, Any], config: Config) -> None:
     """Raises ValueError where the weights belong to other equations, whose shapes may be the same.
 
     Two names in the table of models may stand for the same equations. Another eps changes the
-    results, but not what the weights mean, so that a run may begin from it; this is logged.
+    results, but not the meaning of the weights. So a run may start from it, and this is logged.
     """
     given = {key: value for key, value in saved.items() if str(key).startswith("model.")}
     if not all(isinstance(part, SETTING) for item in given.items() for part in item):
@@ -131,14 +131,14 @@ def _check_head(given: Mapping[str, Any], expected: Mapping[str, Tensor]) -> Non
     if isinstance(bias, Tensor) and bias.dim() and len(bias) != classes:
         raise ValueError(
             f"its head has {len(bias)} classes and the data set {classes}: "
-            "trainer.init_head=false begins with a new head"
+            "trainer.init_head=false starts with a new head"
         )
 
 
 def _log(
     weights: Mapping[str, Tensor], model: SequenceClassifier, path: Any, step: int, kind: str
 ) -> None:
-    """Logs what is taken over."""
+    """Logs which weights are loaded."""
     head = f"{HEAD}bias" in weights
     log.info(
         "initial weights: %s, step %d%s%s",
@@ -155,7 +155,7 @@ def _log(
 
 
 def checked_record(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what a checkpoint holds of its run's initial weights.
+    """Returns a checkpoint's record of its run's initial weights.
 
     Raises:
         ValueError: it is not as `take_weights` returns it.

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Defines the training loop."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OnEvaluation = Callable[[int, float], bool]
 
 @dataclass
 class TrainingLoop:
-    """Trains, evaluates and saves, from wherever `state` is.
+    """Trains, evaluates and saves, starting from `state`.
 
     The order of records and checkpoints matters: a checkpoint holds the sizes of the record files,
-    and a resume cuts them back to these. So what belongs to a step is recorded before it is saved.
-    A picture alone comes afterwards (Recorder.report_evaluation).
+    and a resume cuts them back to these. So the values of a step are recorded before its checkpoint
+    is saved. Only a picture is drawn afterwards (Recorder.report_evaluation).
     """
 
     config: Config
@@ -47,10 +47,10 @@ class TrainingLoop:
     def fit(self, on_evaluation: OnEvaluation, profiler: Any) -> bool:
         """Trains until the run is finished.
 
-        Returns: whether it is; False if `on_evaluation` ended it before.
+        Returns: whether it is finished; False if `on_evaluation` ended it before.
 
         Raises:
-            Interrupted: a signal asked to stop; everything up to this step can be saved.
+            Interrupted: a signal requested a stop; everything up to this step can be saved.
         """
         parts, state = self.parts, self.state
         while not state.finished:
@@ -86,7 +86,7 @@ class TrainingLoop:
         return True
 
     def rest_of_epoch(self) -> Iterator[Tensor]:
-        """Yields the rows of this process's remaining steps: with n processes, every n-th."""
+        """Yields the rows of this process's remaining steps, of n processes every n-th."""
         epoch = 0 if self.config.trainer.overfit_batches else self.state.epoch
         accelerator = self.parts.accelerator
         start = self.state.batch + accelerator.process_index
@@ -97,7 +97,7 @@ class TrainingLoop:
         return islice(batches, self.state.steps_left)
 
     def after_step(self) -> None:
-        """Does what is due between two steps: a log point, a checkpoint, stopping on a signal."""
+        """Writes a log point and a checkpoint if they are due, and stops on a signal."""
         state, trainer = self.state, self.config.trainer
         progress = self.recorder.progress
         progress.step()
@@ -120,9 +120,9 @@ class TrainingLoop:
     def evaluate(self) -> dict[str, float]:
         """Recomputes the population statistics and measures on the validation split, if any.
 
-        With trainer.ema_decay the averaged weights are measured, and the raw ones beside them.
-        It decides nothing. A signal abandons it before anything is recorded, and a resume starts
-        with it again.
+        With trainer.ema_decay the averaged weights are measured, and the raw ones beside them. It
+        only measures and decides nothing. A signal stops it before anything is recorded, and a
+        resume starts with it again.
         """
         parts, accelerator = self.parts, self.parts.accelerator
         before_batch = self.signals.raise_if_requested if accelerator.num_processes == 1 else None
@@ -136,5 +136,5 @@ class TrainingLoop:
             values = evaluation.measure(parts.evaluated, *val)
             if parts.ema is not None:
                 values |= evaluation.measure_raw(parts.model, *val)
-        # What is decided on these values has to be the same in all processes.
+        # All processes have to decide alike on these values.
         return broadcast_object_list([values])[0]

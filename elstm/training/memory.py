@@ -1,4 +1,4 @@
-"""Checks that a run can fit into memory, since a full system kills processes silently."""
+"""Checks that a run fits into memory, because a full system kills processes silently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADVICE = "lower model.hidden_size, model.num_layers or data.batch_size"
 
 
 def check_memory(config: Config, device: torch.device) -> None:
-    """Raises UserError where the least that a run needs is more than the device has."""
+    """Raises UserError if a run needs more memory than the device has."""
     needed, there = least_memory(config), total_memory(device)
     if there is not None and needed > there:
         raise UserError(
@@ -28,9 +28,9 @@ def check_memory(config: Config, device: torch.device) -> None:
 
 
 def least_memory(config: Config) -> int:
-    """Bytes of weights, gradients, optimizer state and what the backward pass reads of a batch."""
+    """Returns the bytes of weights, gradients, optimizer state and a batch's saved values."""
     model, data = config.model, config.data
-    hidden, features, steps = model.hidden_size, 1, 1  # of own data only their files say more
+    hidden, features, steps = model.hidden_size, 1, 1  # own data have their sizes in their files
     if isinstance(data, DigitsConfig):
         source = DATA_SETS[data.name]
         steps = source.pixels // data.pixels_per_step
@@ -48,7 +48,7 @@ def least_memory(config: Config) -> int:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes; None where that is unknown."""
+    """Returns the memory of the device in bytes; None where that is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -64,7 +64,7 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def explained(error: Exception) -> Exception:
-    """Returns a UserError if memory ran out or a backend does not serve, else the error itself."""
+    """Returns a UserError if memory ran out or a backend refuses a call, else the error itself."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)

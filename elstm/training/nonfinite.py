@@ -12,7 +12,7 @@ from collections.abc import Sequence
 def culprit(
     names: Sequence[str], loss: float, norms: Sequence[float], before: Sequence[float]
 ) -> str:
-    """Names what was not finite in a step, in words.
+    """Describes the first loss or gradient that was not finite in a step.
 
     Args:
         names: names of the parameters.

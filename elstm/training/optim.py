@@ -29,8 +29,8 @@ def build_optimizer(
     Weight decay acts on all parameters, as in torch. With `decay_all=False` it acts on matrices
     alone, and not on vectors, which are the biases and the normalisations' gamma and beta.
 
-    The update is one fused call for all parameters if torch has it. On a CPU it takes a third of
-    the time of the loop over parameters.
+    The update is one fused call for all parameters if torch has one. On a CPU it takes a third of
+    the time of a loop over parameters.
     """
     lr, decay = config.lr, config.weight_decay
     fused: dict[str, Any] = {"fused": True} if device.type in ("cpu", "cuda") else {}
@@ -79,9 +79,9 @@ def set_lr(optimizer: Any, lr: float) -> None:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Prepares an optimizer for a CUDA graph: everything that a step reads lies on the device.
+    """Prepares an optimizer for a CUDA graph, so that a step reads only memory on the device.
 
-    SGD has no such flag; its learning rate as a tensor is all that it needs.
+    SGD has no such flag and only needs its learning rate as a tensor.
     """
     for group in optimizer.param_groups:
         device = group["params"][0].device
@@ -111,9 +111,9 @@ class Schedule:
         lr(s) = base * min(1, (s + 1) / warmup_steps) * factor(s)
 
     with the step s counted from 0. The factor is 1 for `constant`, half a cosine over the steps
-    after the warm-up for `cosine`, gamma^(epoch // step_epochs) for `step`, and for `plateau` the
-    one that `after_evaluation` keeps. Only the plateau has a state. The others depend on s alone,
-    so a resume is exact.
+    after the warm-up for `cosine`, and gamma^(epoch // step_epochs) for `step`. For `plateau`,
+    `after_evaluation` updates it. Only the plateau has a state. The others depend on s alone, so a
+    resume is exact.
 
     Args:
         config: the config of one of the schedulers.

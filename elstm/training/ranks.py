@@ -1,9 +1,9 @@
-"""Rank and world size of this process: the one place that reads them from the environment.
+"""Reads rank and world size of this process from the environment; no other module does.
 
 torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; Open MPI, MVAPICH and MPICH
 have names of their own. torch and Accelerate each read some of them, and not the same ones, so
-`elstm.training.environment` hands both what is read here. Knows no torch: the check runs before
-anything is touched.
+`elstm.training.environment` sets the values that are read here for both. This module imports no
+torch, because its check runs before anything else.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_ranks(environ: Mapping[str, str] | None = None) -> Ranks:
     complete = all(name in torch for name in _TORCH[:3])
     if mpi and not complete:
         if torch:
-            raise UserError(f"{_shown(torch)} do not go with {_shown(mpi)}: {_ADVICE}")
+            raise UserError(f"{_shown(torch)} do not fit {_shown(mpi)}: {_ADVICE}")
         names, found = next(names for names in _MPI if names[1] in mpi), mpi
     else:
         names, found = _TORCH, torch
@@ -98,14 +98,14 @@ def read_ranks(environ: Mapping[str, str] | None = None) -> Ranks:
 
 
 def require_one_process(prog: str) -> None:
-    """Raises UserError where several processes run the command: each would write the same files."""
+    """Raises UserError if several processes run the command, as each would write the same files."""
     ranks = read_ranks()
     if ranks.world_size > 1:
         raise UserError(f"{prog} needs one process and has {ranks.world_size}: start it alone")
 
 
 def _rendezvous(environ: Mapping[str, str], *, single_machine: bool) -> tuple[str, int]:
-    """Returns the address at which rank 0 waits for the others."""
+    """Returns the address at which rank 0 waits for the other ranks."""
     address = environ.get("MASTER_ADDR") or ("127.0.0.1" if single_machine else "")
     if not address:
         raise UserError(f"MASTER_ADDR is not set: it names the machine of rank 0; {_ADVICE}")

@@ -1,4 +1,4 @@
-"""Writes what a run reports: log lines, progress, status.json, the tables, TensorBoard.
+"""Writes the reports of a run: log messages, progress, status.json, the tables, TensorBoard.
 
 The training loop calls `Recorder` and knows none of the formats.
 """
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def run_facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
-    """Returns what status.json holds of a run before it has been built."""
+    """Returns the fields of status.json that are known before a run is built."""
     return {
         "model": config.model.name,
         "data": config.data.name,
@@ -86,9 +86,9 @@ class Recorder:
         """Opens the record files and logs what is trained.
 
         Args:
-            file_sizes: of the record files at the checkpoint; None for a run without one.
-            resume: the user asked to resume.
-            extended: the run is trained further than it was planned.
+            file_sizes: sizes of the record files at the checkpoint; None for a run without one.
+            resume: whether the user requested a resume.
+            extended: whether the run is trained further than planned.
         """
         texts = describe_run(self.config, self.run_dir, self.parts.model)
         at_evaluation = file_sizes is not None and state.evaluated_step == state.step
@@ -132,9 +132,9 @@ class Recorder:
         )
 
     def extended(self, state: TrainState, entry: Mapping[str, Any]) -> None:
-        """Logs an extension, and records the test of the run as it was before once more.
+        """Logs an extension, and records the test of the run before it once more.
 
-        It came after the checkpoint, so that a resume cuts it off.
+        Its row came after the checkpoint, so that a resume cuts it off.
         """
         tested = {k: v for k, v in entry.items() if k.startswith("test_") and v is not None}
         if tested:
@@ -147,8 +147,7 @@ class Recorder:
         )
         schedule, total = self.parts.schedule, self.parts.limits.total_steps
         self.info(
-            "the learning rate (%s) is computed anew over %d steps: %.3g at step %d, %.3g at the "
-            "last",
+            "the learning rate (%s) is recomputed over %d steps: %.3g at step %d, %.3g at the last",
             schedule.config.name, total, schedule.lr(state.step), state.step + 1,
             schedule.lr(total - 1),
         )  # fmt: skip
@@ -160,7 +159,7 @@ class Recorder:
             self.warn(message)
 
     def _show_folder(self) -> None:
-        """Logs the run folder and the commands that show what is in it."""
+        """Logs the run folder and the commands that show its content."""
         self.info("the run folder is:\n%s", self.run_dir)
         self.info("its curves: tensorboard --logdir %s", self.run_dir.parent)
         self.info("its report: elstm-report %s", self.run_dir.parent)
@@ -191,7 +190,7 @@ class Recorder:
             self._write_status("running", state)
 
     def log_evaluation(self, state: TrainState, values: Mapping[str, float]) -> None:
-        """Records an evaluation and the norms; their sizes are part of the next checkpoint.
+        """Records an evaluation and the norms, whose file sizes the next checkpoint holds.
 
         The picture comes after that checkpoint, because drawing can fail in any way.
         """
@@ -267,7 +266,7 @@ class Recorder:
     def tested(
         self, state: TrainState, values: Mapping[str, float], score: evaluation.SplitScore
     ) -> None:
-        """Records the end of a run: `values` for the tables, and the test's `score`."""
+        """Records the end of a run, with `values` for the tables and the test's `score`."""
         write_atomic(self.run_dir / TABLE, encode_correct(score.correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
         best = state.best_validation
@@ -321,7 +320,7 @@ def _raw(values: Mapping[str, float]) -> str:
 
 
 def position(state: TrainState) -> dict[str, float]:
-    """Returns where a row of metrics.csv was measured."""
+    """Returns the position of a row of metrics.csv: epoch, step and clocks."""
     return {
         "epoch": state.epochs,
         "step": state.step,

@@ -1,8 +1,8 @@
-"""One run from its config to its test accuracy: sets up, trains, tests, tears down.
+"""Sets up, trains, tests and tears down one run, from its config to its test accuracy.
 
-A run that is ended at any moment, by a signal or a kill, resumes from its last checkpoint to the
-same weights and the same records, on a CPU bit by bit. The checkpoint holds everything that the
-next steps depend on (`Snapshot`), and the order of the data follows from seed and epoch.
+A run that a signal or a kill ends at any moment resumes from its last checkpoint to the same
+weights and records, on a CPU bit by bit. The checkpoint holds all state on which the next steps
+depend (`Snapshot`), and the order of the data follows from seed and epoch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """Says how a run ended: `state` is done, pruned, or interrupted by `signal`.
+    """Holds how a run ended: `state` is done, pruned, or interrupted by `signal`.
 
     Accuracies are fractions.
     """
@@ -77,16 +77,16 @@ def run(
 
     Args:
         config: validated; its trainer.resume is not used.
-        run_dir: an existing folder of the run's own.
+        run_dir: an existing folder for this run alone.
         resume: resume from the folder's last checkpoint, or start from the beginning if there is
             none yet. A run that is done stays as it is.
         on_evaluation: called after each evaluation with the epoch, counted from 1, and validation
             accuracy; True ends the run there, without a test, as `pruned`.
-        extend: with `resume`: settings from here on, by key (elstm.config.changes). Those that the
-            run has already change nothing.
+        extend: with `resume`, new settings by key (elstm.config.changes). Values that the run
+            already has change nothing.
 
     Raises:
-        UserError: what the user can repair: device, data, checkpoint, disk, a loss not finite.
+        UserError: the user can fix it: device, data, checkpoint, disk, a loss that is not finite.
         KeyboardInterrupt: at a second Ctrl-C, or at one before training has started.
     """
     if resume:
@@ -138,7 +138,7 @@ def _columns(config: Config) -> tuple[str, ...]:
 
 
 def _trained(loop: TrainingLoop | None, resume: bool) -> bool:
-    """Returns whether the run is not as it was before: from a step of it on.
+    """Returns whether the run has changed, which it has from its first step on.
 
     An extension counts from its first checkpoint on.
     """
@@ -161,7 +161,7 @@ def set_up(
     signals: StopSignals,
     extend: Mapping[str, Any],
 ) -> TrainingLoop:
-    """Builds the run, goes back to its checkpoint if it has one, and opens its records."""
+    """Builds the run, restores its checkpoint if it has one, and opens its records."""
     refuse_no_folder(checkpoint.last_path(run_dir).parent)
     saved = _read_checkpoint(run_dir, config) if resume else None
     own, extensions = _extended(config, saved, run_dir, status)
@@ -169,8 +169,8 @@ def set_up(
     changed = bool(changes(own, config))
     if changed and saved is None:
         raise UserError(
-            f"{run_dir} has no checkpoint yet, so there is nothing to extend: start a new run with "
-            "these settings"
+            f"{run_dir} has no checkpoint yet, so there is nothing to extend: start a new run "
+            "with these settings"
         )
     parts = build_parts(config, accelerator, saved)
     folder = checkpoint.last_path(run_dir).parent
@@ -211,7 +211,7 @@ def set_up(
 def _extended(
     config: Config, saved: dict[str, Any] | None, run_dir: Path, status: Status
 ) -> tuple[Config, list[dict[str, Any]]]:
-    """Returns the config with the run's earlier extensions, and these."""
+    """Returns the config after the run's earlier extensions, and the extensions."""
     if saved is None:
         return config, []
     try:
@@ -281,7 +281,7 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
 
 
 def _check_best(best: dict[str, Any], loop: TrainingLoop, run_dir: Path) -> None:
-    """Raises UserError where best.pt is not of this run and its best epoch."""
+    """Raises UserError if best.pt does not belong to this run and its best epoch."""
     try:
         check_fits(best, loop.config)
         for name in ("best_epoch", "best_val_accuracy"):

@@ -1,4 +1,4 @@
-"""Scores of a classifier from its confusion matrix, as scikit-learn defines them.
+"""Computes scores of a classifier from its confusion matrix, as scikit-learn defines them.
 
 A confusion matrix is (C, C): rows are true classes, columns are predicted ones.
 """
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def recalls(confusion: Tensor) -> Tensor:
-    """Returns the share of each class that was recognised, (C,); NaN for a class without images."""
+    """Returns the recall of each class, (C,); NaN for a class without sequences."""
     counts = confusion.double()
     return counts.diagonal() / counts.sum(1)
 
 
 def precisions(confusion: Tensor) -> Tensor:
-    """Returns the share of right ones among the predictions of each class; NaN where none is."""
+    """Returns the precision of each class, (C,); NaN for a class without predictions."""
     counts = confusion.double()
     return counts.diagonal() / counts.sum(0)
 

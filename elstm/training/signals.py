@@ -1,4 +1,4 @@
-"""Handles Ctrl-C, SIGTERM, SIGHUP and SLURM's signals: the run finishes its step and saves."""
+"""Handles Ctrl-C, SIGTERM, SIGHUP and SLURM's signals, so that a run saves before it ends."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SIGNALS = [
 
 
 class Interrupted(Exception):
-    """Reports that a signal requested a stop; raised between two steps, to save the run."""
+    """Reports that a signal requested a stop; it is raised between two steps, to save the run."""
 
 
 class StopSignals:
-    """A context in which each of SIGNALS sets `requested`, and the run stops when it can save.
+    """Sets `requested` on each of SIGNALS inside a `with` block, so that the run saves and stops.
 
-    Before `graceful` is set there is nothing to save, and a signal raises KeyboardInterrupt at
-    once; so does a second Ctrl-C. An ignored signal stays ignored, as nohup ignores SIGHUP. The
-    former handlers are restored at the end, because a sweep runs many jobs in one process. Python
-    handles signals in the main thread alone, so in another thread no handlers are set.
+    Before `graceful` is set there is nothing to save, so a signal raises KeyboardInterrupt at once,
+    as does a second Ctrl-C. An ignored signal stays ignored, as nohup ignores SIGHUP. The former
+    handlers are restored at the end, because a sweep runs many jobs in one process. Python handles
+    signals only in the main thread, so no handlers are set in other threads.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def raise_if_requested(self) -> None:
-        """Raises Interrupted if this process got a signal."""
+        """Raises Interrupted if this process received a signal."""
         if self.requested is not None:
             raise Interrupted(self.requested)
 
     def raise_if_requested_by_any(self, accelerator: Accelerator) -> None:
-        """Raises Interrupted in all processes of a run if one of them got a signal."""
+        """Raises Interrupted in all processes of a run if one of them received a signal."""
         if accelerator.num_processes > 1:
             own = 0 if self.requested is None else signal.Signals[self.requested].value
             highest = accelerator.gather(torch.tensor([own], device=accelerator.device)).max()

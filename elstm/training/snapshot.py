@@ -1,4 +1,4 @@
-"""Saves and restores everything that the next training steps depend on."""
+"""Saves and restores all state on which the next training steps depend."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from elstm.training.trained import check_same_settings, settings
 class Snapshot:
     """Collects and restores the content of a checkpoint.
 
-    A run may resume with another number of processes: the batch of all together stays, and each
-    takes its share of it. With the same number every process gets its random state back; with
-    another one only rank 0 does, and the others start from their seeds.
+    A run may resume with another number of processes. The full batch stays the same, and each
+    process takes its share of it. With the same number every process restores its random state.
+    With another one only rank 0 does, and the others start from their seeds.
     """
 
     config: Config
@@ -55,7 +55,7 @@ class Snapshot:
     other_random_states: list[Any] = field(default_factory=list)  # of the other processes
 
     def bad(self) -> tuple[int, str] | None:
-        """Returns step and name of what was not finite; None while all is, weights included."""
+        """Returns step and name of a value that was not finite; None if all were."""
         step = self.sums.first_bad_step(self.state.step)
         if step is not None:
             named = self.parts.model.named_parameters()
@@ -69,7 +69,7 @@ class Snapshot:
         return self.state.step, next(name for name, good in names if not good)
 
     def gather(self) -> None:
-        """Collects what the other processes have; called in all of them before `content`."""
+        """Collects the states of the other processes; all have to call it before `content`."""
         accelerator = self.parts.accelerator
         if accelerator.num_processes > 1:
             random = runtime.random_states(accelerator.device)
@@ -77,7 +77,7 @@ class Snapshot:
             self.total_sums = self.sums.reduced(accelerator)
 
     def content(self, file_sizes: dict[str, Any]) -> dict[str, Any]:
-        """Returns the content of a checkpoint; `file_sizes` are what `Tracker.sizes` returns."""
+        """Returns the content of a checkpoint; `file_sizes` come from `Tracker.sizes`."""
         parts, accelerator = self.parts, self.parts.accelerator
         sums = self.sums.state_dict()
         if self.total_sums is not None:
@@ -107,10 +107,10 @@ class Snapshot:
         }
 
     def restore(self, content: dict[str, Any], own: Config) -> dict[str, Any]:
-        """Goes back to a checkpoint and returns its sizes of the record files.
+        """Restores a checkpoint and returns its sizes of the record files.
 
         Args:
-            own: the config that the checkpoint was trained with, which an extension changes.
+            own: the config with which the checkpoint was trained, which an extension changes.
 
         Raises:
             UserError: the checkpoint is of another model, data set or version, or holds a value
@@ -147,10 +147,10 @@ class Snapshot:
         return dict(content["files"])
 
     def _check(self, content: dict[str, Any], own: Config) -> dict[str, Any]:
-        """Checks everything that `restore` uses; returns what the optimizer loads.
+        """Checks all values that `restore` uses; returns the state for the optimizer.
 
         Raises:
-            ValueError: a value is not what this run would have written.
+            ValueError: this run would not have written such a value.
             UserError: the checkpoint is of another data set.
         """
         parts, accelerator = self.parts, self.parts.accelerator
@@ -185,7 +185,7 @@ class Snapshot:
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict with all rows of the statistics, which `check_weights` expects.
 
-    The layers of a run have a row for each step of its data, so that there is little to leave out.
+    The layers of a run have a row for each step of its data, so few rows could be left out.
     """
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     for name, value in state.items():
@@ -206,8 +206,8 @@ class Checkpoints:
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt, and best.pt before it if this is the best epoch.
 
-        Everything that was recorded until now is on the disk before, because the checkpoint holds
-        the sizes and fingerprints of the record files.
+        All earlier records are flushed to the disk first, because the checkpoint holds the sizes
+        and fingerprints of the record files.
 
         Raises:
             UserError: a value is not finite, or a file cannot be written.

@@ -1,4 +1,4 @@
-"""Says at the start of a run what is trained: log messages, and a picture of augmented inputs."""
+"""Describes a run at its start, in log messages and a picture of augmented inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLES, EPOCHS = 6, 3  # of the picture
 
 
 def start_messages(config: Config, parts: Parts, parameters: int) -> Iterator[str]:
-    """Yields what the log says of a run before its first step."""
+    """Yields the log messages of a run before its first step."""
     data, processes, accumulate = parts.data, parts.limits.processes, config.trainer.accumulate
     step = data.batch_size * processes
     if data.batch_size != config.data.batch_size * accumulate:
@@ -50,23 +50,23 @@ def start_messages(config: Config, parts: Parts, parameters: int) -> Iterator[st
     if parts.model.rnn.sync_batch_stats and processes > 1:
         yield (
             f"batch statistics are those of all {processes} processes, which only the reference "
-            "recurrence can do"
+            "recurrence supports"
         )
 
 
 def start_warnings(config: Config) -> Iterator[str]:
-    """Yields what is likely to be a mistake in the config."""
+    """Yields warnings about likely mistakes in the config."""
     data, augment = config.data, getattr(config.data, "augment", None)
     mirrored = isinstance(augment, AugmentPicturesConfig) and augment.flip
     if mirrored and isinstance(data, DigitsConfig) and data.name not in SAME_IN_A_MIRROR:
         yield (
-            f"data.augment.flip=true trains {data.name} on characters in a mirror, which are "
-            "others or none: leave it out"
+            f"data.augment.flip=true trains {data.name} on mirror images of characters, which are "
+            "other characters or none: leave it out"
         )
 
 
 def augmented_examples(data: SequenceData, seed: int) -> list[list[Tensor]]:
-    """Returns a few training sequences, and below each what the first epochs make of it."""
+    """Returns a few training sequences, and below each its changes in the first epochs."""
     assert data.augmentation is not None
     rows = data.train_order(seed, 0)[:EXAMPLES].tolist()
     found = [[data.example(data.train, row) for row in rows]]

@@ -1,4 +1,4 @@
-"""Holds how far a run is: counters, clocks, and sums over the steps since the last log point."""
+"""Holds the progress of a run: counters, clocks, and sums since the last log point."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REMOVED_COUNTERS = ("skipped_steps",)  # in checkpoints up to commit d8d01eb
 
 @dataclass(frozen=True)
 class Limits:
-    """Holds where a run and its epochs end.
+    """Holds the limits of a run and of its epochs.
 
     Attributes:
-        steps_per_epoch: in each of them every process takes one batch.
+        steps_per_epoch: number of steps; every process takes one batch in each.
         early_stopping: epochs without an improvement after which the run ends; None: never.
         evaluate_every: epochs between two evaluations.
     """
@@ -51,7 +51,7 @@ class Limits:
 
 @dataclass
 class TrainState:
-    """Counters and results: with weights, optimizer and random states all that a resume needs."""
+    """Holds counters and results, which a resume needs beside weights and random states."""
 
     limits: Limits
     epoch: int = 0  # epochs completed, their evaluation included
@@ -67,19 +67,19 @@ class TrainState:
 
     @property
     def epochs(self) -> float:
-        """Epochs done, such as 1.25."""
+        """Returns the number of epochs done, such as 1.25."""
         return self.epoch + self.batch / self.limits.batches_per_epoch
 
     @property
     def steps_left(self) -> int:
-        """Steps to the end of the epoch, or of the run."""
+        """Returns the number of steps to the end of the epoch, or of the run."""
         limits = self.limits
         in_epoch = (limits.batches_per_epoch - self.batch) // limits.processes
         return in_epoch if limits.max_steps is None else min(in_epoch, limits.max_steps - self.step)
 
     @property
     def steps_since_evaluation(self) -> int:
-        """Steps since the latest epoch whose number `evaluate_every` divides."""
+        """Returns the steps since the latest epoch whose number `evaluate_every` divides."""
         limits = self.limits
         return (
             self.epoch % limits.evaluate_every * limits.steps_per_epoch
@@ -88,7 +88,7 @@ class TrainState:
 
     @property
     def steps_to_evaluation(self) -> int:
-        """Steps to the end of the next such epoch, or of the run."""
+        """Returns the number of steps to the end of the next such epoch, or of the run."""
         limits = self.limits
         start = self.epoch - self.epoch % limits.evaluate_every
         epochs = min(limits.evaluate_every, limits.max_epochs - start)
@@ -107,7 +107,7 @@ class TrainState:
 
     @property
     def best_validation(self) -> float | None:
-        """The best validation accuracy; None before the first, and without a validation split."""
+        """Returns the best validation accuracy; None before the first or without a split."""
         return self.best_val_accuracy if self.best_val_accuracy >= 0 else None
 
     @property
@@ -119,7 +119,7 @@ class TrainState:
 
     @property
     def stopped_early(self) -> bool:
-        """Returns whether the run ends before it is complete, as validation did not improve."""
+        """Returns whether the run ends early because validation did not improve."""
         patience = self.limits.early_stopping or math.inf
         return not self.complete and self.epochs - self.best_epoch >= patience
 
@@ -160,7 +160,7 @@ class TrainState:
         return {STORED_NAMES.get(name, name): getattr(self, name) for name in _counters()}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
-        """Takes over the counters of a checkpoint, which were checked."""
+        """Loads the counters of a checkpoint, which were checked."""
         for name in _counters():
             setattr(self, name, stored[STORED_NAMES.get(name, name)])
 
@@ -187,7 +187,7 @@ class Clock:
         return self._switched(True)
 
     def paused(self) -> Any:
-        """Does not count the time inside the `with` block as training."""
+        """Counts the time inside the `with` block, but not as training."""
         return self._switched(False)
 
     @contextmanager
@@ -202,13 +202,13 @@ class Clock:
 
 
 class StepSums:
-    """Sums over the steps since the last log point, kept on the device.
+    """Accumulates sums over the steps since the last log point, on the device.
 
     Only reading them synchronises with the device. NaN stays NaN in a running sum, so one check per
     log point is enough. `bad` counts the steps since the first bad one, whose norms are kept.
 
-    Steps are queued until a sum is read: adding many at once takes a fraction of the time that each
-    takes after a training step, when the processor's caches hold other things.
+    Steps are queued until a sum is read. Adding many at once takes a fraction of the time that each
+    takes after a training step, when the processor's caches hold other data.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -223,17 +223,17 @@ class StepSums:
         self._queue: list[StepResult] = []
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Counts a step with so many samples; its tensors must not change afterwards."""
+        """Counts a step with `samples` samples; its tensors must not change afterwards."""
         self._queue.append(result)
         self.count(samples)
 
     def count(self, samples: int) -> None:
-        """Counts a step with so many samples that `accumulate` adds, or has added."""
+        """Counts a step with `samples` samples that `accumulate` adds, or has added."""
         self.steps += 1
         self.samples += samples
 
     def flush(self) -> None:
-        """Adds the queued steps one by one; when it is called makes no difference."""
+        """Adds the queued steps one by one; the time of the call makes no difference."""
         for result in self._queue:
             self.accumulate(result)
         self._queue.clear()
@@ -250,7 +250,7 @@ class StepSums:
         self.sums += torch.stack((loss, correct, torch.linalg.vector_norm(norms)))
 
     def tensors(self) -> list[Tensor]:
-        """Returns what `accumulate` changes; after the first step the tensors stay the same."""
+        """Returns the tensors that `accumulate` changes, the same ones after the first step."""
         return [self.sums, self.bad, *([] if self.norms is None else [self.norms])]
 
     def first_bad_step(self, step: int) -> int | None:
@@ -259,7 +259,7 @@ class StepSums:
         return None if self.sums.isfinite().all() else step - int(self.bad) + 1
 
     def culprit(self, names: Sequence[str]) -> str:
-        """Names what was not finite in it; `names` are those of the parameters."""
+        """Describes the value that was not finite; `names` are those of the parameters."""
         assert self.norms is not None
         (loss, *norms), (_, *before) = self.norms.tolist()
         return nonfinite.culprit(names, loss, norms, before)
@@ -270,7 +270,7 @@ class StepSums:
         return accelerator.reduce(self.sums.clone())
 
     def pop_means(self, accelerator: Accelerator, train_seconds: float) -> dict[str, float]:
-        """Returns the means as columns of metrics.csv, and starts anew."""
+        """Returns the means as columns of metrics.csv, and resets the sums."""
         loss, correct, grad_norm = self.reduced(accelerator).tolist()
         processes = accelerator.num_processes
         steps, samples = self.steps * processes, self.samples * processes
@@ -287,7 +287,7 @@ class StepSums:
         return means
 
     def peek(self, state: TrainState) -> tuple[float, float]:
-        """Returns this process's mean loss, and samples per second of all processes, up to now."""
+        """Returns this process's mean loss and the samples per second of all processes so far."""
         self.flush()
         seconds = max(state.train_seconds - self.start_seconds, 1e-9)
         samples = self.samples * state.limits.processes
@@ -305,7 +305,7 @@ class StepSums:
         }
 
     def load_state_dict(self, stored: dict[str, Any], parameters: int) -> None:
-        """Takes over checked sums; norms that are not of so many parameters are left out."""
+        """Loads checked sums; norms for another number of parameters are left out."""
         self._queue.clear()
         self.sums.copy_(stored["sums"])
         self.bad.copy_(stored["bad"])

@@ -1,4 +1,4 @@
-"""One training step: forward, backward, clip, optimizer step, and nothing else."""
+"""Defines one training step: forward, backward, clip, optimizer step, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elstm.training.torch_private import norms_of
 
 
 class StepResult(NamedTuple):
-    """Holds what a step measured, as tensors on the device.
+    """Holds the measurements of a step, as tensors on the device.
 
     Attributes:
         loss: mean cross-entropy of the sequences, with label smoothing and class weights, ().
@@ -34,12 +34,13 @@ class TrainStep:
     """Takes an optimizer step on one batch or several. No call here synchronises with the device.
 
     Args:
-        model: as Accelerate prepared it.
+        model: the model as Accelerate prepared it.
         optimizer: the optimizer itself.
         prepared_optimizer: the same one, as Accelerate prepared it.
         clip_grad_norm: largest norm of the full gradient; None does not clip.
         label_smoothing: part of the target that is spread over all classes.
-        class_weights: of each class in the loss, float32 (C,) on the device; None: all the same.
+        class_weights: the weight of each class in the loss, float32 (C,) on the device; None:
+            equal.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class TrainStep:
         those of the last batch.
 
         Args:
-            batches: x and y of each, as `__call__` takes them.
-            labels: of all batches together.
+            batches: x and y of each batch, as `__call__` takes them.
+            labels: the labels of all batches together.
             count: the number of batches.
         """
         weight = self._weight(labels, count)

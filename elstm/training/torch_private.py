@@ -1,6 +1,6 @@
 """Calls the parts of torch without a public interface, checked with torch 2.11 and 2.14.
 
-No other module outside elstm.nn uses one. Why each is needed:
+No other module outside elstm.nn uses private parts. The reasons are:
 
 torch._foreach_norm
     The norm of each gradient is computed in one kernel. torch.nn.utils.get_total_norm does the same
@@ -9,7 +9,7 @@ torch.distributed.distributed_c10d._get_default_store
     Processes exchange texts and errors through the store of the process group, also when a
     collective operation cannot run any more.
 torch._higher_order_ops.scan.scan
-    A loop over time steps becomes one node of an exported program. torch.export knows no other.
+    A loop over time steps becomes one node of an exported program. torch.export knows no other loop.
 
 elstm.nn has its own in elstm/nn/norm.py and elstm/nn/backends/plain.py. The test
 tests/training/test_torch_private.py fails if one of those here changes.

@@ -24,14 +24,14 @@ OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
 
 @dataclass(frozen=True)
 class Trained:
-    """Holds a model in eval mode on the CPU, and what it was trained on.
+    """Holds a trained model in eval mode on the CPU, with its config and facts about its data.
 
     Attributes:
         facts: see elstm.data.sequences.SequenceData.facts.
         step: number of optimizer steps that trained it.
         epoch: number of epochs that trained it.
-        weights: "ema" where they are an average over the steps (elstm.training.ema), else "raw".
-        note: why the raw weights were taken where the averaged ones could not be.
+        weights: "ema" if they are an average over the steps (elstm.training.ema), else "raw".
+        note: why the raw weights were used instead of the averaged ones.
     """
 
     config: Config
@@ -60,10 +60,10 @@ def load_trained(run_dir: Path, which: str = "best", weights: str | None = None)
     Args:
         run_dir: the run's folder; its config is read from there.
         which: best, last, or the path of a checkpoint of this run.
-        weights: "ema" or "raw"; None takes the averaged weights where the run has them.
+        weights: "ema" or "raw"; None uses the averaged weights if the run has them.
 
     Raises:
-        UserError: no run folder, no checkpoint, a damaged one, or one of another model.
+        UserError: there is no run folder or no checkpoint, or it is damaged or of another model.
     """
     if not run_dir.exists():
         raise UserError(f"there is no run folder {run_dir}")
@@ -117,9 +117,9 @@ def _build(config: Config, facts: dict[str, Any]) -> SequenceClassifier:
 
 
 def check_fits(content: dict[str, Any], config: Config) -> None:
-    """Raises ValueError unless a checkpoint is of the config's model and data set.
+    """Raises ValueError unless a checkpoint fits the config's model and data set.
 
-    This comes before the model is built, so a model never takes more memory than the tensors.
+    The check runs before the model is built, so a model never takes more memory than the tensors.
     """
     for name in ("data", "model", "state"):
         mapping(name, content.get(name))
@@ -135,13 +135,13 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
 
 
 NOT_TRAINED = settings_outside_training()
-# Settings that affect the weights, but not what they compute; gamma_c does, as eps follows it.
+# Settings that affect the weights, but not their function. gamma_c does, as eps depends on it.
 MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
            "forget_bias", "input_bias", "update_bias")  # fmt: skip
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Returns the settings of model, data and training that a checkpoint results from, flat."""
+    """Returns the flat settings of model, data and training from which a checkpoint results."""
     flat: dict[str, Any] = {"seed": config.seed}
     for group in ("model", "data", "optimizer", "scheduler"):
         for name, value in leaf_values(getattr(config, group)).items():
@@ -150,10 +150,10 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def check_computing(content: dict[str, Any], config: Config) -> None:
-    """Raises ValueError where the weights do not compute here what they computed in training.
+    """Raises ValueError where the weights would compute another function than in training.
 
-    Shapes cannot tell: other `eps` or `cell_norm` have the same. Checkpoints of the first versions
-    hold no settings.
+    Shapes do not show it, because they are the same with another `eps` or `cell_norm`. Checkpoints
+    of the first versions hold no settings.
     """
     computing = {
         key: value
@@ -180,9 +180,9 @@ def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 def size_limit(config: Config) -> int:
-    """Returns the bytes that a checkpoint of this config can have; no more is read."""
+    """Returns the largest size in bytes of a checkpoint of this config; no more is read."""
     facts = expected_facts(config.data)
-    if facts is None:  # own data: only their files say how large the model is
+    if facts is None:  # own data: only their files determine the size of the model
         return OWN_DATA_LIMIT
     with torch.device("meta"):
         model = _build(config, facts).state_dict()
