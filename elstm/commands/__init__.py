@@ -1,1 +1,1 @@
-"""The command lines beside elstm-train: evaluate, predict, export, report."""
+"""Contains the command lines beside elstm-train: evaluate, predict, export, report."""

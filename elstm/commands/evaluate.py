@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 PROG = "elstm-eval"
 MAX_NAME = 24  # characters of a class's name in the table
 DESCRIPTION = """\
-Evaluates the model of a run: accuracy with population statistics (what counts) and with the
-statistics of each batch, balanced accuracy and macro F1, loss, a table by class, and the confusion
-matrix as a picture in RUN_DIR.
+Evaluates the model of a run. It prints accuracy with population statistics (the result) and with
+the statistics of each batch, balanced accuracy, macro F1, loss and a table by class, and writes
+the confusion matrix as a picture to RUN_DIR.
 """
 
 
@@ -42,10 +42,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_data_root()
     parser.add_argument(
         "--data", metavar="PATH",
-        help="other labelled data in the format of the run's; for a run on a published image set a "
-        "folder with files of that format, or with a folder of pictures for each class. Files "
-        "without splits are taken as a whole. The statistics of the run's training split scale "
-        "them",
+        help="other labelled data in the format of the run's data; for a run on a published image "
+        "set a folder with files of that format, or with a folder of pictures for each class. "
+        "All sequences of files without splits are used. The statistics of the run's training "
+        "split scale them",
     )  # fmt: skip
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"

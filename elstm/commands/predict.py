@@ -1,6 +1,6 @@
-"""`elstm-predict RUN_DIR IMAGE... | FOLDER`: the classes of image files, as CSV or Parquet.
+"""Runs `elstm-predict RUN_DIR IMAGE... | FOLDER`: writes classes of image files as CSV or Parquet.
 
-elstm.data.image_files decodes a picture, elstm.data.placement brings it into the form of the
+elstm.data.image_files decodes a picture, and elstm.data.placement converts it to the form of the
 model's images. Pictures are read one at a time and predicted in batches, so that memory is bounded
 whatever their number and size.
 """
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 PROG = "elstm-predict"
 DESCRIPTION = """\
 Classifies image files with the model of a run and writes CSV: file, predicted class, its
-probability, and the probability of every class. The pictures are turned upright by their EXIF data
-and scaled to the size of the model's images. With a run on own sequences (data=arrays, table or
-ts), it reads files of that format and writes id and label of each sequence in place of the file.
+probability, and the probability of every class. The pictures are turned upright by their EXIF
+data and scaled to the size of the model's images. With a run on your own sequences (data=arrays,
+table or ts), it reads files of that format and writes id and label of each sequence in place of
+the file.
 """
 INVERT = {"auto": None, "yes": True, "no": False}
 BATCH = 256  # images predicted at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (see elstm.cli): 1 if a file was unreadable."""
+    """Runs the command line and returns the exit code (see elstm.cli)."""
     words = sys.argv[1:] if argv is None else list(argv)
     return command(PROG, lambda: _main(_parse(words)))
 
@@ -47,17 +48,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_run()
     parser.add_argument(
         "images", type=home_path, nargs="*", metavar="FILE|FOLDER",
-        help="image files; of a folder all files whose names end like an image's, except hidden "
-        "ones. For a run on own sequences: files in the format that it was trained on; labels may "
-        "be missing",
+        help="image files, or folders, whose files with the ending of an image are taken, except "
+        "hidden ones. For a run on your own sequences: files in the format of its training data; "
+        "labels may be missing",
     )  # fmt: skip
     parser.add_argument(
-        "--recursive", action="store_true", help="take images from sub-folders as well"
+        "--recursive", action="store_true", help="also take images from sub-folders"
     )
     parser.add_argument(
         "--invert", choices=INVERT, default="auto",
-        help="exchange light and dark: where they are the other way round than in MNIST and its "
-        "kin (auto, the default), in all pictures (yes; also --invert alone), or in none (no)",
+        help="exchange light and dark where they are the reverse of MNIST and similar sets (auto, "
+        "the default), in all pictures (yes; also --invert alone), or in none (no)",
     )  # fmt: skip
     parser.add_argument(
         "--fit", action="store_true",
@@ -79,7 +80,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _with_values(words: list[str]) -> Iterator[str]:
-    """Gives --invert its value where it stands alone, as in `--invert IMAGE`."""
+    """Adds the value of --invert where it is missing, as in `--invert IMAGE`."""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         yield "--invert=yes" if word == "--invert" and following not in INVERT else word
 
@@ -131,7 +132,7 @@ def _predict_series(args: argparse.Namespace, trained: Any) -> int:
 
 
 def _files(given: Sequence[Path], recursive: bool) -> Iterator[Path]:
-    """Gives files as they are, folders as the images in them, in order of name."""
+    """Returns the files, and the images in the folders in order of name."""
     from elstm.data.image_files import endings
 
     for path in given:
@@ -143,7 +144,7 @@ def _files(given: Sequence[Path], recursive: bool) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
         if not inside:
-            hint = "" if recursive else "; --recursive looks into its sub-folders"
+            hint = "" if recursive else "; --recursive reads its sub-folders"
             raise UserError(f"there are no images in {path}{hint}")
         yield from inside
 
@@ -151,12 +152,12 @@ def _files(given: Sequence[Path], recursive: bool) -> Iterator[Path]:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # a name that is too long, say; opening it gives the reason
+    except OSError:  # for example a name that is too long; opening it gives the reason
         return False
 
 
 def _visible(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Gives the files in a folder that are not hidden. Links to folders are not followed."""
+    """Yields the files in a folder that are not hidden. Links to folders are not followed."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -190,7 +191,7 @@ class _Predictor:
         if fit and self.full:
             known = ", ".join(name for name, each in DATA_SETS.items() if each.box is not None)
             raise UserError(f"--fit places contents as in {known}; the run is on other pictures")
-        # A light frame tells nothing about pictures of other kinds.
+        # A light frame is not informative in pictures of other kinds.
         self.invert, self.fit = (invert or False) if self.full else invert, fit
         self.bad = 0
         self.notes: dict[str, tuple[Path, int]] = {}  # the first file and the number of files
@@ -253,7 +254,7 @@ def _text(path: Path) -> str:
 def _shown(name: str, terminal: bool) -> str:
     """Returns a file's name for a cell.
 
-    A spreadsheet would take a name that begins with = for a formula, and a terminal would obey
+    A spreadsheet would read a name that starts with = as a formula, and a terminal would execute
     control characters.
     """
     name = f"./{name}" if name[0] in "=+-@\t\r" else name

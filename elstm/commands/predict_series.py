@@ -51,6 +51,6 @@ def write_predictions(trained: Trained, paths: Sequence[Path], rows: Rows) -> No
 
 
 def _shown(text: str, terminal: bool) -> str:
-    """Returns text for a cell, which no spreadsheet takes for a formula."""
+    """Returns text for a cell that no spreadsheet reads as a formula."""
     shown = f"'{text}" if text[:1] in ("=", "+", "@") else text
     return "".join(c if c.isprintable() else "?" for c in shown) if terminal else shown

@@ -24,13 +24,13 @@ class Rows(Protocol):
     """Receives predictions."""
 
     def start(self, names: Sequence[str], classes: Sequence[str], shown: Shown) -> None:
-        """Begins a table.
+        """Starts a table.
 
         Args:
-            names: of the texts of each row.
-            classes: of the probabilities.
-            shown: turns a text into a cell that a spreadsheet, and a terminal if its second
-                argument is True, only show.
+            names: the names of the texts of each row.
+            classes: the classes of the probabilities.
+            shown: converts a text to a cell that a spreadsheet only shows, as does a terminal if
+                its second argument is True.
         """
 
     def add(self, texts: Sequence[str], probabilities: Sequence[float]) -> None: ...
@@ -97,7 +97,7 @@ class ParquetRows:
 
 @contextmanager
 def rows_for(path: Path, file: IO[bytes]) -> Iterator[Rows]:
-    """Gives what writes rows to an open file, in the format that the end of its name says."""
+    """Returns a writer of rows to an open file, in the format of the ending of its name."""
     if is_parquet(path):
         table = ParquetRows(file)
         yield table

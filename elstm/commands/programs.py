@@ -1,6 +1,6 @@
-"""Makes a trained model a program from raw images or raw series to probabilities.
+"""Makes programs from trained models, which map raw images or raw series to probabilities.
 
-torch.export and ONNX take it; to run it, no part of elstm is needed.
+torch.export and ONNX take such a program, which runs without elstm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Program(nn.Module):
         raise NotImplementedError
 
     def described(self) -> str:
-        """Says what the inputs are."""
+        """Describes the inputs."""
         raise NotImplementedError
 
     def classified(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""`elstm-report`: makes a report, or with --pack an archive, from the runs in folders."""
+"""Runs `elstm-report`: makes a report, or with --pack an archive, from the runs in folders."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ FIGURES = (
     "time-steps",
 )  # fmt: skip
 DESCRIPTION = """\
-Compares runs: reads run folders (or folders that hold them, at any depth), groups the runs by
-whatever differs besides the seed, and writes report.md, report.html, results.csv (a row per run),
+Compares runs. It reads run folders (or folders that hold them, at any depth), groups the runs by
+all that differs besides the seed, and writes report.md, report.html, results.csv (a row per run),
 summary.csv (a row per group) and figures as PNG and SVG.
 
-With --pack it writes instead an archive of the runs in each folder, into that folder or -o: the
-config in archive.yaml, one row per run in runs.csv, and tables of their curves. A report reads
-archives as it reads run folders, and a path below an archive names the runs that lay there."""
+With --pack it instead writes an archive of the runs in each folder to that folder or to -o. The
+archive holds the config in archive.yaml, one row per run in runs.csv, and tables of the curves. A
+report reads archives like run folders, and a path below an archive selects the runs that were
+there.
+"""
 
 EXAMPLES = """\
 examples:
@@ -78,15 +80,15 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=home_path,
         metavar="RUN_OR_SWEEP_DIR",
-        help="where to look for runs and archives",
+        help="folders to search for runs and archives",
     )
     parser.add_argument(
         "-o",
         "--output",
         type=home_path,
         metavar="DIR",
-        help="where to write; an earlier report there is replaced, figures that only it had are "
-        "removed (outputs/report; with --pack, the folder itself)",
+        help="folder for the output; an earlier report there is replaced, and figures that only it "
+        "had are removed (default: outputs/report; with --pack, the folder itself)",
     )
     parser.add_argument(
         "--pack",
@@ -98,13 +100,14 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="LABEL|KEY=VALUE",
-        help="the group to compare with (lstm, else the first); again for more tests",
+        help="the group to compare with (default: lstm, else the first); repeat it for more tests",
     )
     parser.add_argument(
         "--thresholds",
         type=_percentages,
         metavar="P,P,...",
-        help="validation accuracies in percent whose reaching is reported (chosen from the runs)",
+        help="validation accuracies in percent; the report shows when they are reached (default: "
+        "chosen from the runs)",
     )
     parser.add_argument(
         "--ignore",
@@ -117,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--figures",
         type=_figures,
         metavar="NAME,NAME,...",
-        help=f"which figures to draw: {', '.join(FIGURES)}, all (the default) or none",
+        help=f"the figures to draw: {', '.join(FIGURES)}, all (the default) or none",
     )
     parser.add_argument("--title", default="Comparison of runs", help="the report's title")
     return parser

@@ -1,10 +1,11 @@
 """Computes recurrent layers in eval mode, for programs of torch.export and ONNX.
 
-Only torch is needed to run them. In eval mode a normalisation is an affine map of each step,
-y_t = x_t * scale_t + shift_t, with scale_t = γ / sqrt(var_t + eps) and
-shift_t = β - mean_t * scale_t. It is therefore folded, and that of W_x x_t together with the bias.
-The time loop is torch's scan. It is one node of the graph for any number of steps, and becomes
-ONNX's Scan.
+The programs need torch alone to run. In eval mode a normalisation is an affine map of each step:
+
+    y_t = x_t * scale_t + shift_t    scale_t = γ / sqrt(var_t + eps)    shift_t = β - mean_t * scale_t
+
+It is therefore folded into two tensors, for W_x x_t together with the bias. The time loop is
+torch's scan. It is one node of the graph for any number of steps, and becomes ONNX's Scan.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ class Layers(nn.Module):
     def _run(
         self, row: int, x: Tensor, state: State, active: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Returns the output (T, B, H) and the last h; a sequence that has ended keeps its state.
+        """Returns the output (T, B, H) and the last h; the state of a sequence that ended stays.
 
-        The output past a sequence's end means nothing: no later layer reads it.
+        The output past a sequence's end is undefined, and no later layer reads it.
         """
         cell: Any = self.cells[row]
         step = cell.step
@@ -107,7 +108,7 @@ class Layers(nn.Module):
 
 
 def _turned(x: Tensor, back: Tensor | None) -> Tensor:
-    """Reverses each sequence of x (T, B, F), within its length where `back` (T, B, 1) says how."""
+    """Reverses each sequence of x (T, B, F), within its length by the indices `back` (T, B, 1)."""
     return x.flip(0) if back is None else x.gather(0, back.expand(-1, -1, x.shape[2]))
 
 

@@ -15,7 +15,7 @@ from elstm.reporting.runs import Run, load_runs
 
 @dataclass(frozen=True)
 class RankedSetting:
-    """One setting of one model; `bests` are what its runs are ranked by, by fold and seed."""
+    """Holds a setting of a model; `bests` are the accuracies of its runs, by fold and seed."""
 
     model: str
     overrides: tuple[str, ...]
@@ -29,16 +29,16 @@ class RankedSetting:
 def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
     """Returns each model's settings, the best first.
 
-    A setting is what differs between a model's runs besides the seed. Of the settings with the
-    most seeds the one with the highest mean of the best validation accuracies comes first, because
-    a second seed is spent on the best of the first alone. Test accuracies are not read,
-    except those of cross-validation with data.val_fraction=0: there the part left out validates.
+    A setting consists of all that differs between a model's runs besides the seed. Among the
+    settings with the most seeds, the one with the highest mean of the best validation accuracies
+    comes first, because only the best ones are trained with more seeds. Test accuracies are not
+    read, except in cross-validation with data.val_fraction=0, where the part left out validates.
 
     Args:
         folders: run folders or archives of studies, or paths below them.
 
     Raises:
-        UserError: no finished runs there, or runs on several tasks.
+        UserError: there are no finished runs, or runs on several tasks.
     """
     runs, _ = load_runs(folders)
     sections = make_sections([run for run in runs if run.state == "done"])
@@ -87,7 +87,7 @@ def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
 def _validation(run: Run) -> float | None:
     """Returns the accuracy by which a run is ranked; None if it was tested on test data alone.
 
-    With data.val_fraction=0 the part that cross-validation leaves out decides nothing within a run.
+    With data.val_fraction=0 the part that cross-validation leaves out does not affect the run.
     """
     if run.best_val_accuracy is None and run.fold is not None:
         return run.test_accuracy

@@ -1,4 +1,4 @@
-"""Defines a document of a few kinds of blocks, and writes it as GitHub's Markdown."""
+"""Defines a document of a few kinds of blocks, and converts it to GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Bold(str):
 
 
 class Code(str):
-    """Marks text that stands as it is in a file."""
+    """Marks text that is copied literally, such as a name in a file."""
 
 
 class Link(str):
@@ -50,7 +50,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose columns are aligned right, but for those in `left`."""
+    """Holds a table whose columns are aligned right, except those in `left`."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Inline]]
@@ -59,7 +59,7 @@ class Table:
 
 @dataclass(frozen=True)
 class CurveLine:
-    """One line of a figure, which a reader of the HTML page can hover over and hide."""
+    """Holds one line of a figure, which a reader of the HTML page can hover over and hide."""
 
     label: str
     colour: str
@@ -71,7 +71,7 @@ class CurveLine:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure at `path` beside the report; the HTML page holds the SVG itself."""
+    """Holds a figure at `path` beside the report; the HTML page contains the SVG itself."""
 
     path: str  # of the PNG, relative to the report
     svg: bytes
@@ -81,7 +81,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that the reader unfolds."""
+    """Holds blocks that the reader unfolds."""
 
     summary: str
     blocks: Sequence[Block] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Details:
 
 Block = Heading | Paragraph | Bullets | Table | Picture | Details
 
-# Characters that mean something in Markdown or HTML. An underscore within a word does not.
+# Special characters of Markdown or HTML. An underscore within a word is none.
 _SPECIAL = re.compile(r"[\\`*\[\]|~&$]|<(?=[A-Za-z/!?])|(?<![^\W_])_|_(?![^\W_])")
 
 

@@ -1,6 +1,6 @@
 """Draws γ and the statistics of the norms over training, and quantities over the time steps.
 
-One run stands for each group: its finished run of the lowest seed.
+One run represents each group, its finished run of the lowest seed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ YLABELS = {
 
 
 def representative(group: Group) -> Run | None:
-    """Returns the run whose inside the figures show for its group."""
+    """Returns the run that represents its group in these figures."""
     return next((run for run in group.furthest if len(run.validation)), None)
 
 
 def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Inside]]:
-    """Returns each group with what its representative recorded, if it recorded anything."""
+    """Returns each group with the records of its representative, if it has any."""
     found = []
     for group in groups:
         run = representative(group)

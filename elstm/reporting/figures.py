@@ -1,4 +1,4 @@
-"""Draws curves, accuracies and times to an accuracy, for print and for colour-blind readers."""
+"""Draws curves, accuracies and times to an accuracy, also for print and colour-blind readers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def curves_figure(
     """Draws a quantity against epochs, and with `times` also against wall-clock time.
 
     It returns None if nothing is logged. The lines are means over seeds with a 95 % t band. Where
-    only some of the seeds have a point, the mean of those is a thin line without a band. Of fewer
-    than `MIN_SEEDS` seeds, each is a thin line of its own.
+    only some of the seeds have a point, the mean of those is a thin line without a band. With fewer
+    than `MIN_SEEDS` seeds, each seed has a thin line.
     """
     bands = _bands(groups, curve_of)
     if not bands:
@@ -202,7 +202,7 @@ def _line(axes: Axes, x: np.ndarray, b: Band, scale: float, style: GroupStyle) -
 
 
 def _limit_accuracy(axes: Axes, means: np.ndarray, tops: np.ndarray) -> None:
-    """Cuts off the first steep epochs if they would leave only a few pixels for the rest."""
+    """Cuts off the first steep epochs if only a few pixels would remain for the rest."""
     means, tops = means[np.isfinite(means)], tops[np.isfinite(tops)]
     low, high = float(np.quantile(means, 0.08)), float(means.max())
     if low - float(means.min()) < 0.3 * (high - low):
@@ -259,12 +259,12 @@ def _bar(
 
 
 def _value(axes: Axes, x: float, y: float, text: str) -> None:
-    """Writes a value to the right of what ends at x."""
+    """Writes a value to the right of a bar or mark that ends at x."""
     axes.annotate(text, (x, y), (VALUE_GAP, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def _make_room(figure: Figure) -> None:
-    """Extends each x axis so far that all its values end within the panel."""
+    """Extends each x axis so that all its values end within the panel."""
     FigureCanvasAgg(figure)
     figure.draw_without_rendering()  # the layout decides how wide a panel is
     for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""Writes the findings of a section as sentences, as far as its numbers support them."""
+"""Writes the findings of a section as sentences that its numbers support."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _rough(group: Group) -> bool:
 
 
 def _warnings(analysis: Analysis) -> list[Inline]:
-    """Returns what makes the comparison less than fair."""
+    """Returns warnings about limits of the comparison."""
     items: list[Inline] = []
     runs = [run for group in analysis.section.groups for run in group.runs]
     machines = machines_of(analysis.section.groups)

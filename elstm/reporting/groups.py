@@ -1,4 +1,4 @@
-"""Sorts runs into sections by task and into groups by whatever differs besides the seed."""
+"""Sorts runs into sections by task and into groups by all that differs besides the seed."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from elstm.reporting.labels import (
 )
 from elstm.reporting.runs import Run
 
-# Differences that do not make another experiment. Threads change the times: a report mentions where
-# they differ.
+# Differences that do not make another experiment. Threads change the times, so a report mentions
+# where they differ.
 IGNORED = ("seed", "data.fold", "hydra", *settings_without_effect())
 # These settings under data. belong to the model's training; the others make the task.
 # They say how models are trained on the data, and not what the task is.
@@ -51,7 +51,7 @@ _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ only in their seeds, and in cross-validation in their folds."""
+    """Holds runs that differ only in their seeds, and in cross-validation in their folds."""
 
     label: str
     model: str
@@ -66,12 +66,12 @@ class Group:
 
     @property
     def furthest(self) -> list[Run]:
-        """The finished runs, or all runs while none is finished."""
+        """Returns the finished runs, or all runs while none is finished."""
         return [run for run in self.runs if run.state == "done"] or self.runs
 
     @property
     def best_validation(self) -> float:
-        """Mean over the runs of the best validation accuracy; -1 where there is none."""
+        """Returns the mean over the runs of the best validation accuracy; -1 if there is none."""
         bests = [run.best_val_accuracy for run in self.furthest]
         values = [best for best in bests if best is not None]
         return sum(values) / len(values) if values else -1.0
@@ -79,7 +79,7 @@ class Group:
 
 @dataclass
 class Section:
-    """All groups on one task: a data set, cut into sequences in one way."""
+    """Holds all groups on one task, a data set that is cut into sequences in one way."""
 
     title: str
     data: str
@@ -160,11 +160,11 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
 def _completed(configs: Sequence[Config]) -> list[Config]:
     """Returns the configs with the keys that those of an older version lack.
 
-    A new key's default is what the older version did.
+    The default of a new key is the behaviour of the older version.
 
     If no schema of this version has a key, its default is the value of all other runs, if they
-    agree. Keys of different models, optimizers and so on, told apart by the `name` or `source` of
-    their group, have nothing to do with each other.
+    agree. Keys of different models, optimizers and so on, which the `name` or `source` of their
+    group distinguishes, are independent of each other.
     """
 
     def owner(config: Config, key: str) -> Value:
@@ -187,7 +187,7 @@ def _completed(configs: Sequence[Config]) -> list[Config]:
 
 
 def _default(key: str, owner: Value, found: set[Value]) -> Any:
-    """Returns the value that a config without `key` stands for, or MISSING if none is known."""
+    """Returns the value that a config without `key` implies, or MISSING if none is known."""
     if key in REMOVED:
         return REMOVED[key][0]
     section, _, name = key.partition(".")
@@ -216,7 +216,7 @@ def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Gro
 def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[str]:
     """Sets each section's `baseline`: by the first spec, else `lstm`, else the first group.
 
-    Of several groups that a spec fits, the one with the best validation accuracy is taken: a
+    If a spec fits several groups, the one with the best validation accuracy is taken, because a
     baseline deserves its best setting. Returns the specs, checked.
 
     Raises:
@@ -257,7 +257,7 @@ def _has(group: Group, section: Section, key: str, value: str) -> bool:
 
 
 def leading_groups(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
-    """Returns all groups if they are few, else the baseline, each model's best and then the best.
+    """Returns all groups if they are few, else the baseline, each model's best and the next best.
 
     The order is by validation accuracy, never by test accuracy.
 

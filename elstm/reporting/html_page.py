@@ -1,4 +1,4 @@
-"""Writes a document as one HTML file, by the template page.html.jinja."""
+"""Converts a document to one HTML file, by the template page.html.jinja."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SCRIPT = Path(__file__).with_name("curves.js")
 
 
 def to_html(title: str, blocks: Sequence[Block], figure_list: str = "{}") -> str:
-    """Writes the blocks as one HTML file that needs no other and runs no script but its own.
+    """Converts the blocks to one HTML file that needs no other file and loads no other script.
 
     Args:
         title: the page's title.
         blocks: its content.
-        figure_list: the figures beside the page (elstm.reporting.made), kept in its head.
+        figure_list: the figures beside the page (elstm.reporting.made), stored in its head.
     """
     script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -16,7 +16,7 @@ from elstm.reporting.stats import t_quantile
 
 @dataclass(frozen=True)
 class ImageTest:
-    """The runs of a group against those of a baseline with the same seeds, image by image.
+    """Holds a comparison of runs with those of a baseline with the same seeds, image by image.
 
     With c = 1 where a run classifies an image correctly, and else 0, the difference of an image is
     the mean of c - c_baseline over the pairs. `difference` is its mean over the N images, and `low`
@@ -44,7 +44,7 @@ Correct = dict[tuple[int, int], np.ndarray]  # by fold and seed: one truth value
 
 
 def correct_images(group: Group) -> Correct:
-    """Returns what each run of a group that recorded it classifies correctly.
+    """Returns the images that each run of a group classifies correctly, where recorded.
 
     The folds of a cross-validation have different test sets, so that they have none.
     """

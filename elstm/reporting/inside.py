@@ -1,4 +1,4 @@
-"""Reads what a run recorded of its norms over training and of its values over the time steps."""
+"""Reads a run's records of its norms over training and of its values over the time steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVER_TIME = ("gradient", "cell_mean", "cell_std")
 
 @dataclass(frozen=True)
 class NormCourse:
-    """One normalisation over training; all arrays (evaluations,)."""
+    """Holds the course of one normalisation over training; all arrays are (evaluations,)."""
 
     epoch: np.ndarray
     gamma_mean: np.ndarray
@@ -25,14 +25,14 @@ class NormCourse:
 
 @dataclass(frozen=True)
 class Inside:
-    """The tables of one run; empty if it recorded none."""
+    """Holds the tables of one run; they are empty if it recorded none."""
 
     norms: dict[str, NormCourse]  # by name, such as norm_c_l0
     over_time: dict[str, np.ndarray]  # (T,), by the names in OVER_TIME
 
 
 def read_inside(run: StoredRun) -> Inside:
-    """Reads the two tables of a run; what is damaged or not there is left out."""
+    """Reads the two tables of a run; damaged or missing parts are left out."""
     courses: dict[str, list[list[float]]] = {}
     for row in table_rows(run, "norms.csv"):
         name = one_line(row.get("norm") or "", 40)

@@ -25,7 +25,7 @@ def differing_keys(configs: Sequence[Config]) -> list[str]:
 
 
 def naming_keys(configs: Sequence[Config]) -> list[str]:
-    """Returns the differing keys that do not follow from another, as beta1 does from Adam."""
+    """Returns the differing keys that no other one implies, as Adam implies beta1."""
     keys = differing_keys(configs)
 
     def follows(key: str) -> bool:
@@ -41,14 +41,14 @@ def naming_keys(configs: Sequence[Config]) -> list[str]:
 
 
 def make_label(name: str, settings: Config, keys: Sequence[str]) -> str:
-    """Returns the name, then each differing setting under the shortest name that tells it apart."""
+    """Returns the name, then each differing setting under its shortest unambiguous name."""
     shown = [key for key in keys if key in settings and key not in ("model.name", "data.name")]
     names = short_names(settings) if shown else {}
     return " ".join([name, *(f"{names[key]}={show_value(settings[key])}" for key in shown)])
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Returns for each dotted key its last part, or as many as tell it apart from all others."""
+    """Returns for each dotted key its last part, or as many as make it unambiguous."""
     # optimizer.name -> optimizer, unless that is a key as well
     shown = {key: key.removesuffix(".name") or key for key in keys}
     taken = Counter(shown.values())

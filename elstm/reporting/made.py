@@ -1,4 +1,4 @@
-"""Lists in report.html the figures that a report made, so that a later one removes the old ones."""
+"""Lists a report's figures in report.html, so that a later report removes the old ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PAGE = "report.html"
-MAX_HEAD = 4_000_000  # bytes of the page in which the list is looked for; it stands at the top
+MAX_HEAD = 4_000_000  # bytes of the page that are searched for the list, which is at the top
 MAX_FIGURE = 64_000_000
 # Only such files are ever removed.
 _FIGURE = re.compile(r"figures/[A-Za-z0-9_=][A-Za-z0-9_.=-]*\.(?:png|svg)")
@@ -24,7 +24,7 @@ def listed(files: Mapping[str, bytes]) -> str:
 
 
 def earlier_figures(output: Path) -> dict[str, str]:
-    """Returns what the report in a folder lists; nothing where there is no readable list."""
+    """Returns the figures that the report in a folder lists; none without a readable list."""
     page = output / PAGE
     try:
         if page.is_symlink() or not page.is_file():
@@ -41,7 +41,7 @@ def earlier_figures(output: Path) -> dict[str, str]:
 
 
 def remove_figures(output: Path, figures: Mapping[str, str]) -> None:
-    """Removes the listed figures, each only if it still is what the report wrote."""
+    """Removes the listed figures, except those that have changed since the report."""
     folder = output / "figures"
     if folder.is_symlink():
         return

@@ -29,9 +29,9 @@ ROUND_ACCURACIES = (
 
 @dataclass(frozen=True)
 class Reach:
-    """The first evaluations of a group's runs at or above an accuracy.
+    """Holds the first evaluations of a group's runs at or above an accuracy.
 
-    Where not all do, the others count with what they have trained so far: the means are then
+    Runs that do not reach it count with all that they have trained so far, so the means are then
     lower bounds.
     """
 
@@ -47,7 +47,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group against a baseline, over the seeds (and folds) that both have."""
+    """Holds a comparison of a group with a baseline, over the seeds (and folds) that both have."""
 
     test_accuracy: PairedTest | None
     area: PairedTest | None
@@ -56,8 +56,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ToBest:
-    """The way to the baseline's best validation accuracy, seed by seed, and its ratio to the
-    baseline's own way (means over the same seeds; None without shared seeds or clock)."""
+    """Holds when runs reach the baseline's best validation accuracy, seed by seed.
+
+    The ratios are to the baseline's epochs and seconds, as means over the same seeds. They are None
+    without shared seeds or a clock.
+    """
 
     reach: Reach | None
     paired: bool  # False: no shared seeds; the target is the mean of the baseline's bests
@@ -67,7 +70,7 @@ class ToBest:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The measures of one group."""
+    """Holds the measures of one group."""
 
     group: Group
     test_accuracy: Summary | None
@@ -87,7 +90,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A section with its numbers."""
+    """Holds a section with its numbers."""
 
     section: Section
     thresholds: list[float]  # fractions
@@ -152,7 +155,7 @@ def _summary(
 
 
 def folds_of(runs: Sequence[Run], count: int | None) -> Folds | None:
-    """Returns the folds of the runs; None where the section has no several folds."""
+    """Returns the folds of the runs; None if the section does not have several folds."""
     return None if count is None else Folds([run.pair[0] for run in runs], count)
 
 

@@ -31,7 +31,7 @@ def pack_study(study: Path, output: Path | None = None) -> str:
         output: where the archive is written; None: into `study`.
 
     Raises:
-        UserError: there are no runs, a run is damaged, still training or elsewhere, or the archive
+        UserError: there are no runs; a run is damaged, still training or elsewhere; or the archive
             cannot be written.
     """
     top = study.resolve()
@@ -70,7 +70,7 @@ def pack_study(study: Path, output: Path | None = None) -> str:
     return (
         f"{plural(len(runs), 'run')}, {size:,} bytes in {target}: {', '.join(files)}\n"
         "The archive has been read back and holds all that a report needs. elstm-report reads it "
-        "in place of the run folders, which are still there."
+        "in place of the run folders, which are unchanged."
     )
 
 
@@ -83,7 +83,9 @@ def _check(archive: Archive, runs: Sequence[StoredRun]) -> None:
             or any(status.get(key, value) != value for key, value in packed.status().items())
             or not all(np.array_equal(ours[c], theirs[c], equal_nan=True) for c in COLUMNS)
         ):
-            raise UserError(f"{run.name} holds something that an archive cannot: keep its folder")
+            raise UserError(
+                f"{run.name} has values that an archive cannot hold: do not delete its folder"
+            )
 
 
 def _metrics(run: StoredRun) -> dict[str, np.ndarray]:

@@ -37,12 +37,12 @@ def opening(
     runs: Sequence[Run],
     damaged: Sequence[object],
 ) -> list[Block]:
-    """Returns the title, what was read, and whether it is final.
+    """Returns the title, a summary of the runs, and whether the report is final.
 
     Args:
         title: the report's title.
         analyses: all tasks.
-        chapters: those of them that have a section.
+        chapters: the tasks that have a section.
         runs: all runs.
         damaged: the folders that cannot be read.
     """
@@ -71,8 +71,8 @@ def opening(
             Paragraph(
                 [
                     Bold("Preliminary:"),
-                    f" {plural(len(going), 'run')} not finished yet (listed at the end); "
-                    "the numbers will change.",
+                    f" {plural(len(going), 'run')} not finished yet (listed at the end); the "
+                    "numbers will change.",
                 ]
             )
         )
@@ -80,7 +80,7 @@ def opening(
 
 
 def has_chapter(analysis: Analysis) -> bool:
-    """Returns whether a task has a finished run, or one that still trains."""
+    """Returns whether a task has a finished run, or one that is still training."""
     runs = [run for group in analysis.section.groups for run in group.runs]
     return any(run.state == "done" or (run.state == "running" and not run.stalled) for run in runs)
 
@@ -165,7 +165,7 @@ def run_lists(
 
 
 def method(analyses: Sequence[Analysis]) -> list[Block]:
-    """Returns how the numbers are made."""
+    """Returns the description of how the numbers are computed."""
     several = any(analysis.section.folds is not None for analysis in analyses)
     groups = [group for analysis in analyses for group in analysis.section.groups]
     tested = "the checkpoint with the best validation accuracy"
@@ -217,7 +217,7 @@ _OVER_FOLDS = (
 
 
 def made_with(runs: Sequence[Run]) -> list[Block]:
-    """Returns devices, versions and commits, with the number of runs behind each."""
+    """Returns devices, versions and commits, with the number of runs of each."""
     facts: dict[str, Counter[str]] = {}
     for run in runs:
         for key, value in run.made_with.items():

@@ -1,4 +1,4 @@
-"""Repeats a finished run: the overrides that train it again, and where the two differ."""
+"""Repeats a finished run: makes the overrides that train it again, and compares the two runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elstm.records.correct import read_correct
 from elstm.records.stored import StoredRun, table_rows
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
-# Settings that are left as they are here, and columns in which no two runs agree.
+# Settings that keep their local values, and columns in which no two runs agree.
 OF_THE_PLACE = ("data.root", "trainer.progress", "trainer.resume")
 TIMES = ("train_seconds", "wall_seconds", "samples_per_second")
 
@@ -30,7 +30,9 @@ def words_of(run: StoredRun) -> list[str]:
         if key in REMOVED:
             if not is_default(key, value):
                 commit = REMOVED[key][1]
-                raise UserError(f"{run.name} has {key}={value}, which commit {commit} had last")
+                raise UserError(
+                    f"{run.name} has {key}={value}; commit {commit} is the last that supports it"
+                )
         elif key not in OF_THE_PLACE and not key.startswith(("sweep.", "tracking.")):
             of_option = key == "data.source" or (key.endswith(".name") and key not in named)
             words += [] if of_option else [f"{key}={quoted(value)}"]
@@ -38,7 +40,7 @@ def words_of(run: StoredRun) -> list[str]:
 
 
 def differences(old: StoredRun, new: StoredRun) -> list[str]:
-    """Compares all that two runs recorded, but for the times."""
+    """Compares all records of two runs, except the times."""
     found = []
     for key in ("test_accuracy", "test_accuracy_batch_stats", "best_val_accuracy", "parameters"):
         before, after = old.status().get(key), new.status().get(key)

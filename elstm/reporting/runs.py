@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Curve:
-    """A measured quantity along a run; all arrays (points,), in the order of training."""
+    """Holds a measured quantity along a run; all arrays are (points,), in the order of training."""
 
     epoch: np.ndarray  # completed epochs
     seconds: np.ndarray  # wall clock, with evaluation; NaN where not logged
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """One run as a report uses it. Accuracies are fractions, and None if not measured."""
+    """Holds one run as a report uses it. Accuracies are fractions, and None if not measured."""
 
     path: str
     stored: StoredRun
@@ -52,7 +52,7 @@ class Run:
     model: str
     data: str
     fingerprint: str  # of own data: the checksum of what was read; "" if none was recorded
-    description: str  # of own data: what was read
+    description: str  # of own data: a summary of what was read
     seed: int
     fold: int | None  # the part that tests, in cross-validation
     state: str
@@ -84,7 +84,7 @@ class Run:
 
 
 def load_run(stored: StoredRun, now: float | None = None) -> Run:
-    """Reads one run; the contract is `metrics.csv` and `status.json` of elstm-train.
+    """Reads one run, from `metrics.csv` and `status.json` as elstm-train writes them.
 
     Raises:
         Damaged: a file is missing or cannot be read, with the reason.
@@ -95,7 +95,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         raise Damaged("config.yaml names no model, data or seed")
     status = stored.status()
     source = status.get("init_from")
-    if isinstance(source, dict):  # the path alone does not say which weights they were
+    if isinstance(source, dict):  # the path alone does not identify the weights
         step, digest = source.get("step"), str(source.get("sha256"))[:8]
         path = config.get("trainer.init_from")
         config = {**config, "trainer.init_from": one_line(f"{path} (step {step}, {digest})")}
@@ -161,7 +161,7 @@ def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
 
 
 def _fold(config: Config) -> int | None:
-    """Returns which part of a cross-validation tests; None where there is none."""
+    """Returns the part of a cross-validation that tests; None if there is none."""
     fold, folds = config.get("data.fold"), config.get("data.folds")
     known = type(fold) is int and type(folds) is int and 0 <= fold < folds
     return int(str(fold)) if known else None

@@ -25,7 +25,7 @@ from elstm.reporting.measures import Analysis, GroupResult
 from elstm.reporting.stats import MIN_SEEDS, PairedTest
 
 MAX_ROWS = 40  # groups in a table; summary.csv has them all
-# They stand under a section's heading if all its runs share them.
+# They are listed under a section's heading if all its runs share them.
 MAIN_KEYS = (
     "data.pixels_per_step",
     "data.permute",
@@ -41,7 +41,7 @@ MAIN_KEYS = (
 
 
 class Pictures(NamedTuple):
-    """The figures of a section; None if there is nothing to draw."""
+    """Holds the figures of a section; None if there is nothing to draw."""
 
     validation: Picture | None
     loss: Picture | None
@@ -90,7 +90,7 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
 
 
 def _data_blocks(section: Section) -> list[Block]:
-    """Says on which own data the runs are, and what runs on several folds mean."""
+    """Describes the own data of the runs, and what runs on several folds mean."""
     blocks: list[Block] = []
     if section.fingerprint:
         runs = [run for group in section.groups for run in (*group.runs, *group.failed)]

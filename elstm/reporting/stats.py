@@ -11,24 +11,24 @@ import numpy as np
 from scipy import special  # scipy.stats takes longer to import than a report to make
 
 LEVEL = 0.95
-# With fewer seeds or pairs a report gives means and differences, but no interval and no test: the t
-# distribution with one degree of freedom makes them too wide to say anything.
+# With fewer seeds or pairs a report gives means and differences, but no interval and no test,
+# because the t distribution with one degree of freedom makes intervals too wide to be useful.
 MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Values over seeds: their number, mean, standard deviation and half a 95 % t interval."""
+    """Holds number, mean, standard deviation and half a 95 % t interval of values over seeds."""
 
     n: int
     mean: float
-    sd: float | None  # with n - 1; None for one seed: nothing is known about the spread
+    sd: float | None  # with n - 1; None for one seed, whose spread is unknown
     half_width: float | None
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Says from which fold of a cross-validation each value is.
+    """Holds the fold of a cross-validation for each value.
 
     The training sets of two folds share most of their sequences, so that results of folds depend on
     each other, and a plain t-test would be too optimistic. Intervals and tests over folds therefore
@@ -47,7 +47,7 @@ class Folds:
         return np.array([_mean(values[of == fold]) for fold in np.unique(of)])
 
     def variance_factor(self, folds: Any) -> Any:
-        """Returns what s² is multiplied by in the variance of a mean over so many folds."""
+        """Returns the factor of s² in the variance of a mean over `folds` folds."""
         return 1 / folds + 1 / (self.count - 1)
 
 
@@ -83,7 +83,7 @@ def t_quantile(df: float, level: float = LEVEL) -> float:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The result of a two-sided paired t-test of a - b over shared seeds, or over folds.
+    """Holds the result of a two-sided paired t-test of a - b over shared seeds, or over folds.
 
     `t`, `p` and `effect` (Cohen's d_z: mean difference by its standard deviation) are None where
     there is one pair, or where all differences are equal.
@@ -144,7 +144,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Band:
-    """The mean over seeds along a curve; all arrays (points,)."""
+    """Holds the mean over seeds along a curve; all arrays are (points,)."""
 
     x: np.ndarray
     mean: np.ndarray

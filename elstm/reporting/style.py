@@ -27,7 +27,7 @@ MODELS = {
     "bn_lstm_gates": ("#8C8C8C", "p", 3),
     "elstm_bn_center": ("#882255", "H", 2),
 }
-# Another model takes one of each by a hash of its name. No model above has such a marker.
+# Other models get one of each by a hash of their names. No model above has such a marker.
 COLOURS = ("#8C8C8C", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("<", ">", "h", "*", "d", "8")
 LINES = (
@@ -56,7 +56,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class GroupStyle:
-    """The colour, line and marker of a group in every figure."""
+    """Holds the colour, line and marker of a group in every figure."""
 
     colour: str
     line: str | tuple[int, tuple[float, ...]]
@@ -74,8 +74,8 @@ def group_styles(sections: Sequence[Sequence[tuple[str, str]]]) -> list[dict[str
     """Returns for each section, given as (label, model), the style of each label.
 
     The model alone decides the colour and the marker. Groups of one model differ by the line, and
-    from the seventh on by an open marker: 12 groups can be told apart. A label keeps its style from
-    section to section as far as that allows.
+    from the seventh on by an open marker, so that 12 groups are distinct. A label has the same
+    style in all sections as far as that allows.
     """
     kept: dict[str, int] = {}
     result = []

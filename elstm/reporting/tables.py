@@ -1,7 +1,7 @@
 """Writes the numbers as CSV: results.csv by run, summary.csv by group and baseline.
 
-Accuracies are fractions here; an empty cell means: not measured. In summary.csv, epochs_to_X and
-seconds_to_X are lower bounds where reached_X is less than runs.
+Accuracies are fractions here; an empty cell means that the value was not measured. In summary.csv,
+epochs_to_X and seconds_to_X are lower bounds where reached_X is less than runs.
 """
 
 from __future__ import annotations

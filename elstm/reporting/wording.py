@@ -1,4 +1,4 @@
-"""Writes numbers and states as text."""
+"""Formats numbers and states as text."""
 
 from __future__ import annotations
 

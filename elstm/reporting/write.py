@@ -1,4 +1,4 @@
-"""Makes a report: reads the runs, measures, draws, and writes all files."""
+"""Makes a report: reads the runs, computes, draws, and writes all files."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def write_report(
     Args:
         folders: run folders, archives and folders that hold them.
         output: the folder of the report.
-        title: its heading.
+        title: the heading.
         baselines: the groups to compare with.
         thresholds: accuracies as fractions.
         ignored: settings that do not divide groups.
-        figures: the names of those that are drawn; None: all.
+        figures: the names of the figures to draw; None: all.
 
     Raises:
-        UserError: no runs, a baseline that is none, an output that cannot be written.
+        UserError: there are no runs, a baseline fits no group, or the output cannot be written.
     """
     runs, damaged = load_runs(folders)
     if not runs:
@@ -58,7 +58,7 @@ def write_report(
     specs = choose_baselines(sections, baselines)
     analyses = [analyse(section, specs, thresholds) for section in sections]
 
-    # Where no task has a finished run, all are shown: nothing else was asked for.
+    # If no task has a finished run, all are shown, because the report would be empty.
     chapters = [each for each in analyses if pages.has_chapter(each)] or analyses
     drawn = [drawn_groups(analysis) for analysis in chapters]
     styles = style.group_styles([[(g.label, g.model) for g in groups] for groups in drawn])
@@ -95,7 +95,7 @@ def _pictures(
     baseline = analysis.section.baseline.label
     title = analysis.section.title
     read = dynamics.read_groups(groups)
-    # Times that the report itself calls rough or not comparable are not drawn.
+    # Times that the report calls rough or not comparable are not drawn.
     times = times_are_comparable(analysis.section.groups)
     against = "against epochs and wall-clock time" if times else "against epochs"
     seeds, one = "seeds", "seed"

@@ -1,4 +1,4 @@
-"""Trains many runs: plans which, launches them, and lists how they ended.
+"""Trains many runs: plans them, launches them, and lists how they ended.
 
     elstm-train -m model=lstm,elstm_bn 'seed=range(3)'
     elstm-train -m hydra/launcher=joblib hydra.launcher.n_jobs=4 'seed=range(4)'

@@ -10,7 +10,7 @@ from elstm.config.data_options import OwnDataConfig
 from elstm.config.schema import Config
 from elstm.records.source import checksum, source_checkpoint
 
-# Settings of own data on which their reading depends; the others are applied to what was read.
+# Settings of own data that affect how files are read; the others apply to the data afterwards.
 _NOT_READ = {"augment", *(each.name for each in fields(OwnDataConfig))} - {"source", "path"}
 
 

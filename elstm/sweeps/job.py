@@ -41,7 +41,7 @@ class Outcome:
     error: str | None = None
 
 
-# Is called with the epoch and the validation accuracy; True ends the run. It can be pickled.
+# A function of the epoch and the validation accuracy; True ends the run. It can be pickled.
 OnEvaluation = Callable[[int, float], bool]
 
 
@@ -51,7 +51,7 @@ def train_job(
     """Trains one run of a sweep; Hydra calls it after it has created the run's folder.
 
     Args:
-        callbacks: what to call after each evaluation, by the name of the run's folder.
+        callbacks: functions to call after each evaluation, by the name of the run's folder.
 
     Returns:
         Best validation accuracy; NaN if the run failed.
@@ -90,17 +90,17 @@ def execute(
     on_evaluation: OnEvaluation | None = None,
     extend: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains in `run_dir`; an error becomes one message, and its traceback goes to the log.
+    """Trains in `run_dir`; an error becomes one message, and its traceback is logged.
 
     A new run that ends before its first step leaves no folder. All ranks train in rank 0's folder.
 
     Args:
-        terminal: False: the run prints nothing, because other runs share the terminal.
+        terminal: whether the run prints; it does not where other runs share the terminal.
         on_evaluation: is called after each evaluation and may end the run.
-        extend: settings that a resumed run has from here on.
+        extend: settings that a resumed run has from now on.
 
     Raises:
-        Ended: a signal asked to stop.
+        Ended: a signal requested a stop.
     """
     with _removed_unless_started(run_dir, resume), run_log(run_dir, terminal):
         try:
@@ -165,7 +165,7 @@ def _removed_unless_started(run_dir: Path, resume: bool) -> Iterator[None]:
 
 
 def _who() -> str:
-    """Returns which process an error message comes from, if there are several."""
+    """Returns the name of this process for an error message, if there are several."""
     ranks = read_ranks()
     return f"process {ranks.rank}: " if ranks.world_size > 1 else ""
 
@@ -182,9 +182,9 @@ def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
 
 
 class _LogFile(WatchedFileHandler):
-    """Appends to train.log, through no link; a file that was removed during the run starts again.
+    """Appends to train.log, but not through a link; creates a removed file again.
 
-    It reports no error of writing: on a full disk the run's records report it.
+    It does not report write errors, because on a full disk the run's records report them.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -195,7 +195,9 @@ class _LogFile(WatchedFileHandler):
         with suppress(UserError):
             super().emit(record)
             if before is not None and self.stream is not before:
-                log.warning("%s was removed during the run: it starts again", self.baseFilename)
+                log.warning(
+                    "%s was removed during the run: a new file is started", self.baseFilename
+                )
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -211,7 +213,7 @@ class _Wrapped(logging.Formatter):
 
 @contextmanager
 def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
-    """Sends log messages to the terminal, and with the time to train.log, while it is active.
+    """Sends log messages to the terminal, and with timestamps to train.log, while it is active.
 
     Raises:
         UserError: the file cannot be written.
@@ -239,7 +241,7 @@ def run_log(run_dir: Path, on_terminal: bool = True) -> Iterator[None]:
         logging.getLogger("hydra").setLevel(hydra_level)
         for handler in handlers:
             root.removeHandler(handler)
-            with suppress(OSError):  # of text that a full disk did not take
+            with suppress(OSError):  # of text that did not fit a full disk
                 handler.close()
 
 

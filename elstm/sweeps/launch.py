@@ -51,9 +51,9 @@ class RunLauncher:
     """Launches runs with the launcher that hydra/launcher names.
 
     Attributes:
-        together: whether it trains several runs at once, in processes of their own.
+        together: whether it trains several runs at once, each in another process.
         width: the number of runs at once.
-        threads: the number for each run; None leaves the choice to torch.
+        threads: the number of threads of each run; None: torch chooses.
 
     Raises:
         UserError: a plugin is missing, or a setting is wrong.
@@ -109,7 +109,7 @@ class RunLauncher:
         return overrides if run.state is None else [*overrides, "hydra.output_subdir=null"]
 
     def _call(self, runs: Sequence[PlannedRun]) -> tuple[list[str | None], bool]:
-        """Calls Hydra's launcher; returns why each run did not start, and if Hydra failed."""
+        """Calls Hydra's launcher; returns why each run did not start, and whether Hydra failed."""
         callbacks = {r.folder.name: r.job.on_evaluation for r in runs if r.job.on_evaluation}
         if self.together:
             parent = os.getpid() if self.joblib else None
@@ -203,7 +203,8 @@ class RunLauncher:
                 and not self.joblib
                 and not any(is_locked(run.folder) for run in poll.active)
             ):
-                # Others may wait in a cluster's queue for hours; they will find the stop file.
+                # Others may wait in a cluster's queue for hours, and read the stop file when they
+                # start.
                 deadline = min(deadline, time.monotonic() + STOP_NOW_SECONDS)
         errors, broke = answer[0] if answer else ([None] * len(runs), False)
         while broke and not signals and any(is_locked(run.folder) for run in poll.active):
@@ -213,7 +214,7 @@ class RunLauncher:
 
     @contextmanager
     def _signals(self) -> Iterator[list[str]]:
-        """Lets signals stop the runs, a second Ctrl-C at once; yields the names of the signals."""
+        """Makes signals stop the runs, a second Ctrl-C at once; yields the signals' names."""
         received: list[str] = []
 
         def request(number: int, frame: object) -> None:
@@ -239,7 +240,7 @@ class _Poll:
         self._before = {run: read_status(run.folder) for run in runs}
 
     def update(self) -> None:
-        """Reports the runs that have ended since."""
+        """Reports the runs that have ended since the last call."""
         for run in list(self.active):
             status = read_status(run.folder)
             if status and status != self._before[run] and status.get("state") in ENDED:

@@ -1,4 +1,4 @@
-"""Plans a sweep: which runs it has, and which of them an earlier command has finished."""
+"""Plans a sweep: lists its runs, and finds those that an earlier command has finished."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class Job:
 
     Attributes:
         overrides: KEY=VALUE, each with a single value.
-        on_evaluation: is called after each evaluation in the run's process and may end the run.
-        on_end: is called with the run's result in the sweep's process.
-        finished: an earlier command has ended the run, so that it is listed but not trained.
+        on_evaluation: a function to call after each evaluation in the run's process; it may end the
+            run.
+        on_end: a function to call with the run's result in the sweep's process.
+        finished: whether an earlier command ended the run, which is then listed but not trained.
     """
 
     overrides: Sequence[str]
@@ -96,7 +97,7 @@ def values_of(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     line, value = show(override.input_line), override.value()
     if not override.is_discrete_sweep():
-        raise UserError(f"{line}: an interval has endless values; list some")
+        raise UserError(f"{line}: an interval has infinitely many values; list some")
     try:
         if isinstance(value, RangeSweep):  # it may have a billion values, so they are counted first
             count = (float(value.stop or 0) - float(value.start or 0)) / float(value.step)
@@ -115,10 +116,10 @@ class PlannedRun:
     """Holds one run of a sweep.
 
     Attributes:
-        overrides: what Hydra composes for it.
+        overrides: the overrides that Hydra composes.
         varied: the values of the keys that the sweep varies.
-        identity: the same for all runs with the same result.
-        folder: where it trains, under the sweep's root.
+        identity: a text that is the same for all runs with the same result.
+        folder: its run folder, under the sweep's root.
         state: None for a new run; else that of the earlier run in `folder`: done, failed,
             interrupted, pruned, killed, or locked by another process.
         archived: the earlier run if it is in the archive of the study and has no folder any more.
@@ -200,7 +201,7 @@ class Plan:
             run.state = "locked"
 
     def why_again(self, run: PlannedRun) -> str | None:
-        """Returns why a finished run of the same overrides does not count; None if there is none.
+        """Returns why a finished run of the same overrides is not used; None if there is none.
 
         Its config differs where another version of this package had other defaults.
         """
@@ -274,7 +275,7 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
     for run in found:
         if run.status().get("extensions"):  # see _identity_in
             continue
-        # A run with a setting that this version lacks is one that it could not train.
+        # This version could not train a run with a setting that it lacks.
         with suppress(UserError):
             fingerprint = run.fields.get("data_fingerprint")
             config = config_from(run.config(), stored=True)
@@ -307,7 +308,7 @@ def _state(folder: Path) -> str:
 
 
 def is_locked(folder: Path) -> bool:
-    """Returns whether another process trains in a folder, as it then locks metrics.csv."""
+    """Returns whether another process trains in a folder, which it locks by metrics.csv."""
     path = folder / "metrics.csv"
     if path.is_symlink() or not path.is_file():
         return False

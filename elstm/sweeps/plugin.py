@@ -1,4 +1,4 @@
-"""`elstm-train -m hydra/sweeper=NAME` for the sweepers of other Hydra plugins.
+"""Runs `elstm-train -m hydra/sweeper=NAME` with sweepers from other Hydra plugins.
 
 Finished runs are skipped, and every run is listed in sweep.csv, as with the sweepers of elstm.
 """
@@ -24,7 +24,7 @@ from elstm.sweeps.plan import Job, Train
 
 
 class PluginSweeper:
-    """Lets a plugin choose the runs, and hands them to the sweep.
+    """Requests the runs that a plugin chooses from the sweep.
 
     Raises:
         UserError: one of the runs is wrong, or the plugin failed.
@@ -60,7 +60,7 @@ class _LauncherForPlugin(Launcher):
         self._train = train
 
     def setup(self, **_: Any) -> None:
-        """Does nothing: the sweep has set up its launcher."""
+        """Does nothing, because the sweep has set up its launcher."""
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

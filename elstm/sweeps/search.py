@@ -1,4 +1,4 @@
-"""Runs `elstm-train -m hydra/sweeper=optuna`: random or Bayesian search over ranges, with pruning.
+"""Runs `elstm-train -m hydra/sweeper=optuna`, a random or Bayesian search with pruning.
 
 Optuna chooses the values and which runs to prune; a sweep does the rest. Hydra's own Optuna sweeper
 needs Optuna below 3, knows no types of the config, and cannot resume.
@@ -84,7 +84,7 @@ class StudyFile:
             return samplers.RandomSampler(seed=seed)
         if self.settings.sampler == "gp":
             return samplers.GPSampler(seed=seed)
-        # constant_liar: trials that are launched together differ from each other.
+        # With constant_liar, trials that are launched together differ from each other.
         return samplers.TPESampler(seed=seed, constant_liar=True)
 
     def trial(self, number: int) -> optuna.Trial:
@@ -98,13 +98,13 @@ class StudyFile:
 
 @dataclass
 class Pruning:
-    """Reports the evaluations of a run to its study; called in the run's process."""
+    """Reports the evaluations of a run to its study; it is called in the run's process."""
 
     file: StudyFile
     number: int
 
     def __call__(self, epoch: int, accuracy: float) -> bool:
-        """Returns True if the study prunes the run."""
+        """Returns whether the study prunes the run."""
         trial = self.file.trial(self.number)
         trial.report(accuracy, epoch)
         return trial.should_prune()

@@ -1,4 +1,4 @@
-"""Reads the ranges and choices that a search varies; the config gives them their types.
+"""Reads the ranges and choices that a search varies, with types from the config.
 
 The grammar is Hydra's: `interval(a,b)` and `tag(log, interval(a,b))` have the key's type, integers
 for model.hidden_size and floats for optimizer.lr; `range(a,b,step)` has steps; a list,
@@ -22,7 +22,7 @@ from elstm.errors import UserError, show
 from elstm.sweeps.fingerprints import Fingerprints
 from elstm.sweeps.plan import MAX_RUNS, values_of
 
-DIGITS = 4  # of a float that a search chooses, so that people can read and type it
+DIGITS = 4  # of a float that a search chooses, so that it is easy to read and type
 
 
 class Space:

@@ -1,4 +1,4 @@
-"""Runs `elstm-train -m`: trains the runs of a sweep, reports each end, and prints their table.
+"""Runs `elstm-train -m`: trains the runs of a sweep, reports each end, and prints a table.
 
 Every run of a grid is checked before the first one starts. A run that fails does not stop the
 others. The same command again skips the finished runs and resumes the others.
@@ -65,7 +65,7 @@ def run_sweep(composer: Composer, overrides: Sequence[str]) -> int:
 
 
 class Stopped(BaseException):
-    """Ends a sweeper after sweep.fail_fast. A plugin would take an Exception for that of a run."""
+    """Ends a sweeper after sweep.fail_fast. A plugin would mistake an Exception for a run's."""
 
 
 class Sweep:
@@ -128,7 +128,7 @@ class Sweep:
         return [self.results[run.identity] for run in planned]
 
     def _remove_empty_folders(self) -> None:
-        """Removes folders that this sweep has made and whose runs have ended before a step."""
+        """Removes the new folders of runs that ended before their first step."""
         for folder in sorted(self._new_folders, key=lambda each: len(each.parts), reverse=True):
             with suppress(OSError):  # not empty, or not made
                 folder.rmdir()
@@ -204,7 +204,7 @@ def _tell(line: str) -> None:
 
 
 def _commit_note(result: JobResult) -> str:
-    """Notes that a run was trained by another version of the code."""
+    """Returns a note that a run was trained by another version of the code."""
     then, now = result.status.get("git_commit"), git_state()["git_commit"]
     if not then or not now or then == now:
         return ""

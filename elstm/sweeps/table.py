@@ -1,4 +1,4 @@
-"""Shows how the runs of a sweep ended: one line each, a table, and sweep.csv."""
+"""Shows how the runs of a sweep ended, in one line each, a table and sweep.csv."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class JobResult:
 
     @property
     def shown_folder(self) -> str:
-        """Returns the run's folder; "" for a run that failed before its first step, which has none.
+        """Returns the run's folder; "" for a run that failed before its first step.
 
-        The folder of a run in another process may be about to be removed.
+        Another process may be about to remove the folder of its run.
         """
         gone = self.state == "failed" and not (self.status.get("step") and self.folder.exists())
         return "" if gone else str(self.folder)
@@ -112,8 +112,8 @@ def table(results: Sequence[JobResult], width: int | None = None) -> str:
     """Returns the runs as a table of text.
 
     Args:
-        width: columns of the terminal. Where the table is wider, the folders are left out, and the
-            reason of a failure is on lines of its own; the lines above the table name the folders.
+        width: columns of the terminal. In a wider table the folders are left out, and the reason of
+            a failure is on separate lines. The lines above the table name the folders.
     """
     keys, best_first = _sorted(results)
     errors = any(r.state == "failed" for r in results)

@@ -1,4 +1,4 @@
-"""Trains a run of a sweep in a launcher's process: a worker of joblib or a job of a cluster."""
+"""Trains a run of a sweep in a launcher's process, a worker of joblib or a job of a cluster."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KILL_WAIT_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class StopFile:
-    """Requests that the runs of a sweep stop, on other machines too, by a file.
+    """Requests by a file that the runs of a sweep stop, on other machines too.
 
     Only the sweep writes it. Once it exists, no further run starts. Active runs finish ("drain",
     for sweep.fail_fast), save and end ("stop"), or end at once ("now", after a second Ctrl-C).
@@ -50,7 +50,7 @@ class StopFile:
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """Stands in for `train_job` where a launcher runs several jobs at once.
+    """Replaces `train_job` where a launcher runs several jobs at once.
 
     The run writes to its log alone, because the sweep reports on the terminal. An interrupt ends
     the run and not the worker, which may have more jobs.
@@ -109,10 +109,10 @@ class WorkerJob:
 def requeue(signal_name: str) -> None:
     """Requeues a job of submitit after a signal has interrupted it, and ends the process.
 
-    submitit's handler for the signal of a time limit or a preemption does it. SLURM sends SIGTERM
-    alone for a preemption, but also for `scancel`, after which the job must not return. So unless
-    SLURM reports a preemption, the job waits until it is killed, and is requeued if it is not.
-    Outside such a job this does nothing.
+    submitit's handler for the signal of a time limit or a preemption requeues the job. SLURM sends
+    SIGTERM alone for a preemption, but also for `scancel`, after which the job must not return. So
+    unless SLURM reports a preemption, the job waits until it is killed, and is requeued if it is
+    not. Outside such a job this does nothing.
     """
     cluster = os.environ.get("SUBMITIT_EXECUTOR")
     if cluster is None:

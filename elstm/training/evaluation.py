@@ -119,8 +119,8 @@ def score_with_both_statistics(
 ) -> tuple[SplitScore, SplitScore]:
     """Scores with population statistics, and with the statistics of each batch.
 
-    The gap shows how much population statistics lose. A model without normalisation is scored once, and
-    both results are the same object.
+    The gap shows how much population statistics lose. A model without normalisation is scored
+    once, and both results are the same object.
     """
     population = score_split(model, data, split, batch_size, **options)
     if not has_statistics(model):

@@ -9,7 +9,7 @@ torch.distributed.distributed_c10d._get_default_store
     Processes exchange texts and errors through the store of the process group, also when a
     collective operation cannot run any more.
 torch._higher_order_ops.scan.scan
-    A loop over time steps becomes one node of an exported program. torch.export knows no other loop.
+    A loop over time steps becomes one node of an exported program. torch.export has no other loop.
 
 elstm.nn has its own in elstm/nn/norm.py and elstm/nn/backends/plain.py. The test
 tests/training/test_torch_private.py fails if one of those here changes.
