@@ -1,4 +1,4 @@
-"""How fast are the layers, and the runs? Each figure is a ratio to torch.nn.LSTM in the same run.
+"""Measures the speed of layers and runs, as ratios to torch.nn.LSTM in the same process.
 
     python scripts/benchmark.py                              # the table: minutes on a CPU
     python scripts/benchmark.py --scaling                    # cost against T, B and H
@@ -11,17 +11,17 @@
     python scripts/benchmark.py --device cuda --profile      # kernels of a training step of ELSTMBN
 
 A training step is a forward and a backward pass to all parameters and the input; an eval pass is a
-forward in eval mode without gradients. A layer and torch.nn.LSTM take turns, round by round; the
-table has medians over the rounds, and of the ratios also the lowest and the highest. Memory is what
-a training step adds to the process's peak, each in a process of its own. A layer is named with the
-backend that ran it; "reference" is the usual public way of writing a BN-LSTM: a loop over time in
-Python. With --json, a part measured again replaces itself in the file, and the chart is of all that
-the file has: so the parts may be measured one by one.
+forward in eval mode without gradients. A layer and torch.nn.LSTM take turns, round by round. The
+table has medians over the rounds, and of the ratios also the lowest and the highest. Memory is the
+amount that a training step adds to the peak of a separate process. A layer is named with the
+backend that ran it; "reference" is the usual public way of writing a BN-LSTM, a loop over time in
+Python. With --json, a part that is measured again replaces its rows in the file, and the chart
+shows all rows of the file. So the parts may be measured one by one.
 
-End to end: the real loop of elstm-train on Fashion-MNIST, row by row, one epoch, the models in
-turns. Hooks time the layer inside it: its forward call, and its backward from the moment that the
-gradient of its h_n is there. What is left of a step is data, head, loss, clipping, optimizer and
-records. It needs the data set, in ELSTM_DATA or data/.
+End to end runs the real loop of elstm-train on Fashion-MNIST, row by row, for one epoch, with the
+models in turns. Hooks time the layer inside it: its forward call, and its backward pass from the
+moment that the gradient of its h_n is computed. The remaining parts of a step are data, head, loss,
+clipping, optimizer and records. It needs the data set, in ELSTM_DATA or data/.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ KEYS = {
 def merged(
     path: str | None, machine: dict[str, Any], part: str, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the file has, with these rows in place of those of the same name; of one machine."""
+    """Returns the content of the file with `rows` in place of rows of the same name and machine."""
     content: dict[str, Any] = {}
     if path and Path(path).exists():
         content = json.loads(Path(path).read_text())
@@ -126,16 +126,24 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cpu-time", action="store_true", help="processor time of one thread, for busy machines"
     )
-    parser.add_argument("--compile", action="store_true", help="the reference compiled as well")
+    parser.add_argument(
+        "--compile", action="store_true", help="also measure the compiled reference"
+    )
     parser.add_argument("--no-memory", action="store_true")
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--scaling", action="store_true", help="cost against T, B and H instead")
-    instead.add_argument("--end-to-end", action="store_true", help="epochs of elstm-train instead")
-    instead.add_argument("--packed", action="store_true", help="packed batches instead")
-    instead.add_argument("--startup", action="store_true", help="start-up of commands instead")
-    instead.add_argument("--profile", action="store_true", help="kernels on a GPU instead")
+    instead.add_argument(
+        "--scaling", action="store_true", help="measure the cost against T, B and H instead"
+    )
+    instead.add_argument(
+        "--end-to-end", action="store_true", help="measure epochs of elstm-train instead"
+    )
+    instead.add_argument("--packed", action="store_true", help="measure packed batches instead")
+    instead.add_argument(
+        "--startup", action="store_true", help="measure the start-up of commands instead"
+    )
+    instead.add_argument("--profile", action="store_true", help="measure kernels on a GPU instead")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--rounds", type=int, default=3, help="of whole runs and commands")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of full runs and commands")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--chart", metavar="FILE")
     return parser

@@ -1,12 +1,12 @@
-"""Does a fast recurrence train as the reference? Prints how far their training losses part.
+"""Prints how far training losses of a backend differ from those of the reference.
 
     python scripts/curves.py                               # Fashion-MNIST rows, 200 steps: minutes
     python scripts/curves.py --data digits --models bn_lstm --backend triton
 
-The same weights see the same batches three times: by the reference in float64, by the reference in
-float32, and by the backend in float32. A row has the largest difference of the loss so far between
-each two of them. Training multiplies whatever rounding begins with, so what tells a wrong gradient
-is the comparison: the backend may be as far from float64 as the reference in float32 is.
+The same weights are trained on the same batches three times: by the reference in float64, by the
+reference in float32, and by the backend in float32. A row has the largest difference of the loss so
+far between each two of them. Training amplifies rounding errors, so compare the columns: without a
+wrong gradient the backend is about as far from float64 as the reference in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEED = 0
 def losses(
     model: SequenceClassifier, data: ImageSequences, steps: int, dtype: torch.dtype
 ) -> list[float]:
-    """The training loss of each step, with Adam as the experiments have it."""
+    """Returns the training loss of each step, with Adam as in the experiments."""
     model = model.to(dtype)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     found: list[float] = []

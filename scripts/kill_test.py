@@ -1,23 +1,23 @@
-"""Kills runs at random moments and resumes them: is anything lost, doubled or changed?
+"""Kills runs at random moments and resumes them, and checks that nothing is lost or changed.
 
     python scripts/kill_test.py                             # each model, 50 kills each: minutes
     python scripts/kill_test.py --models lstm --kills 10 --seed 1
     python scripts/kill_test.py --command 10 --sweep 10     # elstm-train itself, from its start-up
 
-A run on the digits is killed (SIGKILL, from outside), resumed, killed again, until it is done; then
-it has to be, on this CPU bit by bit, the run that nobody killed: weights, optimizer and counters in
-best.pt and last.pt, all rows of metrics.csv and norms.csv, and every value that TensorBoard's
-reader finds in the event file, in order; the clocks' columns excepted. Then the next run, until
-there were enough kills.
+A run on the digits is killed (SIGKILL, from outside) and resumed until it is done. Then it has to
+equal an uninterrupted run, on this CPU bit by bit: weights, optimizer and counters in best.pt and
+last.pt, all rows of metrics.csv and norms.csv except the clocks' columns, and every value that
+TensorBoard's reader finds in the event file, in order. Further runs follow until there were enough
+kills.
 
-A third of the kills come at any moment of the run's time. The others are aimed at a phase drawn by
-lot: they come within the mean duration of that phase after it has begun. These runs are forked from
-a process that has torch loaded, so that a kill costs half a second; the runner has no hook for
-this. With --command and --sweep the commands are started anew each time, as a user would, and the
-kill may hit their start-up too; the sweep has two runs at once, and at each third kill its workers
-are left to notice.
+A third of the kills come at any moment of the run's time. The others are aimed at a random phase
+and come within its mean duration after its start. These runs are forked from a process that has
+torch loaded, so that a kill costs half a second; the runner has no hook for this. With --command
+and --sweep the commands are started anew each time, as a user would, and the kill may hit their
+start-up too. The sweep has two runs at once, and at each third kill only the sweep's process is
+killed, and its workers have to notice.
 
-Exits with 1 if a resume failed or a run differs.
+The exit code is 1 if a resume failed or a run differs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from training_runs import (  # type: ignore[import-not-found]  # noqa: E402
 )
 
 PHASES = {
-    "start": "until training begins",
+    "start": "until training starts",
     "step": "a training step",
     "record": "rows and scalars of a log point",
     "checkpoint": "a checkpoint's write",
@@ -56,7 +56,7 @@ PHASES = {
     "picture": "|dL/dh_t| and its picture",
     "status": "status.json's write",
     "test": "the test at the end",
-    "between": "anything else in the loop",
+    "between": "the rest of the loop",
     "end": "after the test",
 }
 NAMES = list(PHASES)
@@ -76,7 +76,7 @@ OVERRIDES = [
 
 
 class Watch:
-    """What a run is doing, in memory that outlives it: its phase, entries and seconds of each."""
+    """Holds a run's phase, and entries and seconds of each, in memory that outlives it."""
 
     def __init__(self, context: Any) -> None:
         self.phase = context.RawValue("i", 0)
@@ -85,14 +85,14 @@ class Watch:
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
-        number, before, began = NAMES.index(name), self.phase.value, time.perf_counter()
+        number, before, start = NAMES.index(name), self.phase.value, time.perf_counter()
         self.entries[number] += 1
         self.phase.value = number
         try:
             yield
         finally:
             self.phase.value = before
-            self.seconds[number] += time.perf_counter() - began
+            self.seconds[number] += time.perf_counter() - start
 
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
         original = getattr(owner, attribute)
@@ -110,7 +110,7 @@ class Watch:
 
 
 def train(config: Any, folder: Path, watch: Watch) -> None:
-    """In a process of its own: what elstm-train trainer.resume=FOLDER does once it is loaded."""
+    """Does in a separate process what elstm-train trainer.resume=FOLDER does once it is loaded."""
     from elstm.records import pictures as figures
     from elstm.records import tracking
     from elstm.records.status import Status
@@ -146,11 +146,11 @@ def train(config: Any, folder: Path, watch: Watch) -> None:
 
 
 class Killer:
-    """Starts, kills and resumes the runs of one model, and keeps the account.
+    """Starts, kills and resumes the runs of one model, and counts the kills.
 
     Attributes:
         hits: kills by the phase that they hit.
-        problems: what went wrong.
+        problems: messages about errors and differences.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -166,21 +166,21 @@ class Killer:
         process.start()
         return process
 
-    def whole(self, config: Any, folder: Path) -> tuple[float, dict[str, float]]:
-        """The run that nobody kills; returns its seconds, and those of each phase's mean entry."""
+    def uninterrupted(self, config: Any, folder: Path) -> tuple[float, dict[str, float]]:
+        """Trains an uninterrupted run; returns its seconds, and the mean seconds of each phase."""
         folder.mkdir()
         process = self.start(config, folder)
         process.join(LONGEST)
         if process.exitcode != 0:
             text = (folder.parent / f"{folder.name}.out").read_text().strip()
-            raise SystemExit(f"the run that nobody killed ended with {process.exitcode}: {text}")
+            raise SystemExit(f"the uninterrupted run ended with {process.exitcode}: {text}")
         entries, seconds = list(self.watch.entries), list(self.watch.seconds)
         means = {n: s / max(e, 1) for n, e, s in zip(NAMES, entries, seconds, strict=True)}
         return seconds[NAMES.index("start")], means  # which holds all the others
 
     def attempt(self, config: Any, folder: Path, life: float, means: dict[str, float]) -> bool:
-        """Starts or resumes the run and kills it, if it does not end before; whether it is done."""
-        rng, began = self.rng, time.perf_counter()
+        """Starts or resumes the run and kills it unless it ends; returns whether it ended."""
+        rng, start = self.rng, time.perf_counter()
         process = self.start(config, folder)
         if rng.random() < 1 / 3:
             delay = rng.uniform(0, life)
@@ -189,9 +189,9 @@ class Killer:
             number, entry = NAMES.index(aim), 1 if aim in ("start", "test") else rng.randint(1, 3)
             while self.watch.entries[number] < entry and process.exitcode is None:
                 time.sleep(0.0002)
-            began = time.perf_counter()
+            start = time.perf_counter()
             delay = rng.uniform(0, life / 4 if aim == "start" else means[aim])
-        while time.perf_counter() - began < delay and process.exitcode is None:
+        while time.perf_counter() - start < delay and process.exitcode is None:
             time.sleep(min(0.0002, delay))
         process.kill()
         process.join(LONGEST)
@@ -205,7 +205,7 @@ class Killer:
         return True
 
     def model(self, name: str, kills: int, folder: Path) -> None:
-        """Runs of one model until there were so many kills."""
+        """Trains runs of one model until there were `kills` kills."""
         config = small_config(
             name,
             max_epochs=3,
@@ -214,8 +214,8 @@ class Killer:
             model={"dropout": 0.2, "num_layers": 2, "state_noise": 0.1},
             data={"batch_size": 128},
         )
-        whole = folder / "whole"
-        life, means = self.whole(config, whole)
+        reference = folder / "reference"
+        life, means = self.uninterrupted(config, reference)
         while self.kills < kills and not self.problems:
             run_dir = folder / f"run{self.runs}"
             run_dir.mkdir()
@@ -225,7 +225,7 @@ class Killer:
                 done = self.attempt(config, run_dir, LONGEST if tired else life, means)
                 self.resumes += not done
             self.runs += 1
-            compare(whole, run_dir, self.problems)
+            compare(reference, run_dir, self.problems)
 
     def line(self, name: str) -> str:
         hits = ", ".join(f"{phase} {self.hits[phase]}" for phase in NAMES if self.hits[phase])
@@ -235,12 +235,12 @@ class Killer:
         )
 
 
-def compare(whole: Path, folder: Path, problems: list[str]) -> None:
-    """Adds to `problems` where two runs differ."""
+def compare(reference: Path, folder: Path, problems: list[str]) -> None:
+    """Adds the differences between two runs to `problems`."""
     try:
-        assert_same_runs(whole, folder)
-    except Exception as error:  # a file that is not there, or cannot be read
-        problems.append(f"{folder} differs from {whole}: {type(error).__name__}: {error}")
+        assert_same_runs(reference, folder)
+    except Exception as error:  # a file that is missing, or cannot be read
+        problems.append(f"{folder} differs from {reference}: {type(error).__name__}: {error}")
 
 
 # --- the commands themselves
@@ -263,13 +263,13 @@ def killed_command(
     rng: random.Random,
     alone: float = 0.0,
 ) -> tuple[int, list[str]]:
-    """Starts the command, kills its whole process group, starts it again; then lets it end.
+    """Starts the command and kills its full process group, again and again; then lets it end.
 
     Args:
-        alone: how often the command's process alone is killed, and what it has started is left to
-            notice; the command is started again when it has ended.
+        alone: the probability that a kill hits only the command's process. Its workers have to
+            notice, and the command is started again when they have ended.
 
-    Returns: the kills, and what went wrong.
+    Returns: the number of kills, and the problems.
     """
     done = 0
     for _ in range(10 * kills + 1):
@@ -283,7 +283,7 @@ def killed_command(
                     process.wait()
                     if not ended(process.pid):
                         os.killpg(process.pid, signal.SIGKILL)
-                        return done, [f"{folder}: workers were left {LONGEST:.0f} s after a kill"]
+                        return done, [f"{folder}: workers still ran {LONGEST:.0f} s after a kill"]
                 else:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
@@ -299,8 +299,8 @@ def killed_command(
 
 def ended(group: int) -> bool:
     """Waits for all processes of a group."""
-    began = time.monotonic()
-    while time.monotonic() - began < LONGEST:
+    start = time.monotonic()
+    while time.monotonic() - start < LONGEST:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
@@ -309,16 +309,16 @@ def ended(group: int) -> bool:
     return False
 
 
-def whole_command(words: list[str], folder: Path) -> float:
+def seconds_of(words: list[str], folder: Path) -> float:
     folder.mkdir(parents=True)
-    began = time.perf_counter()
+    start = time.perf_counter()
     if command(words, folder).wait(LONGEST):
         raise SystemExit((folder / "output.txt").read_text())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def run_dirs(folder: Path, model: str) -> list[Path]:
-    """With the run that is furthest last: one killed before it had a config is not gone on with."""
+    """Returns run folders, the furthest run last, without runs that have no config."""
     group = folder / "outputs" / "digits" / model
     return sorted(
         (d for d in group.glob("*/*") if (d / ".hydra" / "overrides.yaml").exists()),
@@ -327,11 +327,11 @@ def run_dirs(folder: Path, model: str) -> list[Path]:
 
 
 def single(kills: int, folder: Path, rng: random.Random) -> tuple[int, int, list[str]]:
-    """elstm-train, then elstm-train trainer.resume=RUN_DIR; returns runs, kills and problems."""
+    """Kills elstm-train and resumes with trainer.resume; returns runs, kills and problems."""
     model = "elstm_bn"
     words = [f"model={model}", *OVERRIDES]
-    life = whole_command(words, folder / "whole")
-    (whole,) = run_dirs(folder / "whole", model)
+    life = seconds_of(words, folder / "reference")
+    (reference,) = run_dirs(folder / "reference", model)
     runs = total = 0
     problems: list[str] = []
     while total < kills and not problems:
@@ -339,23 +339,23 @@ def single(kills: int, folder: Path, rng: random.Random) -> tuple[int, int, list
         place.mkdir()
 
         def again(place: Path = place) -> list[str]:
-            begun = run_dirs(place, model)
-            return [f"trainer.resume={begun[-1].relative_to(place)}"] if begun else words
+            found = run_dirs(place, model)
+            return [f"trainer.resume={found[-1].relative_to(place)}"] if found else words
 
         count, problems = killed_command(again, min(5, kills - total), place, life, rng)
         total, runs = total + count, runs + 1
         if not problems:
-            compare(whole, run_dirs(place, model)[-1], problems)
+            compare(reference, run_dirs(place, model)[-1], problems)
     return runs, total, problems
 
 
 def sweep(kills: int, folder: Path, rng: random.Random) -> tuple[int, int, list[str]]:
-    """The same elstm-train -m again and again, with two runs at once."""
+    """Repeats the same elstm-train -m with two runs at once."""
     models = ("lstm", "elstm_bn")
     words = ["-m", f"model={','.join(models)}", *OVERRIDES]
     both = [*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    whole_command(words, folder / "whole_sweep")
-    life = whole_command(both, folder / "whole_sweep2")
+    seconds_of(words, folder / "reference_sweep")
+    life = seconds_of(both, folder / "reference_sweep2")
     runs = total = 0
     problems: list[str] = []
     while total < kills and not problems:
@@ -366,8 +366,8 @@ def sweep(kills: int, folder: Path, rng: random.Random) -> tuple[int, int, list[
         )
         total, runs = total + count, runs + 1
         for model in models if not problems else ():
-            (whole,) = run_dirs(folder / "whole_sweep", model)
-            compare(whole, run_dirs(place, model)[-1], problems)
+            (reference,) = run_dirs(folder / "reference_sweep", model)
+            compare(reference, run_dirs(place, model)[-1], problems)
     return runs, total, problems
 
 
@@ -376,10 +376,16 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--kills", type=int, default=50, help="of the runs of each model")
-    parser.add_argument("--command", type=int, default=0, help="kills of elstm-train itself")
-    parser.add_argument("--sweep", type=int, default=0, help="kills of a sweep of two at once")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--kills", type=int, default=50, help="number of kills of the runs of each model"
+    )
+    parser.add_argument(
+        "--command", type=int, default=0, help="number of kills of elstm-train itself"
+    )
+    parser.add_argument(
+        "--sweep", type=int, default=0, help="number of kills of a sweep with two runs at once"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     args = parser.parse_args(argv)
     rng, problems = random.Random(args.seed), list[str]()
     with tempfile.TemporaryDirectory() as temporary:

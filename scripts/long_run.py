@@ -1,16 +1,16 @@
-"""Does a long run grow? Prints memory, open files and the sizes of a run's files by epoch.
+"""Prints memory, open files and the sizes of a run's files by epoch, and fails if they grow.
 
     python scripts/long_run.py                  # 200 epochs on the digits: a minute or two
 
-Memory is what is in use: bytes that glibc's allocator has given out and that nobody has given back,
-which is where tensors, pictures and longer strings lie, and the number of Python's smaller objects.
-Both, and the open files, have to stay level once the first epochs are over. The resident set is
-shown too; it moves by some MiB with free pages, the kernel's huge pages and caches that fill.
+Memory means the bytes that are allocated through glibc, where tensors, pictures and longer strings
+lie, and the number of Python's smaller objects. Both, and the open files, have to stay level after
+the first epochs. The resident set is shown too; it moves by some MiB with free pages, the kernel's
+huge pages and caches that fill.
 
 The records grow by a row or a scalar for each log point and evaluation, a few hundred bytes each,
 and by about 100 histograms and pictures however long the run is.
 
-Exits with 1 if memory in use or open files grew. Linux, with glibc 2.33 or newer.
+The exit code is 1 if allocated memory or open files grew. It needs Linux with glibc 2.33 or newer.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from elstm.training import checkpoint
 from elstm.training import run as training
 
 WARM = 20  # epochs until everything has been loaded and every buffer is there
-# Of growth after that. A picture kept for each of 180 epochs would take 2 MiB.
+# Limits of growth after that. A picture stored for each of 180 epochs would take 2 MiB.
 MAX_MIB, MAX_OBJECTS = 1.0, 20_000
 
 
 class Allocations(ctypes.Structure):
-    """What mallinfo2 returns; in use are the bytes of `mapped`, large blocks, and of `used`."""
+    """Holds the result of mallinfo2; `mapped` (large blocks) and `used` are allocated bytes."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -61,7 +61,7 @@ class Allocations(ctypes.Structure):
 
 
 def in_use() -> tuple[float, int]:
-    """MiB that glibc has given out, and Python's objects of up to 512 bytes."""
+    """Returns the MiB that glibc has allocated, and Python's objects of up to 512 bytes."""
     gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Allocations
@@ -70,7 +70,7 @@ def in_use() -> tuple[float, int]:
 
 
 def resident() -> float:
-    """In MiB."""
+    """Returns the resident set in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / 2**20
 

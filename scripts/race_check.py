@@ -3,9 +3,9 @@
     python scripts/race_check.py          # a minute; ends non-zero where anything is found
 
 race_check.c drives training, recompute, eval and layer normalisation by 1, 2 and 4 threads at odd
-shapes, in float and double, without Python and OpenMP, of whose own barriers a sanitizer knows
-nothing. First the barrier is taken away: the check is worth something only if that race is found.
-Needs gcc or clang with sanitizers.
+shapes, in float and double. It runs without Python and without OpenMP, whose barriers a sanitizer
+does not know. First the barrier is removed, because the check is useful only if that race is found.
+The script needs gcc or clang with sanitizers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SANITIZERS = {
 
 
 def check(name: str, bits: int, *defines: str) -> tuple[int, str]:
-    """Exit code and what was said by the driver under one of SANITIZERS."""
+    """Returns exit code and output of the driver under one of SANITIZERS."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "race_check"
         flags = [flag for flag in build._FLAGS if flag not in ("-shared", "-O2")]
@@ -43,14 +43,14 @@ def check(name: str, bits: int, *defines: str) -> tuple[int, str]:
 
 
 def main() -> int:
-    code, said = check("threads", 32, "-DPLANTED_RACE")
-    found = bool(code) and "data race" in said
+    code, output = check("threads", 32, "-DPLANTED_RACE")
+    found = bool(code) and "data race" in output
     print(f"a race that was planted: {'found' if found else 'NOT FOUND'}", flush=True)
     clean = found
     for name in SANITIZERS:
         for bits in (32, 64):
-            code, said = check(name, bits)
-            result = said.strip() if not code else f"FAILED ({code})\n{said}"
+            code, output = check(name, bits)
+            result = output.strip() if not code else f"FAILED ({code})\n{output}"
             print(f"{name}, {'float' if bits == 32 else 'double'}: {result}", flush=True)
             clean = clean and not code
     return 0 if clean else 1

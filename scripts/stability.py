@@ -1,13 +1,13 @@
-"""Does a BN layer train and evaluate stably? Prints a table of eps against sequence length.
+"""Prints how stably BN layers train and evaluate, by eps and sequence length.
 
     python scripts/stability.py                             # MNIST, 28 and 196 steps: minutes
     python scripts/stability.py --data mnist fashion_mnist digits --steps 28 196 784
 
-Each row is one short training run: its last epoch's loss, and the validation accuracy of the same
-weights with batch statistics, with population statistics recomputed from one batch of 2,000 and
-pooled over ten of 1,000, and with the moving averages. A layer is stable where the first two agree.
-`default` is the layers' own choice of eps. The learning rate falls along half a cosine, as it would
-at the end of a real run.
+Each row is one short training run. It has the last epoch's loss, and the validation accuracy of the
+same weights with batch statistics, with population statistics recomputed from one batch of 2,000
+and pooled over ten of 1,000, and with the moving averages. A layer is stable where the first two
+agree. `default` is the default eps of the layer. The learning rate falls along half a cosine, as at
+the end of a real run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def accuracy(model: SequenceClassifier, data: ImageSequences) -> float:
 
 
 def train(model: SequenceClassifier, data: ImageSequences, epochs: int, lr: float) -> float:
-    """Adam with a cosine schedule; returns the last epoch's mean loss."""
+    """Trains by Adam with a cosine schedule; returns the last epoch's mean loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     steps = epochs * data.num_train_batches
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,14 +1,14 @@
-"""What a sweep costs beside the training: N runs of one step each, through joblib.
+"""Measures the cost of a sweep beside the training, by N runs of one step each through joblib.
 
     python scripts/sweep_overhead.py --runs 1000 --jobs 2
 
-prints seconds of the whole command and of the same command again, which finds all runs done; and
-of each run: its worker's time, what of it the run counts as its own (wall_seconds: the step, the
-evaluations, the checkpoints), and the rest, the overhead: composing and checking the config,
-folders and .hydra, the data, the model, the log and event files, the sweep's table.
+It prints the seconds of the command, and of the same command again, which finds all runs done. For
+each run it prints the worker's time, the part that the run counts (wall_seconds: the step, the
+evaluations, the checkpoints), and the rest. The rest is the overhead: composing and checking the
+config, folders and .hydra, the data, the model, the log and event files, the sweep's table.
 
-On two cores: 196 s, the same command again 11 s; of a worker's time 377 ms for each further run,
-143 ms its own and 235 ms overhead.
+On two cores the command took 196 s, and 11 s again. A further run took 377 ms of a worker's time,
+143 ms counted by the run and 235 ms overhead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def sweep(folder: Path, runs: int, jobs: int) -> tuple[float, list[dict[str, str]]]:
-    """Seconds, and the rows of its sweep.csv."""
+    """Runs the sweep; returns its seconds, and the rows of its sweep.csv."""
     command = [
         sys.executable, "-m", "elstm.train", "-m", "hydra/launcher=joblib",
         f"hydra.launcher.n_jobs={jobs}", f"hydra.sweep.dir={folder}", f"seed=range({runs})",

@@ -1,15 +1,15 @@
-"""What does it cost to synchronise the batch statistics of each time step? Measured, and modelled.
+"""Measures and models the cost of synchronised batch statistics of each time step.
 
     python scripts/sync_cost.py              # two gloo processes on this machine, one thread each
     python scripts/sync_cost.py --model      # the model alone
 
-Measured: one all-gather and one all-reduce of the 2 x 4H numbers of a norm of W_h h, and a training
-step (forward and backward of ELSTMBN, medians) of each process with its own statistics, and with
-those of both processes.
+The script measures one all-gather and one all-reduce of the 2 x 4H numbers of a norm of W_h h. It
+also measures a training step (forward and backward of ELSTMBN, medians) with the statistics of each
+process, and with those of both processes.
 
-Modelled, for NCCL on nodes of 8 GPUs with NVLink: a training step has (n T + 3) all-gathers
-forward and n T + 1 all-reduces backward, for n = 2 norms within the loop (3 for terms and
-update_output), the one of W_x x, and what tells the others its counts; so it waits
+The model is for NCCL on nodes of 8 GPUs with NVLink. A training step has (n T + 3) all-gathers
+forward and n T + 1 all-reduces backward: for n = 2 norms within the loop (3 for terms and
+update_output), for the norm of W_x x, and for the exchange of counts. So it waits
 
     (n T + 3) (gather(P) + host) + (n T + 1) (reduce(P) + host)
 
@@ -71,7 +71,7 @@ def modelled() -> None:
 
 
 def median_ms(function: Callable[[], object], seconds: float) -> float:
-    """Of as many calls as the first process has time for."""
+    """Returns the median time of as many calls as rank 0 has time for."""
     function()
     begin = time.perf_counter()
     function()
@@ -86,7 +86,7 @@ def median_ms(function: Callable[[], object], seconds: float) -> float:
 
 
 def measured(seconds: float) -> None:
-    """In each of the processes."""
+    """Measures in each of the processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
@@ -127,7 +127,7 @@ def measured(seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", action="store_true", help="without measuring")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each measurement")
     args = parser.parse_args()
     if "LOCAL_RANK" in os.environ:
         measured(args.seconds)

@@ -2,7 +2,8 @@
 
 The programs need torch alone to run. In eval mode a normalisation is an affine map of each step:
 
-    y_t = x_t * scale_t + shift_t    scale_t = γ / sqrt(var_t + eps)    shift_t = β - mean_t * scale_t
+    y_t = x_t * scale_t + shift_t
+    scale_t = γ / sqrt(var_t + eps)        shift_t = β - mean_t * scale_t
 
 It is therefore folded into two tensors, for W_x x_t together with the bias. The time loop is
 torch's scan. It is one node of the graph for any number of steps, and becomes ONNX's Scan.

@@ -1,1 +1,1 @@
-"""What scripts/benchmark.py measures: layers, training runs, start-up; and how it shows it."""
+"""Contains the measurements of scripts/benchmark.py, of layers, training runs and start-up."""

@@ -1,4 +1,4 @@
-"""The benchmark's table as bars."""
+"""Draws the benchmark's table as bars."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from speed.layers import SHAPES
 
 @own_settings()
 def chart(rows: list[dict[str, Any]], path: str) -> None:
-    """Bars of the training step's ratio to torch.nn.LSTM, one panel per shape."""
+    """Draws bars of the training step's ratio to torch.nn.LSTM, one panel per shape."""
     shapes = [shape for shape in SHAPES if any(row["shape"] == shape for row in rows)]
     bars = max(sum(row["shape"] == shape for row in rows) for shape in shapes)
     figure = Figure(figsize=(3.6 * len(shapes), 1.2 + 0.24 * bars), layout="constrained")

@@ -1,9 +1,9 @@
-"""Times whole runs of elstm-train on a GPU: start-up, and each epoch with its evaluation.
+"""Times full runs of elstm-train on a GPU: start-up, and each epoch with its evaluation.
 
     python scripts/speed/epochs.py [--json FILE] [--runs rows,graph permuted ...]
 
-A run is a process of its own, so its start-up is imports, CUDA and kernels. Seconds of an epoch
-are differences of wall_seconds in metrics.csv. Random images take the place of missing data sets.
+Each run has a separate process, so its start-up includes imports, CUDA and kernels. Seconds of an
+epoch are differences of wall_seconds in metrics.csv. Random images replace missing data sets.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ RUNS: dict[str, list[str]] = {
 
 
 def data_root(folder: Path) -> Path:
-    """The data sets where they lie, else random ones of the same sizes in `folder`."""
+    """Returns the root of the data sets, else of random ones of the same sizes in `folder`."""
     root = Path(os.environ.get("ELSTM_DATA") or "data")
     if all((root / name / "raw").is_dir() for name in ("FashionMNIST", "MNIST")):
         return root.resolve()
-    print("no data sets in ELSTM_DATA or data/: random images instead")
+    print("no data sets in ELSTM_DATA or data/: random images are used")
     random = np.random.default_rng(0)
     for name in ("FashionMNIST", "MNIST"):
         raw = folder / name / "raw"
@@ -55,7 +55,7 @@ def data_root(folder: Path) -> Path:
 
 
 def train(overrides: list[str], root: Path) -> dict[str, Any]:
-    """One run of elstm-train; raises CalledProcessError where it fails."""
+    """Runs elstm-train once; raises CalledProcessError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "elstm.train", *overrides, "trainer.device=cuda"]
@@ -80,7 +80,7 @@ def train(overrides: list[str], root: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Times whole runs of elstm-train on a GPU.")
+    parser = argparse.ArgumentParser(description="Times full runs of elstm-train on a GPU.")
     parser.add_argument("--runs", nargs="+", default=list(RUNS)[:-1], choices=RUNS)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Prints what a GPU measurement depends on: device, versions, and two ceilings of the device.
+"""Prints device, versions and two peak rates of a GPU, on which measurements depend.
 
 python scripts/speed/facts.py [--json FILE]
 """
@@ -16,7 +16,7 @@ import torch
 
 
 def milliseconds(run: Any, calls: int = 20) -> float:
-    """Mean time of a call on the GPU, by CUDA events."""
+    """Returns the mean time of a call on the GPU, by CUDA events."""
     for _ in range(3):
         run()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -52,7 +52,7 @@ def facts() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Prints device, versions and ceilings.")
+    parser = argparse.ArgumentParser(description="Prints device, versions and peak rates.")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     found = facts()

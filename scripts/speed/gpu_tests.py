@@ -17,7 +17,7 @@ from typing import Any
 
 
 def run(expression: str) -> tuple[int, list[dict[str, Any]]]:
-    """Exit status of pytest, and name, seconds and failure of each test that ran."""
+    """Returns the exit status of pytest, and name, seconds and failure of each test that ran."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "tests", "-k", expression]

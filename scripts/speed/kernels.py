@@ -39,7 +39,7 @@ def measure(name: str, shape: Shape) -> dict[str, Any]:
 
 
 def profiles(name: str) -> list[dict[str, Any]]:
-    """Launches, operations and kernels of a training step at each shape."""
+    """Prints launches, operations and kernels of a training step at each shape."""
     rows = []
     for shape_name, shape in SHAPES.items():
         row = {"shape": shape_name, "layer": name} | measure(name, shape)

@@ -1,4 +1,4 @@
-"""Layers against torch.nn.LSTM, in the same process and in turns: time, memory, scaling."""
+"""Compares layers with torch.nn.LSTM, in the same process and in turns: time, memory, scaling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from elstm.nn import BACKENDS, BNLSTM, ELSTMBN, LSTM, LayerNormLSTM
 
 
 class Shape(NamedTuple):
-    """Sizes of a batch and of its layer."""
+    """Holds the sizes of a batch and of its layer."""
 
     steps: int
     batch: int
@@ -84,7 +84,7 @@ def work(name: str, shape: Shape, device: str, train: bool) -> Callable[[], None
 
 
 def _packed(x: torch.Tensor, shortest: int) -> Any:
-    """The sequences of x (T, B, I), cut to lengths that fall evenly from T to `shortest`."""
+    """Packs the sequences of x (T, B, I), with lengths that fall evenly from T to `shortest`."""
     steps, batch, _ = x.shape
     lengths = torch.linspace(steps, shortest, batch).round().long().tolist()
     return pack_sequence([x[:length, row] for row, length in enumerate(lengths)])
@@ -109,7 +109,7 @@ def graphed(run: Callable[[], None]) -> Callable[[], None] | str:
 
 
 def seconds(run: Callable[[], None], device: str, calls: int = 1) -> float:
-    """Seconds for each of so many calls, one after the other."""
+    """Returns the seconds of each of `calls` calls, one after the other."""
     start = clock()
     for _ in range(calls):
         run()
@@ -121,7 +121,7 @@ def seconds(run: Callable[[], None], device: str, calls: int = 1) -> float:
 def against_baseline(
     name: str, shape: Shape, device: str, train: bool, budget: float
 ) -> dict[str, Any]:
-    """Alternating rounds of the layer and torch.nn.LSTM for about `budget` seconds."""
+    """Times alternating rounds of the layer and torch.nn.LSTM for about `budget` seconds."""
     ours, theirs = work(name, shape, device, train), work(BASELINE, shape, device, train)
     return in_turns(ours, theirs, device, budget)
 
@@ -129,7 +129,7 @@ def against_baseline(
 def graphs_in_turns(
     name: str, shape: Shape, device: str, train: bool, budget: float
 ) -> dict[str, Any]:
-    """The same, with both in CUDA graphs; `error` instead where one cannot be captured."""
+    """Does the same with both in CUDA graphs; returns `error` if one cannot be captured."""
     ours, theirs = (graphed(work(of, shape, device, train)) for of in (name, BASELINE))
     if isinstance(ours, str):
         return {"error": ours}
@@ -141,7 +141,7 @@ def graphs_in_turns(
 def in_turns(
     ours: Callable[[], None], theirs: Callable[[], None], device: str, budget: float
 ) -> dict[str, Any]:
-    """Medians of alternating rounds, and of their ratios."""
+    """Returns medians of alternating rounds, and of their ratios."""
     calls = [1, 1]
     for index, run in enumerate((ours, theirs)):
         seconds(run, device)

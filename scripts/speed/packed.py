@@ -1,7 +1,7 @@
-"""Training steps of the runner with packed batches against steps with plain ones.
+"""Compares the runner's training steps with packed batches to steps with plain ones.
 
-Three ways take turns: plain batches of T steps; the same sequences, packed; and packed sequences
-of T - 2 to T steps, which are sorted and padded, and whose places no cache has yet.
+Three variants take turns: plain batches of T steps; the same sequences, packed; and packed
+sequences of T - 2 to T steps, which are sorted and padded, and whose indices are not cached yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from elstm.training.state import StepSums
 
 
 class Sizes(NamedTuple):
-    """Sizes of the sequences, and of the layer."""
+    """Holds the sizes of the sequences and of the layer."""
 
     steps: int
     batch: int
@@ -40,7 +40,7 @@ MODELS = ("lstm", "gru", "ln_lstm", "bn_lstm", "elstm_bn")
 def stepper(
     path: Path, model: str, sizes: Sizes, device: str, *, packed: bool
 ) -> Callable[[int], None]:
-    """Returns what trains so many steps, as elstm-train does, without its records."""
+    """Returns a function that trains a number of steps, as elstm-train does, without records."""
     _, config = Composer().compose(
         [
             *("data=arrays", f"data.path={path}", f"data.batch_size={sizes.batch}"),
@@ -71,7 +71,7 @@ def stepper(
 
 
 def compare(model: str, sizes: Sizes, device: str, rounds: int) -> dict[str, Any]:
-    """Lets the two take turns; the median of their ratios over the rounds."""
+    """Times the variants in turns; returns the medians of their ratios over the rounds."""
     draw = np.random.default_rng(0)
     count = sizes.batch * 12
     values = draw.standard_normal((count, sizes.steps, sizes.features)).astype(np.float32)
@@ -86,7 +86,7 @@ def compare(model: str, sizes: Sizes, device: str, rounds: int) -> dict[str, Any
     count = 1
     for each in ways:
         each(3)
-    while clock(ways[0], count) < 0.05:  # so many steps that a turn takes a twentieth of a second
+    while clock(ways[0], count) < 0.05:  # as many steps as a twentieth of a second allows
         count *= 2
     for turn in range(rounds):
         for place in range(3):
@@ -102,9 +102,9 @@ def compare(model: str, sizes: Sizes, device: str, rounds: int) -> dict[str, Any
 
 
 def clock(run: Callable[[int], None], count: int) -> float:
-    """Returns the seconds of so many steps.
+    """Returns the seconds of `count` steps.
 
-    On one thread of a CPU it is the process's own time, which other processes change little.
+    On one thread of a CPU it is the processor time of the process, which others change little.
     """
     now = time.perf_counter if torch.get_num_threads() > 1 else time.process_time
     start = now()

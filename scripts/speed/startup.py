@@ -1,4 +1,4 @@
-"""How long the commands take until something happens."""
+"""Times the commands until their first output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TORCH = ("import torch, for comparison", (sys.executable, "-c", "import torch"),
 
 
 def until(command: Sequence[str], said: str, environment: dict[str, str]) -> float:
-    """Seconds from the start of a process until it prints `said`, or until its end."""
+    """Returns the seconds from the start of a process until it prints `said`, or until its end."""
     with tempfile.TemporaryDirectory() as folder:
         if said:
             command = [*command, f"hydra.run.dir={folder}/run", "trainer.log_every=1"]
@@ -43,7 +43,7 @@ def until(command: Sequence[str], said: str, environment: dict[str, str]) -> flo
 
 
 def startup(rounds: int) -> list[dict[str, Any]]:
-    """Medians over processes, after one that fills the caches of the disk."""
+    """Returns medians over processes, after one that fills the caches of the disk."""
     print("| what | seconds | lowest - highest |\n|---|---|---|")
     rows = []
     for what, command, said in (HELP, TORCH, IMPORT, *RUNS):

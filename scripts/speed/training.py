@@ -1,4 +1,4 @@
-"""Whole runs of elstm-train: seconds per epoch, and the share of a step that is not the layer."""
+"""Times full runs of elstm-train: seconds per epoch, and the part of a step outside the layer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MODELS = ("lstm", "bn_lstm", "elstm_bn")
 
 
 class StepClock:
-    """Seconds in the layer and in the optimizer, over all training steps.
+    """Counts the seconds in the layer and in the optimizer, over all training steps.
 
-    The layer: its forward call, and from the moment the gradient of its h_n is there until the last
-    of its parameters has its gradient. Its input needs none, so this is its whole backward pass.
+    The time of the layer is that of its forward call, and that from the gradient of its h_n to the
+    gradient of its last parameter. Its input needs no gradient, so this is its full backward pass.
     """
 
     def __init__(self, device: str) -> None:
@@ -87,7 +87,7 @@ class StepClock:
 
 
 def epoch(model: str, words: Sequence[str], device: str) -> dict[str, float]:
-    """One run of `elstm-train experiment=fashion_rows`, an epoch long, in a folder that goes."""
+    """Runs `elstm-train experiment=fashion_rows` for an epoch, in a temporary folder."""
     _, config = Composer().compose(
         [
             *("experiment=fashion_rows", f"model={model}", f"trainer.device={device}"),
@@ -125,7 +125,7 @@ def epoch(model: str, words: Sequence[str], device: str) -> dict[str, float]:
 def end_to_end(
     device: str, rounds: int = 3, models: Sequence[str] = MODELS, words: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The models take turns; medians over the rounds."""
+    """Times the models in turns; prints medians over the rounds."""
     logging.disable(logging.INFO)
     print(
         "| model | training, s/epoch | with evaluation, s/epoch | ratio | step, ms | layer, ms"
