@@ -14,7 +14,7 @@ A third of the kills come at any moment of the run's time. The others are aimed 
 and come within its mean duration after its start. These runs are forked from a process that has
 torch loaded, so that a kill costs half a second; the runner has no hook for this. With --command
 and --sweep the commands are started anew each time, as a user would, and the kill may hit their
-start-up too. The sweep has two runs at once, and at each third kill only the sweep's process is
+start-up too. The sweep has two runs at once, and at a third of the kills only its process is
 killed, and its workers have to notice.
 
 The exit code is 1 if a resume failed or a run differs.

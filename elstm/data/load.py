@@ -299,8 +299,8 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
     published = DATA_SETS[options.name].file_images
     if DATA_SETS[options.name].folder and there != published:  # the digits come with a package
         log.warning(
-            "the files hold %s training and %s test images instead of %s and %s, so they are not"
-                " the published set", *(f"{count:,}" for count in (*there, *published)),
+            "the files hold %s training and %s test images instead of %s and %s, so they are not "
+            "the published set", *(f"{count:,}" for count in (*there, *published)),
         )  # fmt: skip
     splits = {"training": train, "validation": images.val, "test": images.test}
     present = {

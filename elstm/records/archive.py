@@ -135,7 +135,7 @@ class Archive:
         runs = []
         for line, row in enumerate(rows, start=2):
             if len(row) != len(header):
-                raise Damaged(f"{RUNS}, row {line} has not {len(header)} cells")
+                raise Damaged(f"{RUNS}, row {line} does not have {len(header)} cells")
             number, folder = row[0], row[1]
             if not _is_inner(folder):
                 raise Damaged(f"{RUNS}, row {line}: the folder is not below the archive's")

@@ -103,7 +103,7 @@ def test_gives_up_where_nothing_answers(tmp_path, monkeypatch, where):
 
             monkeypatch.setattr(socket, "getaddrinfo", lookup)
         start = time.monotonic()
-        with pytest.raises(UserError, match=r"nothing came for 0\.3 s"):
+        with pytest.raises(UserError, match=r"no byte arrived for 0\.3 s"):
             download("MNIST", FILES, tmp_path / "raw")
         assert time.monotonic() - start < 5  # SILENCE is 8
     released.set()  # and the closed socket resets its connection: the threads left behind end

@@ -163,8 +163,8 @@ def test_a_set_sorted_by_class_is_named(tmp_path, offline, caplog):
     load_data(ImageSetConfig(name="mnist", root=str(tmp_path), batch_size=16))
     messages = [record.message for record in caplog.records]
     assert messages == [
-        "the files hold 120 training and 40 test images instead of 60,000 and 10,000: they are a "
-        "set of your own",
+        "the files hold 120 training and 40 test images instead of 60,000 and 10,000, so they are "
+        "not the published set",
         "the training split holds no image of class 9",
         "the validation split holds no image of classes 0, 1, 2, 3, 4, 5, 6, 7",
     ]

@@ -75,10 +75,10 @@ def test_splits_and_lengths_of_arrays(npz):
 @pytest.mark.parametrize(
     ("arrays", "layout", "phrase"),
     [
-        ({"X": X}, "ntc", "X without y"),
+        ({"X": X}, "ntc", "X but not y"),
         ({"x": X, "y": np.zeros(2)}, "ntc", "needed are X and y"),
         ({"X_valid": X, "y_valid": np.zeros(2)}, "ntc", "or X_train and y_train"),
-        ({"X": X, "X_train": X, "y": np.zeros(2)}, "ntc", "X beside X_train"),
+        ({"X": X, "X_train": X, "y": np.zeros(2)}, "ntc", "both X and X_train"),
         ({"X": X[:, :, 0], "y": np.zeros(2)}, "ntc", "data.layout=nt fits"),
         ({"X": X, "y": np.zeros(2)}, "nt", "data.layout=ntc or nct fits"),
         ({"X": X, "y": np.zeros(4)}, "ntc", "has to count the sequences"),
@@ -317,8 +317,8 @@ def test_ts_files_with_dimensions_missing_values_and_unequal_lengths(tmp_path):
         ("7,?:8,NaN:dog", "7,?:dog", "line 11: 1 dimensions, and 2 in the first"),
         ("1,2,3", "1,two,3", "dimension 1 holds 'two', which is no number"),
         ("1,2,3", "", "dimension 1 is empty"),
-        ("1,2,3:4,5,6:cat", "1", "there is no class label behind a colon"),
-        ("1,2,3:4,5,6:cat\n7,?:8,NaN:dog\n", "", "holds no sequence behind @data"),
+        ("1,2,3:4,5,6:cat", "1", "there is no class label after a colon"),
+        ("1,2,3:4,5,6:cat\n7,?:8,NaN:dog\n", "", "holds no sequence after @data"),
     ],
 )
 def test_ts_files_that_do_not_fit(tmp_path, old, new, phrase):
@@ -408,7 +408,7 @@ def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="dog holds no picture"):
         read_image_folders(tmp_path)
     (tmp_path / "dog" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"a\.png is no picture that can be read"):
+    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture"):
         read_image_folders(tmp_path)
     Image.new("I;16", (3, 2), 200).save(tmp_path / "dog" / "a.png")
     with pytest.raises(UserError, match="grey levels of 16 bits"):

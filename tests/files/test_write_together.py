@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_the_old_files(
 ) -> None:
     with monkeypatch.context() as patch:
         Full(patch, number, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        with pytest.raises(UserError, match="No space left on device; the file that was there"):
+        with pytest.raises(UserError, match="No space left on device; the earlier files"):
             write_together(folder, NEW)
     assert contents(folder) == OLD
 

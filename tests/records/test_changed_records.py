@@ -149,7 +149,7 @@ def test_a_log_that_is_removed_during_the_run_starts_again(
         (tmp_path / "elsewhere").write_text("mine")
         (tmp_path / "train.log").symlink_to(tmp_path / "elsewhere")
         logging.getLogger("elstm").info("into a link")
-    assert "train.log was removed during the run: it starts again" in capsys.readouterr().out
+    assert "train.log was removed during the run: a new file is started" in capsys.readouterr().out
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 

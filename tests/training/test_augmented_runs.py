@@ -48,7 +48,7 @@ def test_a_resume_in_the_middle_of_an_epoch_is_exact(
         "cropped to 80 to 100 % of their area, mirrored by chance; evaluation and population "
         "statistics use them as they are"
     ) in caplog.text
-    assert "data.augment.flip=true trains digits on characters in a mirror" in caplog.text
+    assert "data.augment.flip=true trains digits on mirror images of characters" in caplog.text
     status = read_status(complete)
     assert status is not None
     assert status["augmentation"].startswith("shifted by up to 1 pixels")

@@ -63,7 +63,7 @@ def test_a_failed_save_leaves_the_old_one(
         monkeypatch.setattr(
             *{"fsync": (os, "fsync", full), "replace": (Path, "replace", full)}[call]
         )
-    with pytest.raises(UserError, match=r"cannot write .*last.pt: No space left .* is unharmed"):
+    with pytest.raises(UserError, match=r"cannot write .*last.pt: No space left .* is unchanged"):
         checkpoint.save({"names": []}, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]

@@ -76,7 +76,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path) -> None
     )  # fmt: skip
     assert ended.returncode != 0
     assert ended.stdout.count("interrupted by SIGTERM at epoch 2.00, step 20") == 1
-    assert "those of all 2 processes, which only the reference recurrence can do" in ended.stdout
+    assert "those of all 2 processes, which only the reference recurrence supports" in ended.stdout
     assert "runs on backend reference" in ended.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["complete", "two"]
     assert last(two)["state"]["step"] == 20

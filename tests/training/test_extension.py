@@ -79,7 +79,7 @@ def test_a_finished_run_is_trained_further(run: Path, caplog: pytest.LogCaptureF
     tested = [row for row in rows(run) if row["test_accuracy"]]
     assert train.main(EXTEND) == 0
     assert "trainer.max_epochs 2 -> 4" in caplog.text
-    assert "(constant) is computed anew over 20 steps" in caplog.text
+    assert "(constant) is recomputed over 20 steps" in caplog.text
     # With a constant rate, the weights are those of a run that was planned at this length.
     assert differences(trained(run), trained(Path("planned"))) == []
     after = status(run)

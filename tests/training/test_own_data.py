@@ -157,7 +157,7 @@ def test_data_name(capsys: pytest.CaptureFixture[str]) -> None:
          "data: it goes with data=mnist, fashion_mnist, kmnist, emnist, emnist_letters, cifar10; "
          "files of your own are read with data.path by data=images"),
         (["data=mnist", "data.path=X"], "data.path: there is no such key with this option of "
-         "data: it goes with data=arrays, table, ts, images; published sets are looked for in "
+         "data: it goes with data=arrays, table, ts, images; published sets are read from "
          "data.root"),
         (["data=arrays", "data.path=X", "data.root=X"], "it goes with data=mnist, fashion_mnist"),
         (["data=arrays", "data.path=X", "data.channels=3"], "it goes with data=images"),

@@ -67,7 +67,7 @@ def test_launchers():
         ({**TORCHRUN, "MASTER_PORT": "0"}, "MASTER_PORT=0"),
         ({**TORCHRUN, "MASTER_PORT": "port"}, "MASTER_PORT=port"),
         ({**TORCHRUN, "MASTER_ADDR": "", "LOCAL_WORLD_SIZE": ""}, "MASTER_ADDR is not set"),
-        ({"RANK": "0", **MPI}, "RANK=0 do not go with OMPI_COMM_WORLD_RANK=1"),
+        ({"RANK": "0", **MPI}, "RANK=0 do not fit OMPI_COMM_WORLD_RANK=1"),
         ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "but not MPI_LOCALRANKID"),
     ],
 )
