@@ -298,7 +298,8 @@ def test_a_picture_without_contrast_is_reported(
     for options in ([], ["--fit"], ["--invert", "yes"]):
         assert predict.main([str(trained_run), str(path), *options]) == 0
         assert capsys.readouterr().err == (
-            f"elstm-predict: {path}: the picture has no contrast, so its prediction is meaningless\n"
+            f"elstm-predict: {path}: the picture has no contrast, "
+            "so its prediction is meaningless\n"
         )
 
 

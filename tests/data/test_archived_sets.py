@@ -227,7 +227,7 @@ def test_no_link_of_an_archive_is_followed(tmp_path):
         ("test_batch.bin", b"", "is damaged .*0 bytes"),
         ("data_batch_3.bin", bytes(3072), r"is damaged \(3,072 bytes are no multiple of 3,073"),
         ("data_batch_1.bin", bytes([10]) + bytes(3072), "a label is 10, the classes are 0 to 9"),
-        ("batches.meta.txt", b"apple\nbear\n", "it names apple, bear and not airplane"),
+        ("batches.meta.txt", b"apple\nbear\n", "it names apple, bear instead of airplane"),
     ],
 )
 def test_damaged_files_of_cifar10(tmp_path, file, content, match):

@@ -142,7 +142,7 @@ def edit(archive, name, old, new):
         ("archive.yaml", "format: 1", "formats: 1", "names no format"),
         ("archive.yaml", "format: 1", "format: !!python/name:os.system", "not plain YAML"),
         ("archive.yaml", "config:", "config:\n  x: [" + "1," * 5001 + "]", "5,000 entries"),
-        ("curves.csv", "\n3,", "\n4,", "a run that runs.csv has not"),
+        ("curves.csv", "\n3,", "\n4,", "a run that is not in runs.csv"),
         ("curves.csv", "run,epoch", "epoch", "does not name the columns"),
         ("curves.csv", "\n3,", "\n3,x", "epoch is not a number"),
     ],
