@@ -41,6 +41,7 @@ from elstm.data.catalog import DATA_SETS, check_sizes, name_from_path
 from elstm.errors import UserError, show, show_key
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
+MAX_RESOLVED = 10_000  # characters of a value: a few keys could unfold into gigabytes
 
 
 def config_from(flat: Mapping[str, Any], *, stored: bool = False) -> Config:
@@ -130,8 +131,14 @@ def _take(schema: type[Any], prefix: str, flat: dict[str, Any]) -> Any:
 
 def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Replaces ${other.key} by its value, and the default of data.root by the environment's."""
+    known: dict[str, Any] = {}
 
     def value_of(key: str, depth: int) -> Any:
+        if key not in known:
+            known[key] = found_for(key, depth)
+        return known[key]
+
+    def found_for(key: str, depth: int) -> Any:
         value = flat[key]
         if not isinstance(value, str) or "${" not in value:
             return value
@@ -152,6 +159,9 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
         single = _REFERENCE.fullmatch(value)
         if single:
             return value_of(single[1], depth + 1)
+        parts = [str(value_of(name, depth + 1)) for name in _REFERENCE.findall(value)]
+        if sum(map(len, parts)) > MAX_RESOLVED:
+            raise UserError(f"{given}: the interpolations make a text that is too long")
         return _REFERENCE.sub(lambda m: str(value_of(m[1], depth + 1)), value)
 
     return {key: value_of(key, 0) for key in flat}

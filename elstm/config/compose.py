@@ -193,9 +193,14 @@ class Composer:
 
 def _check_data_name(overrides: Sequence[Override], cfg: DictConfig) -> None:
     """Raises UserError if a published data set gets another name."""
+    if "source" in (cfg.get("data") or {}):
+        return
     for override in overrides:
-        if override.key_or_group == "data.name" and "source" not in (cfg.get("data") or {}):
-            raise choose_option(override.input_line or "")
+        given, line = override.value(), override.input_line or ""
+        if override.key_or_group == "data.name":
+            raise choose_option(line)
+        if override.key_or_group == "data" and isinstance(given, dict) and "name" in given:
+            raise UserError(f"{show(line)}: choose with data={show(given['name'])}")
 
 
 def name_override(data: OwnDataConfig) -> str:
@@ -235,6 +240,11 @@ def typed(cfg: DictConfig) -> Config:
         UserError: naming the key, or a package that it needs.
     """
     config = config_from(flatten(cfg))
+    if config.trainer.resume is not None:  # elstm-train reads it before anything is composed
+        raise UserError(
+            f"trainer.resume={show(config.trainer.resume)} has to be an argument of its own, "
+            "trainer.resume=RUN_DIR, because a resumed run has the config in its folder"
+        )
     require_extras(config.tracking)
     return config
 

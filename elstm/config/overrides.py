@@ -141,7 +141,7 @@ class OverrideParser:
         elif self.options(key):
             for value in values(override):
                 self._check_option(override, value)
-        elif re.fullmatch(rf"({'|'.join(SCHEMAS)})\.name", key) and key != "data.name":
+        elif key in ("data.source", *(f"{group}.name" for group in SCHEMAS if group != "data")):
             raise choose_option(argument)
         elif "/" in key or key == "schema":
             raise UserError(no_such(show_key(key), "group", key, GROUPS))
@@ -175,8 +175,12 @@ class OverrideParser:
 
     def _check_option(self, override: Override, value: Any) -> None:
         group = override.key_or_group
-        if isinstance(value, dict):
-            return  # model={hidden_size: 64} sets keys
+        if isinstance(value, dict):  # model={hidden_size: 64} sets keys
+            for name in {"name", "source"} & value.keys() if group in SCHEMAS else ():
+                if (group, name) != ("data", "name"):  # own data may have any name
+                    line = show(override.input_line)
+                    raise UserError(f"{line}: choose with {group}={show(value[name])}")
+            return
         if value is None and group in NO_OPTION:
             return
         options = self.options(group)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hydra.core.override_parser.types import Override, RangeSweep
 from omegaconf import DictConfig
@@ -80,8 +80,10 @@ class Grid:
     def __init__(
         self, composer: Composer, master: DictConfig, overrides: Sequence[Override], root: Path
     ) -> None:
-        given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
-        lists = [[f"{key}={value}" for value in values_of(o)] for key, o in given.items()]
+        lists = [
+            [f"{o.get_key_element()}={value}" for value in values_of(o)]
+            for o in last_ones(overrides).values()
+        ]
         count = math.prod(map(len, lists))
         if count > MAX_RUNS:
             raise UserError(f"a sweep of {count:,} runs: at most {MAX_RUNS:,} are possible")
@@ -89,6 +91,30 @@ class Grid:
 
     def sweep(self, train: Train, width: int) -> None:
         train(self.jobs, following=0)
+
+
+def last_ones(overrides: Sequence[Override]) -> dict[str, Override]:
+    """Returns the override that counts for each key: the last one, with or without + signs.
+
+    Settings of Hydra itself are left out. A mapping, as model={hidden_size: 64}, counts for the
+    keys that it holds.
+    """
+    found: dict[str, Override] = {}
+    for override in overrides:
+        if override.is_hydra_override():
+            continue
+        key, value = override.key_or_group, override.value()
+        for name in _names_in(value, key):
+            found.pop(name, None)
+        found[key] = override
+    return found
+
+
+def _names_in(value: Any, key: str) -> Iterator[str]:
+    """Yields the keys below `key` that a mapping sets."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield f"{key}.{name}"
+        yield from _names_in(inner, f"{key}.{name}")
 
 
 def values_of(override: Override) -> list[str]:
@@ -209,7 +235,7 @@ class Plan:
             return None
         for folder in sorted(_folders_in(run.folder.parent), reverse=True):
             status = read_status(folder) or {}
-            if status.get("state") != "done" or status.get("extensions"):
+            if status.get("state") != "done" or _is_another(status):
                 continue
             with suppress(UserError):
                 found = changes(load_run_config(folder.absolute()), run.config)
@@ -273,7 +299,7 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
         ) from None
     runs = {}
     for run in found:
-        if run.status().get("extensions"):  # see _identity_in
+        if _is_another(run.status()):
             continue
         # This version could not train a run with a setting that it lacks.
         with suppress(UserError):
@@ -285,18 +311,24 @@ def _archived_runs(root: Path) -> dict[str, ArchivedRun]:
 
 
 def _identity_in(folder: Path) -> str | None:
-    """Returns the identity of a run; None if it cannot be read here, or was extended.
-
-    An extended run had another schedule than one that was planned with its settings.
-    """
+    """Returns the identity of a run; None if it cannot be read here, or is none of a sweep's."""
     status = read_status(folder) or {}
-    if status.get("extensions"):
+    if _is_another(status):
         return None
     try:
         config = load_run_config(folder.absolute())
         return identity(config, status.get("data_fingerprint"), source_in(status))
     except UserError:
         return None
+
+
+def _is_another(status: Mapping[str, Any]) -> bool:
+    """Returns whether a run differs from one that a sweep trains with the same config.
+
+    An extended run had another schedule than one that was planned with its settings. A step of a
+    run in several processes has the batches of all of them; a sweep trains each run in one.
+    """
+    return bool(status.get("extensions")) or status.get("processes") not in (None, 1)
 
 
 def _state(folder: Path) -> str:

@@ -20,7 +20,7 @@ from elstm.config.schema import Config
 from elstm.config.values import number_type
 from elstm.errors import UserError, show
 from elstm.sweeps.fingerprints import Fingerprints
-from elstm.sweeps.plan import MAX_RUNS, values_of
+from elstm.sweeps.plan import MAX_RUNS, last_ones, values_of
 
 DIGITS = 4  # of a float that a search chooses, so that it is easy to read and type
 
@@ -42,8 +42,8 @@ class Space:
     def __init__(self, composer: Composer, overrides: Sequence[Override]) -> None:
         from optuna.distributions import CategoricalDistribution
 
-        given = {o.get_key_element(): o for o in overrides if not o.is_hydra_override()}
-        self._keys = list(given)
+        given = last_ones(overrides)
+        self._texts = {key: o.get_key_element() for key, o in given.items()}
         self._fixed = {k: values_of(o)[0] for k, o in given.items() if not o.is_sweep_override()}
         varied = {k: o for k, o in given.items() if k not in self._fixed}
         if not varied:
@@ -80,7 +80,7 @@ class Space:
     def overrides(self, varied: Mapping[str, str]) -> list[str]:
         """Returns KEY=VALUE for all keys, in the order of the command line."""
         values = {**self._fixed, **varied}
-        return [f"{key}={values[key]}" for key in self._keys]
+        return [f"{text}={values[key]}" for key, text in self._texts.items()]
 
     def __repr__(self) -> str:
         """Returns the same text for equal searches: fixed settings and distributions."""
@@ -110,7 +110,7 @@ def _distribution(override: Override, config: Config) -> Any:
     """Makes a distribution; raises UserError if the key takes no numbers or the range is empty."""
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    key, line, value = override.get_key_element(), show(override.input_line), override.value()
+    key, line, value = override.key_or_group, show(override.input_line), override.value()
     kind = number_type(config, key)
     if kind is None:
         raise UserError(f"{line}: {key} takes no range of numbers; list some values")

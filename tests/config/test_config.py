@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from elstm.config.check import validate
+from elstm.config.check import resolve, validate
 from elstm.config.compose import Composer
 from elstm.config.help import GROUPS, find_config_dir
 from elstm.config.run_config import load_run_config
@@ -242,6 +242,10 @@ WRONG = [
     ("seed=[1]", "seed", "an integer"),
     ("seed.x=1", "seed", "an integer"),
     ("model.name=lstm", "model.name=lstm", "choose with model=lstm"),
+    ("model={name: bn_lstm_input}", "model={name", "choose with model=bn_lstm_input"),
+    ("data={name: mnist}", "data={name: mnist}", "choose with data=mnist"),
+    ("data.source=ts", "data.source=ts", "choose with data=ts"),
+    ("trainer={resume: a}", "trainer.resume=a", "an argument of its own"),
     ("~model.eps", "~model.eps", "set KEY=VALUE"),
     ("model@other=lstm", "model@other=lstm", "no @package"),
     ("model/lstm=x", "model/lstm", "no such group"),
@@ -416,3 +420,10 @@ def test_backends_are_those_of_the_layers():
             else:
                 with pytest.raises(ValueError, match=r"auto.* or reference"):
                     layer(2, 3, backend=backend)
+
+
+def test_interpolations_unfold_into_a_bounded_text():
+    flat = {f"k{n}": f"${{k{n + 1}}}" * 30 for n in range(9)}
+    assert set(resolve({**flat, "k9": ""}).values()) == {""}  # each key is read once
+    with pytest.raises(UserError, match="make a text that is too long"):
+        resolve({**flat, "k9": "x"})

@@ -18,6 +18,7 @@ from elstm.config.schema import settings_without_effect
 from elstm.files.claims import Claims
 from elstm.records.descriptions import hparams
 from elstm.reporting.groups import IGNORED
+from elstm.sweeps.plan import Grid
 from elstm.train import main
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 1, float: lambda v: v + 1.0, str: str.upper}
@@ -184,3 +185,27 @@ def test_two_sweeps_started_at_once_share_the_runs(tmp_path):
     assert {s["pid"] for s in found} == {sweep.pid for sweep in sweeps}
     logs = [p.read_text() for p in tmp_path.glob("outputs/digits/*/*/*/train.log")]
     assert all(text.count("training with seed") <= 1 for text in logs)
+
+
+def test_a_run_in_several_processes_is_another_run(training):
+    """A step of such a run has the batches of all processes."""
+    assert main(["seed=1"]) == 0
+    (path,) = Path("outputs/digits/elstm_bn").glob("*/*/status.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 4}))
+    assert main(["-m", "seed=1"]) == 0
+    assert main(["-m", "seed=1"]) == 0
+    assert seeds(training) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["++seed=1,2", "seed=5"], [["seed=5"]]),
+        (["seed=5", "++seed=1,2"], [["++seed=1"], ["++seed=2"]]),
+        (["model.eps=1,2", "seed=3", "model={eps: 4}"], [["seed=3", "model={eps:4}"]]),
+    ],
+)
+def test_the_last_override_of_a_key_counts(words, runs):
+    composer = Composer()
+    grid = Grid(composer, None, composer.parse(words, sweep=True), Path())
+    assert [job.overrides for job in grid.jobs] == list(map(tuple, runs))

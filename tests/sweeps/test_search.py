@@ -202,3 +202,13 @@ def test_a_half_written_line_of_the_journal_is_cut_off(tmp_path):
         journal.write_text(text)
         repair(journal)
         assert journal.read_text() == left
+
+
+def test_a_range_that_a_later_override_replaces_is_none():
+    """Each trial would train with the later value, whatever the study chose."""
+    composer = Composer()
+    words = ["optimizer.lr=interval(1e-4,1e-1)", "++optimizer.lr=0.5"]
+    with pytest.raises(UserError, match="needs a range or a choice"):
+        Space(composer, composer.parse(words, sweep=True))
+    space = Space(composer, composer.parse([f"++{LR}"], sweep=True))
+    assert space.overrides(space.texts({"optimizer.lr": 0.01})) == ["++optimizer.lr=0.01"]
