@@ -1,4 +1,8 @@
-"""Lists a report's figures in report.html, so that a later report removes the old ones."""
+"""Tells the files of an earlier report from the user's own.
+
+A report replaces the texts of an earlier one, and no other file of their names. It lists its
+figures in report.html, so that a later report removes the old ones.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,37 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from elstm.errors import UserError
+
 PAGE = "report.html"
 MAX_HEAD = 4_000_000  # bytes of the page that are searched for the list, which is at the top
 MAX_FIGURE = 64_000_000
 # Only such files are ever removed.
 _FIGURE = re.compile(r"figures/[A-Za-z0-9_=][A-Za-z0-9_.=-]*\.(?:png|svg)")
 _LIST = re.compile(r'<meta name="elstm-figures" content="([^"]*)">')
+
+# What each text of a report holds, of earlier versions too.
+_MARKS = {
+    PAGE: b"How these numbers are",
+    "report.md": b"How these numbers are",
+    "results.csv": b"task,group,model,",
+    "summary.csv": b"task,group,model,",
+}
+
+
+def refuse_others(output: Path) -> None:
+    """Raises UserError where a file with the name of a report's text is not a report's."""
+    for name, mark in _MARKS.items():
+        path = output / name
+        try:
+            other = path.exists() and not (path.is_file() and mark in path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        if other:
+            raise UserError(
+                f"{path} is not the {name} of an earlier report, and would be overwritten: choose "
+                "another folder with -o DIR, or move the file away"
+            )
 
 
 def listed(files: Mapping[str, bytes]) -> str:

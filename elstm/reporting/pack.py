@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from elstm.cli import plural
 from elstm.errors import UserError
-from elstm.files.atomic import write_together
+from elstm.files.atomic import write_together, writing
 from elstm.files.bounded import Damaged, parse_metrics
-from elstm.records.archive import ARCHIVED, Archive, pack
+from elstm.records.archive import ALWAYS, ARCHIVE, ARCHIVED, RUNS, Archive, pack
 from elstm.records.find import find_runs
 from elstm.records.stored import StoredRun
 from elstm.reporting.dynamics import representative
@@ -32,7 +32,7 @@ def pack_study(study: Path, output: Path | None = None) -> str:
 
     Raises:
         UserError: there are no runs; a run is damaged, still training or elsewhere; or the archive
-            cannot be written.
+            cannot be written, or would overwrite another one or files of the user.
     """
     top = study.resolve()
     found, damaged = find_runs([study])
@@ -59,6 +59,7 @@ def pack_study(study: Path, output: Path | None = None) -> str:
     except Damaged as error:
         raise UserError(f"{study} cannot be packed: {error}") from None
     target = study if output is None else output
+    _refuse_others(target, found, folders)
     for name in ARCHIVED.values():  # of an earlier archive that had more
         if name not in files and (target / name).exists():
             files[name] = b"run,epoch\n"
@@ -72,6 +73,42 @@ def pack_study(study: Path, output: Path | None = None) -> str:
         "The archive has been read back and holds all that a report needs. elstm-report reads it "
         "in place of the run folders, which are unchanged."
     )
+
+
+def _refuse_others(target: Path, runs: Sequence[StoredRun], folders: Mapping[Path, str]) -> None:
+    """Raises UserError where the archive would overwrite another study's, or files of the user."""
+    where = "choose another folder with -o DIR, or move the files away"
+    for name in (ARCHIVE, RUNS, *ARCHIVED.values()):
+        path, mark = target / name, b"format:" if name == ARCHIVE else b"run,"
+        if path.exists() and not any(line.startswith(mark) for line in _first_lines(path)):
+            raise UserError(f"{path} is not part of an archive, and would be overwritten: {where}")
+    if not (target / ARCHIVE).exists():
+        return
+    packed = {folders[run.folder]: _which(run) for run in runs}
+    try:
+        for run in Archive(target).runs:
+            if packed.get(run.name) != _which(run):
+                raise UserError(
+                    f"{target} holds an archive with the run {run.name}, which is not among those "
+                    f"that are to be packed, and would be lost: {where}"
+                )
+    except Damaged as error:
+        raise UserError(
+            f"{target} holds an archive that cannot be read ({error}): {where}"
+        ) from None
+
+
+def _first_lines(path: Path) -> list[bytes]:
+    if not path.is_file():
+        return []
+    with writing(path), path.open("rb") as file:
+        return file.read(4096).splitlines()
+
+
+def _which(run: StoredRun) -> tuple[object, ...]:
+    """Returns what tells a run from others of the same folder name; a resume leaves it the same."""
+    config = run.config()
+    return (*(config.get(key) for key in ALWAYS), run.status().get("started"))
 
 
 def _check(archive: Archive, runs: Sequence[StoredRun]) -> None:

@@ -16,7 +16,7 @@ from elstm.reporting.document import Block, CurveLine, Picture, anchored, to_mar
 from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
-from elstm.reporting.made import earlier_figures, listed, remove_figures
+from elstm.reporting.made import earlier_figures, listed, refuse_others, remove_figures
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results
@@ -46,8 +46,10 @@ def write_report(
         figures: the names of the figures to draw; None: all.
 
     Raises:
-        UserError: there are no runs, a baseline fits no group, or the output cannot be written.
+        UserError: there are no runs, a baseline fits no group, the output cannot be written, or it
+            holds files of the user with the names of a report's.
     """
+    refuse_others(output)
     runs, damaged = load_runs(folders)
     if not runs:
         where = ", ".join(map(str, folders))

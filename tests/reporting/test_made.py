@@ -67,3 +67,15 @@ def test_a_linked_folder_of_figures_is_left_alone(runs, tmp_path):
     before = {path.name for path in elsewhere.iterdir()}
     main([str(runs), "-o", str(folder), "--figures", "none"])
     assert {path.name for path in elsewhere.iterdir()} == before
+
+
+def test_texts_of_the_user_are_not_overwritten(runs, tmp_path, capsys):
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("report.html", "report.md", "results.csv", "summary.csv"):
+        (folder / name).write_text("my own")
+        assert main([str(runs), "-o", str(folder), "--figures", "none"]) == 1
+        assert f"{name} is not the {name} of an earlier report" in capsys.readouterr().err
+        assert (folder / name).read_text() == "my own"
+        assert [path.name for path in folder.iterdir()] == [name]
+        (folder / name).unlink()

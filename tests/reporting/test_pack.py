@@ -153,3 +153,19 @@ def test_what_cannot_be_packed(tmp_path, capsys):
     (study / "sub").mkdir()
     (study / "sub/sweep.csv").write_text("seed,run_dir\n0,a\n")
     assert "lies outside" in fails(capsys, study / "sub")
+
+
+def test_an_archive_of_other_runs_is_not_overwritten(tmp_path, capsys):
+    for study, seed in (("a", 0), ("b", 1)):
+        write_run(tmp_path / study / "run", seed=seed, epochs=1)
+    target = tmp_path / "archive"
+    assert main(["--pack", str(tmp_path / "a"), "-o", str(target)]) == 0
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    assert "which is not among those" in fails(capsys, tmp_path / "b", "-o", target)
+    (target / "archive.yaml").unlink()
+    (target / "curves.csv").write_text("mine")
+    assert "is not part of an archive" in fails(capsys, tmp_path / "a", "-o", target)
+    assert (target / "curves.csv").read_text() == "mine"
+    (target / "curves.csv").unlink()
+    assert main(["--pack", str(tmp_path / "a"), "-o", str(target)]) == 0
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
