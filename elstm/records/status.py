@@ -6,7 +6,8 @@
                       could not be resumed
     model, data, seed
     data_fingerprint, data_description   of own data: a checksum of what was read, and what that is
-                      in one line; null for a published data set
+                      in one line; the fingerprint is null for a published data set
+    data_content      of a published set of images: a checksum of all its images and labels
     augmentation      how training sequences are changed by chance; null where they are not
     epoch, step       done so far; max_epochs
     val_accuracy, val_accuracy_batch_stats, val_balanced_accuracy, val_macro_f1
@@ -53,7 +54,8 @@ from elstm.files.atomic import read_json, write_atomic
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
     (
-        "state", "error", "model", "data", "seed", "data_fingerprint", "data_description",
+        "state", "error", "model", "data", "seed", "data_fingerprint", "data_content",
+        "data_description",
         "augmentation", "epoch", "step", "max_epochs",
         "val_accuracy", "val_accuracy_batch_stats", "val_balanced_accuracy", "val_macro_f1",
         "best_val_accuracy", "best_epoch",

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elstm.errors import UserError
+from elstm.files.bounded import Value
 from elstm.reporting.groups import Group, choose_baselines, make_sections
-from elstm.reporting.labels import show_value
+from elstm.reporting.labels import differing_keys, show_value
+from elstm.reporting.repeat import quoted
 from elstm.reporting.runs import Run, load_runs
 
 
@@ -29,10 +31,11 @@ class RankedSetting:
 def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
     """Returns each model's settings, the best first.
 
-    A setting consists of all that differs between a model's runs besides the seed. Among the
-    settings with the most seeds, the one with the highest mean of the best validation accuracies
-    comes first, because only the best ones are trained with more seeds. Test accuracies are not
-    read, except in cross-validation with data.val_fraction=0, where the part left out validates.
+    A setting consists of all that differs between a model's runs besides the seed. Runs that were
+    extended are left out, because no setting repeats their schedule. Among the settings with the
+    most seeds, the one with the highest mean of the best validation accuracies comes first, because
+    only the best ones are trained with more seeds. Test accuracies are not read, except in
+    cross-validation with data.val_fraction=0, where the part left out validates.
 
     Args:
         folders: run folders or archives of studies, or paths below them.
@@ -41,7 +44,8 @@ def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
         UserError: there are no finished runs, or runs on several tasks.
     """
     runs, _ = load_runs(folders)
-    sections = make_sections([run for run in runs if run.state == "done"])
+    planned = [run for run in runs if run.state == "done" and not run.extensions]
+    sections = make_sections(planned)
     if len(sections) != 1:
         places = ", ".join(map(str, folders))
         raise UserError(f"{places} has to hold finished runs on one task, not {len(sections)}")
@@ -65,13 +69,14 @@ def best_overrides(folders: Sequence[Path], model: str) -> tuple[str, ...]:
 
 
 def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
-    varied = {
-        key for key in groups[0].settings if len({group.settings.get(key) for group in groups}) > 1
-    }
+    varied = set(differing_keys([group.settings for group in groups])) - {"processes"}
     settings = [
         RankedSetting(
             group.model,
-            tuple(f"{key}={show_value(group.settings[key])}" for key in sorted(varied)),
+            tuple(
+                f"{key}={_as_override(group.settings[key])}"
+                for key in sorted(varied & group.settings.keys())
+            ),
             tuple(best for run in group.runs if (best := _validation(run)) is not None),
         )
         for group in groups
@@ -82,6 +87,14 @@ def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
             "setting can be chosen"
         )
     return sorted(settings, key=lambda s: (-len(s.bests), -s.mean))
+
+
+def _as_override(value: Value) -> str:
+    """Returns a setting as Hydra reads it back, with all digits and the complete text."""
+    if isinstance(value, str):
+        return quoted(value)
+    shown = show_value(value)
+    return repr(value) if isinstance(value, float) and float(shown) != value else shown
 
 
 def _validation(run: Run) -> float | None:

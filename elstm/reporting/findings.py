@@ -9,7 +9,9 @@ from elstm.cli import plural
 from elstm.reporting import wording
 from elstm.reporting.document import Bold, Inline
 from elstm.reporting.groups import Group, leading_groups
+from elstm.reporting.images import splits_differ
 from elstm.reporting.measures import Analysis, GroupResult
+from elstm.reporting.runs import Run
 from elstm.reporting.stats import MIN_SEEDS, PairedTest
 
 MAX_LINES = 12  # groups in a figure ...
@@ -137,6 +139,30 @@ def _rough(group: Group) -> bool:
     return len(seconds) > 1 and max(seconds) > 1.25 * min(seconds)
 
 
+def _measured_differently(runs: Sequence[Run]) -> list[Inline]:
+    """Returns what the runs' evaluations and splits mean for the numbers."""
+    items: list[Inline] = []
+    every = {run.config.get("trainer.evaluate_every", 1) for run in runs if len(run.validation)}
+    known = sorted(each for each in every if isinstance(each, int))
+    if len(known) > 1:
+        items.append(
+            f"The runs are evaluated every {', '.join(map(str, known[:-1]))} or {known[-1]} "
+            "epochs: the fewer evaluations, the later an accuracy counts as reached and the lower "
+            "the best one, so that epochs, times and their ratios are not directly comparable."
+        )
+    elif known and known[0] > 1:
+        items.append(
+            f"All runs are evaluated every {known[0]} epochs, so that epochs and times to an "
+            "accuracy, and their ratios, are that coarse."
+        )
+    if any(map(splits_differ, runs)):
+        items.append(
+            "The splits are drawn anew for each seed, and the training sets of two seeds overlap. "
+            "Intervals and p-values over seeds are therefore too optimistic."
+        )
+    return items
+
+
 def _warnings(analysis: Analysis) -> list[Inline]:
     """Returns warnings about limits of the comparison."""
     items: list[Inline] = []
@@ -164,6 +190,7 @@ def _warnings(analysis: Analysis) -> list[Inline]:
                 f"No finished run has fold {which} of {section.folds}: the sequences that they "
                 "test count in no number."
             )
+    items += _measured_differently(runs)
     ends = {round(run.epoch, 3) for run in runs if run.state == "done"}
     if len(ends) > 1:
         items.append(

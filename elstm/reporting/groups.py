@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from elstm.config.fields import leaf
-from elstm.config.removed import REMOVED
-from elstm.config.schema import MISSING, SCHEMAS, TrainerConfig, settings_without_effect
+from elstm.config.schema import settings_without_effect
 from elstm.errors import UserError
 from elstm.files.bounded import Config, Value
+from elstm.reporting.completed import completed, data_settings
 from elstm.reporting.labels import (
     differing_keys,
     make_label,
@@ -44,7 +41,9 @@ MODEL_ORDER = (
 )
 MAX_LABEL = 60
 # They stand in every label if they differ at all, because no model's name implies them.
-BUDGET = ("trainer.max_epochs", "trainer.max_steps", "extended")
+BUDGET = ("trainer.max_epochs", "trainer.max_steps", "extended", "processes")
+
+Task = tuple[str, frozenset[tuple[str, Value]]]  # the name of the data, and settings of the data
 
 _RANK = {"done": 0, "running": 1, "interrupted": 2, "pruned": 3, "failed": 4}
 
@@ -103,12 +102,15 @@ class Section:
 def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Section]:
     """Returns the sections by title, with their groups in order; no baseline is chosen yet."""
     skipped = (*IGNORED, *ignored)
-    tasks: dict[tuple[str, frozenset[tuple[str, Value]]], list[Run]] = defaultdict(list)
+    tasks: dict[Task, list[Run]] = defaultdict(list)
+    runs = list(runs)
+    keys = {k for run in runs for k in run.config if _is_task(k) and not _is_in(k, skipped)}
     for run in runs:
-        task = {k: v for k, v in run.config.items() if _is_task(k) and not _is_in(k, skipped)}
+        task = data_settings(run.config, keys)
         if run.fingerprint:
             task[FINGERPRINT] = run.fingerprint
         tasks[run.data, frozenset(task.items())].append(run)
+    rivals = _divide_by_content(tasks)
     by_name: dict[str, list[Config]] = defaultdict(list)
     for name, items in tasks:
         by_name[name].append(dict(items))
@@ -120,20 +122,44 @@ def make_sections(runs: Iterable[Run], ignored: Sequence[str] = ()) -> list[Sect
         several = len({run.fold for run in members if run.fold is not None}) > 1
         for group in groups:
             group.folds = int(str(members[0].config["data.folds"])) if several else None
-        here = members[0].fingerprint
-        prints = {str(config.get(FINGERPRINT, "")) for config in by_name[name]}
-        sections.append(Section(title, name, groups, common, here, sorted(prints - {here})))
+        here = str(dict(items).get(FINGERPRINT, ""))
+        prints = {
+            str(dict(each).get(FINGERPRINT, "")) for of, each in tasks.keys() - rivals if of == name
+        }
+        others = rivals.get((name, items), prints) - {here}
+        sections.append(Section(title, name, groups, common, here, sorted(others)))
     sections.sort(key=lambda section: natural_key(section.title))
     make_unique(sections, lambda s: s.title, lambda s, title: setattr(s, "title", title))
     return sections
 
 
+def _divide_by_content(tasks: dict[Task, list[Run]]) -> dict[Task, set[str]]:
+    """Divides tasks whose runs read different files of a published set, as from two data.root.
+
+    Returns the divided tasks, each with the checksums of all the files. Where there are no two
+    checksums, the runs of earlier versions, which recorded none, count with the others.
+    """
+    divided: dict[Task, set[str]] = {}
+    for (name, items), members in list(tasks.items()):
+        contents = {run.content for run in members}
+        if len(contents - {""}) < 2:
+            continue
+        del tasks[name, items]
+        for content in sorted(contents):
+            task = name, items | {(FINGERPRINT, content)} if content else items
+            tasks[task] = [run for run in members if run.content == content]
+            divided[task] = contents
+    return divided
+
+
 def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], Config]:
     members: dict[frozenset[tuple[str, Value]], list[Run]] = defaultdict(list)
-    for run, config in zip(runs, _completed([run.config for run in runs]), strict=True):
+    for run, config in zip(runs, completed([run.config for run in runs]), strict=True):
         kept = {key: value for key, value in config.items() if not _is_in(key, skipped)}
         if run.extensions:  # its schedule differs from that of a run planned at this length
             kept["extended"] = run.extensions
+        if run.processes > 1:  # a step then has the batches of all of them
+            kept["processes"] = run.processes
         members[frozenset(kept.items())].append(run)
     configs = [dict(items) for items in members]
     varying = differing_keys(configs)
@@ -155,47 +181,6 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
             group.label = f"{group.model} #{index}"
     make_unique(groups, lambda g: g.label, lambda g, label: setattr(g, "label", label))
     return groups, common
-
-
-def _completed(configs: Sequence[Config]) -> list[Config]:
-    """Returns the configs with the keys that those of an older version lack.
-
-    The default of a new key is the behaviour of the older version.
-
-    If no schema of this version has a key, its default is the value of all other runs, if they
-    agree. Keys of different models, optimizers and so on, which the `name` or `source` of their
-    group distinguishes, are independent of each other.
-    """
-
-    def owner(config: Config, key: str) -> Value:
-        group = key.partition(".")[0]
-        return config.get(f"{group}.source", config.get(f"{group}.name"))
-
-    values: dict[tuple[str, Value], set[Value]] = defaultdict(set)
-    for config in configs:
-        for key, value in config.items():
-            values[key, owner(config, key)].add(value)
-    filled = {
-        place: default
-        for place, found in values.items()
-        if (default := _default(*place, found)) is not MISSING
-    }
-    return [
-        {**{k: value for (k, of), value in filled.items() if of == owner(config, k)}, **config}
-        for config in configs
-    ]
-
-
-def _default(key: str, owner: Value, found: set[Value]) -> Any:
-    """Returns the value that a config without `key` implies, or MISSING if none is known."""
-    if key in REMOVED:
-        return REMOVED[key][0]
-    section, _, name = key.partition(".")
-    schema = TrainerConfig if section == "trainer" else SCHEMAS.get(section, {}).get(str(owner))
-    found_leaf = leaf(schema, name) if schema else None
-    if found_leaf is not None and found_leaf[1].default is not dataclasses.MISSING:
-        return found_leaf[1].default
-    return next(iter(found)) if len(found) == 1 else MISSING
 
 
 def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Group:

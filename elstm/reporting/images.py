@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
+from elstm.files.bounded import Damaged
 from elstm.records.correct import read_correct
 from elstm.reporting.groups import Group
+from elstm.reporting.runs import Run
 from elstm.reporting.stats import t_quantile
 
 
@@ -46,13 +49,26 @@ Correct = dict[tuple[int, int], np.ndarray]  # by fold and seed: one truth value
 def correct_images(group: Group) -> Correct:
     """Returns the images that each run of a group classifies correctly, where recorded.
 
-    The folds of a cross-validation have different test sets, so that they have none.
+    Runs on several folds of a cross-validation have different test sets, and so have runs whose
+    split is drawn with an interpolation, as data.split_seed=${seed}. Such groups have none. A
+    damaged record is left out.
     """
     if group.folds is not None:
         return {}
-    tested = [run for run in group.runs if run.test_accuracy is not None]
-    found = {run.pair: read_correct(run.stored) for run in tested}
-    return {pair: correct for pair, correct in found.items() if correct is not None}
+    found: Correct = {}
+    for run in group.runs:
+        if run.test_accuracy is None or splits_differ(run):
+            continue
+        with suppress(Damaged):
+            correct = read_correct(run.stored)
+            if correct is not None:
+                found[run.pair] = correct
+    return found
+
+
+def splits_differ(run: Run) -> bool:
+    """Returns whether each seed of the run's group has splits of its own."""
+    return isinstance(run.config.get("data.split_seed"), str)
 
 
 def image_tests(groups: Sequence[Correct], baseline: Correct) -> list[ImageTest | None]:

@@ -94,9 +94,10 @@ class Analysis:
 
     section: Section
     thresholds: list[float]  # fractions
-    horizon: float | None  # epochs that the area under the curve covers
+    horizon: float | None  # last epoch that the area under the curve covers
     baselines: list[Group]
     results: list[GroupResult]
+    start: float | None = None  # its first epoch
 
 
 def analyse(
@@ -109,10 +110,10 @@ def analyse(
         if group is not None and group not in chosen:
             chosen.append(group)
     chosen_thresholds = default_thresholds(section.groups) if thresholds is None else thresholds
-    horizon = common_horizon(section.groups)
+    horizon, start = common_horizon(section.groups), common_start(section.groups)
     correct = [correct_images(group) for group in section.groups]
     comparisons = {
-        baseline.label: _compare_all(section.groups, baseline, horizon, correct)
+        baseline.label: _compare_all(section.groups, baseline, (start, horizon), correct)
         for baseline in chosen
     }
     results = [
@@ -122,7 +123,7 @@ def analyse(
             balanced_accuracy=_summary(group, group.runs, lambda run: run.test_balanced_accuracy),
             macro_f1=_summary(group, group.runs, lambda run: run.test_macro_f1),
             best_validation=_summary(group, group.furthest, lambda run: run.best_val_accuracy),
-            area=_summary(group, group.runs, lambda run: _area(run, horizon)),
+            area=_summary(group, group.runs, lambda run: _area(run, (start, horizon))),
             reaches=[
                 reach(group.furthest, [threshold] * len(group.furthest), group.folds)
                 for threshold in chosen_thresholds
@@ -139,7 +140,7 @@ def analyse(
         )
         for index, group in enumerate(section.groups)
     ]
-    return Analysis(section, list(chosen_thresholds), horizon, chosen, results)
+    return Analysis(section, list(chosen_thresholds), horizon, chosen, results, start)
 
 
 def first_reach(curve: Curve, accuracy: float) -> tuple[float, float] | None:
@@ -217,16 +218,23 @@ def _ratios(ours: Reach | None, theirs: Reach | None) -> tuple[float | None, flo
     return epochs, ours.seconds.mean / theirs.seconds.mean
 
 
-def area_under_curve(curve: Curve, horizon: float) -> float | None:
-    """Returns the mean height of the curve from its first point to the horizon (trapezoids).
+def area_under_curve(curve: Curve, horizon: float, start: float | None = None) -> float | None:
+    """Returns the mean height of the curve from `start` to the horizon (trapezoids).
 
-    None where the curve does not reach the horizon, or has one point only.
+    Between its points the curve is a straight line. None where it does not cover these epochs.
+
+    Args:
+        start: the first epoch; None: that of the curve.
     """
-    kept = curve.epoch <= horizon + 1e-6
-    x, y = curve.epoch[kept], curve.value[kept]
-    if len(x) < 2 or x[-1] < horizon - 1e-6:
+    if not len(curve):
         return None
-    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (x[-1] - x[0]))
+    first = float(curve.epoch[0]) if start is None else start
+    if curve.epoch[0] > first + 1e-6 or curve.epoch[-1] < horizon - 1e-6 or horizon <= first:
+        return None
+    inside = curve.epoch[(curve.epoch > first) & (curve.epoch < horizon)]
+    x = np.array([first, *inside, horizon])
+    y = np.interp(x, curve.epoch, curve.value)
+    return float(((y[1:] + y[:-1]) / 2 * np.diff(x)).sum() / (horizon - first))
 
 
 def common_horizon(groups: Sequence[Group]) -> float | None:
@@ -238,6 +246,21 @@ def common_horizon(groups: Sequence[Group]) -> float | None:
         if run.state == "done" and len(run.validation)
     ]
     return min(ends, default=None)
+
+
+def common_start(groups: Sequence[Group]) -> float | None:
+    """Returns the first epoch from which every finished run has a curve.
+
+    A curve of a run that is evaluated every 5 epochs begins at epoch 5, and its mean height would
+    be too high beside one that begins at epoch 1.
+    """
+    starts = [
+        float(run.validation.epoch[0])
+        for group in groups
+        for run in group.runs
+        if run.state == "done" and len(run.validation) > 1  # a single point is no curve
+    ]
+    return max(starts, default=None)
 
 
 def default_thresholds(groups: Sequence[Group]) -> list[float]:
@@ -253,10 +276,11 @@ def default_thresholds(groups: Sequence[Group]) -> list[float]:
     return sorted(chosen)
 
 
-def _area(run: Run, horizon: float | None) -> float | None:
+def _area(run: Run, epochs: tuple[float | None, float | None]) -> float | None:
+    start, horizon = epochs
     if horizon is None or run.state != "done":
         return None
-    return area_under_curve(run.validation, horizon)
+    return area_under_curve(run.validation, horizon, start)
 
 
 def _per_epoch(run: Run, seconds: float | None) -> float | None:
@@ -276,11 +300,14 @@ def _gap(
 
 
 def _compare_all(
-    groups: Sequence[Group], baseline: Group, horizon: float | None, correct: Sequence[Correct]
+    groups: Sequence[Group],
+    baseline: Group,
+    epochs: tuple[float | None, float | None],
+    correct: Sequence[Correct],
 ) -> list[Comparison]:
     """Tests each group with enough pairs against the baseline; Holm's correction covers these."""
     test_accuracy = _tests(groups, baseline, lambda run: run.test_accuracy)
-    area = _tests(groups, baseline, lambda run: _area(run, horizon))
+    area = _tests(groups, baseline, lambda run: _area(run, epochs))
     images = image_tests(correct, correct[list(groups).index(baseline)])
     return list(map(Comparison, test_accuracy, area, images))
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from elstm.config.check import resolve
+from elstm.errors import UserError
 from elstm.files.bounded import Config, Damaged, number, one_line, parse_metrics, text
 from elstm.records.find import find_runs
 from elstm.records.stored import StoredRun
@@ -73,9 +75,16 @@ class Run:
     wall_seconds: float | None
     parameters: int | None
     extensions: str  # from which steps on it had other settings than planned, and which; "" if none
-    made_with: dict[str, str]  # device, backend, threads, precision, versions, commit
+    made_with: dict[str, str]  # device, backend, threads, precision, versions, initial weights
     started: str
     updated: str
+    content: str = ""  # of a published set: a checksum of the images that were read
+
+    @property
+    def processes(self) -> int:
+        """Returns how many processes trained the run together."""
+        found = self.made_with.get("processes", "")
+        return int(found) if found.isascii() and found.isdecimal() else 1
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -90,15 +99,22 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         Damaged: a file is missing or cannot be read, with the reason.
     """
     config = stored.config()
-    model, data, seed = (config.get(key) for key in ("model.name", "data.name", "seed"))
+    resolved = _resolved(config)
+    model, data, seed = (resolved.get(key) for key in ("model.name", "data.name", "seed"))
     if not isinstance(model, str) or not isinstance(data, str) or type(seed) is not int:
         raise Damaged("config.yaml names no model, data or seed")
+    fold = _fold(resolved)
+    config = {**config, "data.name": data}
+    if fold is not None:
+        config["data.folds"] = resolved["data.folds"]
     status = stored.status()
+    made_with = _made_with(status)
     source = status.get("init_from")
-    if isinstance(source, dict):  # the path alone does not identify the weights
-        step, digest = source.get("step"), str(source.get("sha256"))[:8]
-        path = config.get("trainer.init_from")
-        config = {**config, "trainer.init_from": one_line(f"{path} (step {step}, {digest})")}
+    if isinstance(source, dict) and isinstance(source.get("sha256"), str):
+        # The path does not identify the weights, and two copies of them have two paths.
+        weights = one_line(f"{source['sha256'][:8]} (step {source.get('step')})")
+        made_with["init_from"] = one_line(f"{weights}: {config.get('trainer.init_from')}")
+        config = {**config, "trainer.init_from": weights}
     state = status.get("state")
     if state not in STATES:
         raise Damaged(f"status.json: state is none of {', '.join(STATES)}")
@@ -121,7 +137,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         fingerprint=text(status, "data_fingerprint", 40),
         description=text(status, "data_description", 400),
         seed=seed,
-        fold=_fold(config),
+        fold=fold,
         state=state,
         stalled=state == "running" and _age(status.get("updated"), now) > STALLED_SECONDS,
         error=text(status, "error"),
@@ -137,9 +153,10 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         wall_seconds=number(status, "wall_seconds"),
         parameters=None if parameters is None else int(parameters),
         extensions=_extensions(status),
-        made_with=_made_with(status),
+        made_with=made_with,
         started=text(status, "started", 40),
         updated=text(status, "updated", 40),
+        content=text(status, "data_content", 40),
     )
 
 
@@ -158,6 +175,14 @@ def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
         except Damaged as error:
             damaged.append((stored.name, one_line(error)))
     return runs, damaged
+
+
+def _resolved(config: Config) -> Config:
+    """Returns the config with the values that interpolations stand for, as data.fold=${seed}."""
+    try:
+        return resolve(config)
+    except UserError:  # one of them names no key; the others are read as they are
+        return config
 
 
 def _fold(config: Config) -> int | None:

@@ -11,10 +11,9 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from elstm.files.bounded import harmless
+from elstm.files.bounded import Value, harmless
 from elstm.reporting.groups import Group
 from elstm.reporting.images import ImageTest
-from elstm.reporting.labels import show_value
 from elstm.reporting.measures import Analysis, GroupResult, Reach, area_under_curve, first_reach
 from elstm.reporting.runs import Run
 from elstm.reporting.stats import PairedTest, Summary
@@ -63,7 +62,7 @@ def _run_row(analysis: Analysis, group: Group, run: Run) -> Row:
         "best_val_accuracy": run.best_val_accuracy,
         "val_accuracy": run.val_accuracy,
         "val_accuracy_batch_stats": run.val_accuracy_batch_stats,
-        "area_under_curve": area_under_curve(run.validation, analysis.horizon)
+        "area_under_curve": area_under_curve(run.validation, analysis.horizon, analysis.start)
         if analysis.horizon is not None
         else None,
         "train_seconds": run.train_seconds,
@@ -74,11 +73,16 @@ def _run_row(analysis: Analysis, group: Group, run: Run) -> Row:
         epoch, seconds = first_reach(run.validation, threshold) or (None, None)
         row[f"epochs_to_{threshold:g}"] = epoch
         row[f"seconds_to_{threshold:g}"] = seconds
-    row.update((key, show_value(value)) for key, value in group.settings.items())
+    row.update((key, _setting(value)) for key, value in group.settings.items())
     row.update(run.made_with)
     row["path"] = run.path
     row["error"] = run.error
     return row
+
+
+def _setting(value: Value) -> object:
+    """Returns a setting so that numbers stay numbers, negative ones too, and texts stay whole."""
+    return "null" if value is None else value
 
 
 def _group_row(analysis: Analysis, result: GroupResult, baseline: str) -> Row:

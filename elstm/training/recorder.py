@@ -107,6 +107,7 @@ class Recorder:
         self.status.update(
             parameters=count,
             data_fingerprint=data.fingerprint,
+            data_content=getattr(data, "content", None),
             data_description=data.description or None,
             augmentation=None if data.augmentation is None else data.augmentation.describe(),
         )

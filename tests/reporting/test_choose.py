@@ -98,3 +98,27 @@ def drop_validation(run: Path) -> None:
     rows = [line.split(",") for line in lines]
     kept = [",".join([*row[:at], "", *row[at + 1 :]]) for row in rows]
     path.write_text("\n".join([header, *kept]) + "\n")
+
+
+def test_settings_that_only_some_runs_have(tmp_path: Path) -> None:
+    """As those of one optimizer; an extended run is no setting."""
+    sgd = {"name": "sgd", "lr": 0.003, "momentum": 0.9}
+    write_run(tmp_path / "a", epochs=1, optimizer=sgd, offset=0.05)
+    for name, beta in (("b", 0.8), ("c", 0.9)):
+        write_run(tmp_path / name, epochs=1, optimizer__beta1=beta, offset=beta / 100)
+    extensions = [{"step": 5, "changed": {"max_epochs": [1, 2]}}]
+    write_run(tmp_path / "d", epochs=1, offset=0.1, status={"extensions": extensions})
+    assert [setting.overrides for setting in read_settings([tmp_path])["lstm"]] == [
+        ("optimizer.momentum=0.9", "optimizer.name=sgd"),
+        ("optimizer.beta1=0.9", "optimizer.name=adam"),
+        ("optimizer.beta1=0.8", "optimizer.name=adam"),
+    ]
+
+
+def test_a_setting_is_given_with_all_its_digits(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", epochs=1, optimizer__lr=0.0012345678912345, model__note="x, " * 20)
+    write_run(tmp_path / "b", epochs=1, optimizer__lr=1e-05, model__note="y", offset=-0.1)
+    best, other = read_settings([tmp_path])["lstm"]
+    note = "x, " * 20
+    assert best.overrides == (f'model.note="{note}"', "optimizer.lr=0.0012345678912345")
+    assert other.overrides == ("model.note=y", "optimizer.lr=1e-05")

@@ -11,7 +11,11 @@ from synthetic_runs import write_run
 
 from elstm.commands import report
 from elstm.records.correct import encode_correct
-from elstm.reporting.images import image_test, mcnemar
+from elstm.reporting.findings import findings
+from elstm.reporting.groups import choose_baselines, make_sections
+from elstm.reporting.images import correct_images, image_test, mcnemar
+from elstm.reporting.measures import analyse
+from elstm.reporting.runs import load_runs
 
 
 def test_mcnemar_by_hand() -> None:
@@ -43,10 +47,20 @@ def test_a_report_has_the_test_where_runs_recorded_the_images(tmp_path: Path) ->
             run = write_run(tmp_path / "runs" / f"{model}-{seed}", model, seed=seed)
             correct = np.arange(200) >= wrong + seed
             (run / "test_correct.csv").write_bytes(encode_correct(correct))
-    write_run(tmp_path / "runs" / "other", "ln_lstm", seed=0)
+    other = write_run(tmp_path / "runs" / "other", "ln_lstm", seed=0)
+    (other / "test_correct.csv").write_text("images,correct\n5,zz\n")  # damaged: left out
     words = [str(tmp_path / "runs"), "--baseline", "lstm", "-o", str(tmp_path / "out")]
     assert report.main([*words, "--figures", "none"]) == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| gru | 3 | +10.00 (+5.91 to +14.09) | 20 | 0 | < 0.0001 |" in text
     assert "**Test images** (200)" in text
     assert "images_p" in (tmp_path / "out" / "summary.csv").read_text()
+
+
+def test_runs_with_splits_of_their_own_share_no_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", epochs=1, data__split_seed="${seed}")
+    (run / "test_correct.csv").write_bytes(encode_correct(np.ones(8, bool)))
+    (section,) = make_sections(load_runs([tmp_path])[0])
+    assert correct_images(section.groups[0]) == {}
+    choose_baselines([section], [])
+    assert "The splits are drawn anew for each seed" in str(findings(analyse(section)))

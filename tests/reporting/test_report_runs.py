@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from elstm.files.bounded import Damaged, parse_metrics, read_config
 from elstm.records.find import find_runs
 from elstm.records.stored import RunFolder
 from elstm.reporting.document import Table, to_markdown
+from elstm.reporting.findings import findings
 from elstm.reporting.groups import choose_baselines, make_sections
 from elstm.reporting.measures import analyse
-from elstm.reporting.runs import COLUMNS, load_run, load_runs
+from elstm.reporting.runs import COLUMNS, Curve, load_run, load_runs
 from elstm.reporting.section import Pictures, section_blocks
-from elstm.reporting.tables import summary_csv
+from elstm.reporting.tables import results_csv, summary_csv
 
 
 @pytest.fixture
@@ -399,6 +401,80 @@ def test_other_data_of_the_same_name_are_another_task(make):
         "Other runs read other data under the name waves (checksum not recorded, bbbb). They have "
         "sections of their own, and no number here counts them." in text
     )
+
+
+def test_an_older_run_without_a_new_option_of_the_data_is_on_the_same_task(make):
+    sections = make(
+        ("lstm", 0),
+        ("lstm", 1, {"data__permute_seed": 0}),
+        ("lstm", 2, {"data__permute_seed": 3}),
+    )
+    assert sorted([run.seed for run in section.runs] for section in sections) == [[0, 1], [2]]
+
+
+def test_other_files_of_a_published_set_are_another_task(make):
+    """As two folders data.root hold them; a run that recorded nothing may be on either."""
+    read = [{"status": {"data_content": name}} for name in ("aa", "bb")]
+    sections = make(("lstm", 0, read[0]), ("lstm", 1, read[1]), ("lstm", 2),
+                    ("lstm", 3, {"data__pixels_per_step": 4, **read[0]}),
+                    ("lstm", 4, {"data__pixels_per_step": 4}))  # fmt: skip
+    assert {tuple(run.seed for run in s.runs): s.others for s in sections} == {
+        (0,): ["", "bb"], (1,): ["", "aa"], (2,): ["aa", "bb"], (3, 4): [],
+    }  # fmt: skip
+
+
+def test_runs_in_several_processes_are_a_group_of_their_own(make):
+    [section] = make(("lstm", 0, {"status": {"processes": 4}}), ("lstm", 1))
+    assert labels(section) == ["lstm", "lstm processes=4"]
+
+
+def test_initial_weights_are_known_by_their_content(make):
+    def of(path, digest):
+        source = {"path": path, "step": 5, "sha256": digest * 32}
+        return {"trainer__init_from": path, "status": {"init_from": source}}
+
+    [section] = make(("lstm", 0, of("a/best.pt", "ab")), ("lstm", 1, of("/b/best.pt", "ab")),
+                     ("lstm", 2, of("a/best.pt", "cd")))  # fmt: skip
+    assert sorted((g.label, len(g.runs)) for g in section.groups) == [
+        ("lstm init_from=abababab (step 5)", 2), ("lstm init_from=cdcdcdcd (step 5)", 1),
+    ]  # fmt: skip
+    assert section.runs[1].made_with["init_from"] == "abababab (step 5): /b/best.pt"
+
+
+def test_folds_and_seeds_may_be_interpolations(tmp_path):
+    for seed in range(3):
+        settings = {"data__folds": "${k}", "k": 3, "data__fold": "${seed}"}
+        run = write_run(tmp_path / str(seed), data="waves", seed=seed, epochs=1, **settings)
+    config = run / ".hydra/config.yaml"
+    config.write_text(config.read_text().replace("seed: 2", "seed: ${two}\ntwo: 2"))
+    [section] = make_sections(load_runs([tmp_path])[0], ["two"])
+    assert section.folds == 3
+    assert [run.pair for run in section.runs] == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_curves_of_fewer_evaluations_have_areas_over_the_same_epochs(tmp_path):
+    write_run(tmp_path / "a", "lstm", epochs=4)
+    write_run(tmp_path / "b", "gru", epochs=4, trainer__evaluate_every=2)
+    [section] = make_sections(load_runs([tmp_path])[0])
+    epoch = np.arange(1.0, 5.0)
+    curve = Curve(epoch, epoch, np.array([0.1, 0.5, 0.7, 0.9]))
+    sparse = Curve(*(each[1::2] for each in (curve.epoch, curve.seconds, curve.value)))
+    for group, found in zip(section.groups, (curve, sparse), strict=True):
+        group.runs[:] = [replace(group.runs[0], validation=found)]
+    choose_baselines([section], [])
+    analysis = analyse(section)
+    assert (analysis.start, analysis.horizon) == (2, 4)
+    assert [r.area.mean for r in analysis.results] == [pytest.approx(0.7)] * 2
+    assert "evaluated every 1 or 2 epochs" in str(findings(analysis))
+
+
+def test_numbers_in_results_csv_stay_numbers(make):
+    source = {"trainer__init_from": "a" * 40}
+    [section] = make(("bn_lstm", 0, {"model__gamma_c": -0.5}), ("bn_lstm", 1, source))
+    choose_baselines([section], [])
+    rows = list(csv.DictReader(io.StringIO(results_csv([analyse(section)]))))
+    assert {row["model.gamma_c"] for row in rows} == {"-0.5", "1"}
+    assert "a" * 40 in {row["trainer.init_from"] for row in rows}
 
 
 def test_keys_can_be_ignored(make):
