@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROG = "elstm-eval"
+SPLITS = ("train", "val", "test")
 MAX_NAME = 24  # characters of a class's name in the table
 DESCRIPTION = """\
 Evaluates the model of a run. It prints accuracy with population statistics (the result) and with
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
-    parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="default: test"
-    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_data_root()
     parser.add_argument(
         "--data", metavar="PATH",
@@ -117,17 +116,10 @@ def _main(args: argparse.Namespace) -> int:
     )
     print(f"loss         {population.loss:.4f}\n")
     print(_table(population.confusion, data.class_names, what))
-    name = f"confusion_{args.split}"
-    if args.data is not None:
-        name = f"confusion_{name_from_path(args.data)}"
-    if args.checkpoint != "best":
-        name += f"_{Path(args.checkpoint).stem}"
-    if args.weights is not None:
-        name += f"_{args.weights}"
     title = (
         f"{config.model.name} on {data.name}, {args.split} split: {population.accuracy:.2%} right"
     )
-    picture = args.run_dir / f"{name}.png"
+    picture = args.run_dir / _picture_name(args)
     try:
         png = confusion_figure(population.confusion.numpy(), data.class_names, title, what)
     except Exception as error:  # matplotlib, its fonts and its cache raise anything
@@ -135,6 +127,20 @@ def _main(args: argparse.Namespace) -> int:
     write_atomic(picture, png, sync=False)
     print(f"\nconfusion matrix: {picture}")
     return 0
+
+
+def _picture_name(args: argparse.Namespace) -> str:
+    """Returns the file name of the confusion matrix, which never is that of the run's own data."""
+    name: str = args.split
+    if args.data is not None:
+        name = name_from_path(args.data)
+        if name.startswith(SPLITS):  # a folder or file called test, say
+            name = f"data_{name}"
+    if args.checkpoint != "best":
+        name += f"_{Path(args.checkpoint).stem}"
+    if args.weights is not None:
+        name += f"_{args.weights}"
+    return f"confusion_{name}.png"
 
 
 def _table(confusion: Tensor, class_names: Sequence[str], what: str) -> str:

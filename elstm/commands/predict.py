@@ -185,7 +185,9 @@ class _Predictor:
         self.model, self.facts = trained.model, trained.facts
         if "image_size" not in self.facts:
             raise UserError(f"{PROG} classifies pictures, and the run was trained on series")
-        source = DATA_SETS.get(self.facts["name"])
+        # Own data have a fingerprint, and may have the name of a published set.
+        self.own = "fingerprint" in self.facts
+        source = None if self.own else DATA_SETS.get(self.facts["name"])
         self.box = None if source is None else source.box
         self.full = self.box is None  # photographs and the like, which have no ground
         if fit and self.full:
@@ -220,6 +222,7 @@ class _Predictor:
         rows, columns = self.facts["image_size"]
         return read_image(
             path, rows, columns, channels=self.facts.get("channels", 1), exact=self.full,
+            eight_bits=self.own,  # as in training
             invert=self.invert, fit=self.fit, box=self.box or 1.0,
             dark_ground=self.full or self.facts["mean"] < 0.5, note=note,
         )  # fmt: skip

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elstm.errors import UserError
 
 SPLITS = ("train", "val", "test")
+# Names that other programs give splits; if all folders have such names, they are no classes.
+LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
 FLOAT32_BYTES = 4
 UNLABELLED = ""  # of a sequence without a label, which is only predicted
 
@@ -66,23 +71,39 @@ def with_features(part: LabelledSet, names: Sequence[str], what: str) -> Labelle
     return replace(part, values=part.values[:, :, order], features=tuple(names))
 
 
-def label_text(value: object) -> str:
+class MissingLabelError(ValueError):
+    """Says that a sequence has no label."""
+
+
+def label_text(value: object, *, required: bool = True) -> str:
     """Returns a label as text: 3, 3.0 and "3" are one class.
+
+    Args:
+        required: False: a missing label is UNLABELLED.
 
     Raises:
         ValueError: the label is missing, or is neither a number nor text.
     """
+    try:
+        return _label_text(value)
+    except MissingLabelError:
+        if required:
+            raise
+        return UNLABELLED
+
+
+def _label_text(value: object) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8")
     if value is None:
-        raise ValueError("a label is missing")
+        raise MissingLabelError("a label is missing")
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
         if not np.isfinite(value):
-            raise ValueError("a label is missing (NaN)")
+            raise MissingLabelError("a label is missing (NaN)")
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int):
         return str(value)
@@ -90,21 +111,37 @@ def label_text(value: object) -> str:
         raise ValueError(f"a label is neither a number nor text: {value!r}")
     text = value.strip()
     if not text:
-        raise ValueError("a label is empty")
+        raise MissingLabelError("a label is empty")
+    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
+        return str(int(text))  # a float has 53 bits, and would merge long numbers
     try:
-        number = float(text)
+        number = number_of(text)
     except ValueError:
         return text
-    return text if np.isinf(number) else label_text(number)
+    return text if np.isinf(number) else _label_text(number)
+
+
+def number_of(text: str) -> float:
+    """Returns the number that a cell holds.
+
+    Raises:
+        ValueError: it holds none. Python takes 1_2 for 12, and files mean something else by it.
+    """
+    if "_" in text:
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 def class_names(labels: Sequence[str]) -> tuple[str, ...]:
     """Returns the classes in the order of their numbers, or of their text if one is no number."""
-    names = set(labels)
+    names = sorted(set(labels))  # decides between equal numbers, as in 1 and 01
     try:
-        return tuple(sorted(names, key=float))
+        numbers = {name: float(name) for name in names}
     except ValueError:
-        return tuple(sorted(names))
+        return tuple(names)
+    if any(math.isnan(number) for number in numbers.values()):
+        return tuple(names)
+    return tuple(sorted(names, key=numbers.__getitem__))
 
 
 def check_memory(what: str, count: int, itemsize: int = FLOAT32_BYTES) -> None:
@@ -143,3 +180,38 @@ def padded(sequences: Sequence[np.ndarray], what: str) -> tuple[np.ndarray, np.n
     for row, sequence in enumerate(sequences):
         values[row, : len(sequence)] = sequence
     return values, lengths
+
+
+class Narrowing:
+    """Turns numbers into 32-bit ones, and counts what that loses.
+
+    Time stamps and counters mostly stand still afterwards: near 1.7e9, 32-bit numbers are 128
+    apart.
+    """
+
+    def __init__(self) -> None:
+        self._moves: Any = 0
+        self._lost: Any = 0
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Returns float32 values of a sequence (T, F), or of several of one length (N, T, F)."""
+        with np.errstate(over="ignore"):
+            narrow = np.asarray(values, np.float32)
+        if not np.can_cast(values.dtype, np.float32):
+            before, after = values[..., :-1, :], values[..., 1:, :]
+            moves = (before < after) | (before > after)  # NaN does not
+            still = narrow[..., :-1, :] == narrow[..., 1:, :]
+            axes = tuple(range(values.ndim - 1))
+            self._moves = self._moves + moves.sum(axes)
+            self._lost = self._lost + (moves & still).sum(axes)
+        return narrow
+
+    def notes(self, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """Returns a sentence on each feature of which more than half of the changes are lost."""
+        lost, moves = np.atleast_1d(self._lost), np.atleast_1d(self._moves)
+        return tuple(
+            f"feature {names[index] if names else index}: {lost[index]:,} of {moves[index]:,} "
+            "changes from step to step are lost, because values are kept in 32 bits, which have 7 "
+            "digits: subtract a constant in the file, such as the first value of each sequence"
+            for index in np.flatnonzero(2 * lost > moves).tolist()
+        )

@@ -143,6 +143,7 @@ def load_own(options: Any) -> SequenceData:
     if not len(parts["val"]):
         del present["validation"]
     preparing.warn_of_missing_classes(names, present)
+    preparing.warn_of_copies(parts)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 

@@ -11,7 +11,7 @@ import torch
 from elstm.data import preparing
 from elstm.data.catalog import DATA_SETS, DataSet
 from elstm.data.image_sets import Split, load_files
-from elstm.data.labelled import UNLABELLED, LabelledSet, with_features
+from elstm.data.labelled import UNLABELLED, LabelledSet, Source, with_features
 from elstm.data.load import existing, labels_of, moved, read_own
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
@@ -42,6 +42,12 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
         source = _class_folders(published, facts, place, options.name)
     else:
         source = read_own(moved(options, path))
+        named = _named(source, path)
+        if named is not None and named != split:
+            raise UserError(
+                f"{path} is the {named} split of two files, and the {split} split is evaluated: "
+                f"give --split {named}, or the other file"
+            )
     part = source.get("all", source.get(split))
     if part is None:
         raise UserError(f"{path} has no split {split}: it has {', '.join(source)}")
@@ -59,7 +65,7 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
 def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
     """Returns the sequences of files, labelled or not, as a model takes them and as read.
 
-    All splits of the files are taken, one after the other. Labels are not checked.
+    All splits of a file or folder are taken, one after the other. Labels are not checked.
 
     Args:
         options, facts, path: see `load_other`.
@@ -68,6 +74,9 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
         UserError: the files cannot be read, or do not fit the model.
     """
     source = read_own(moved(options, path), labelled=False)
+    named = _named(source, path)
+    if named is not None:
+        source = {named: source[named]}
     parts = [with_features(part, facts.get("features", ()), path) for part in source.values()]
     for each in parts:
         _check_features(each, facts, path)
@@ -76,12 +85,22 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     return _series(options, plain, facts, tuple(facts["class_names"]), path), part
 
 
+def _named(source: Source, path: str) -> str | None:
+    """Returns the split that a named file is, where a reader has read its partner too."""
+    file = existing(path)
+    files = {split: part.files for split, part in source.items()}
+    if len({*files.values()}) < 2:
+        return None
+    return next((split for split, each in files.items() if each == (file,)), None)
+
+
 def _series(
     options: Any, part: LabelledSet, facts: dict[str, Any], names: tuple[str, ...], path: str
 ) -> SeriesData:
     part = with_features(part, facts.get("features", ()), path)
     _check_features(part, facts, path)
-    (part,) = preparing.fill_missing({"data": part}, options.missing).values()
+    advice = "the run was trained with data.missing=error, so fill them in the file"
+    part = preparing.fill_missing({path: part}, options.missing, advice)[path]
     mean, std = (torch.tensor(facts[name], dtype=torch.float64) for name in ("mean", "std"))
     unlabelled = torch.zeros(len(part), dtype=torch.int64)
     split = SeriesSplit(

@@ -37,6 +37,7 @@ def read_image(
     *,
     channels: int = 1,
     exact: bool = False,
+    eight_bits: bool = False,
     invert: bool | None = False,
     fit: bool = False,
     box: float = BOX,
@@ -51,6 +52,7 @@ def read_image(
         columns: of the result.
         channels: 1 for grey, where 0 is black, or 3 for red, green and blue; `fit` gives grey.
         exact: decodes all pixels of a JPEG before it is scaled, which takes longer.
+        eight_bits: see elstm.data.image_files.read_full; not with `fit`.
         invert: None: where light and dark are the other way round than in training.
         fit: places the content as MNIST does, instead of scaling the full picture.
         box: the longer side of the content, as a part of the result's, with `fit`.
@@ -72,7 +74,9 @@ def read_image(
         placed = _placed(ink, rows, columns, box)
         return placed if dark_ground else 255 - placed
     smallest = None if exact else max(rows, columns)
-    full = read_full(path, "L" if channels == 1 else "RGB", smallest, ground, note)
+    full = read_full(
+        path, "L" if channels == 1 else "RGB", smallest, ground, note, eight_bits=eight_bits
+    )
     small = scaled(full, rows, columns)
     is_light = has_light_ground(small if channels == 1 else small.mean(2))
     if int(small.max()) - int(small.min()) < NO_CONTRAST:

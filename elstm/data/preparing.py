@@ -207,10 +207,35 @@ def warn_of_missing_classes(
             )  # fmt: skip
 
 
-def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledSet]:
+def warn_of_copies(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning where training sequences validate or test too, value for value."""
+
+    def keys(part: LabelledSet) -> list[bytes]:
+        rows = (row[:length] for row, length in zip(part.values, part.lengths, strict=True))
+        return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+
+    known = set(keys(parts["train"]))
+    for name, what in (("val", "validation"), ("test", "test")):
+        count = sum(key in known for key in keys(parts[name]))
+        if count:
+            log.warning(
+                "%d of %d %s sequences are equal to training sequences in all values: that "
+                "accuracy is too good, unless copies are to be expected",
+                count, len(parts[name]), what,
+            )  # fmt: skip
+
+
+def fill_missing(
+    parts: dict[str, LabelledSet],
+    how: str,
+    advice: str = "data.missing=zero or forward fills them",
+) -> dict[str, LabelledSet]:
     """Handles NaN: "error" refuses it, "forward" repeats the value before it, "zero" leaves it.
 
     The remaining NaN become zero, the training mean, when the values are standardised.
+
+    Args:
+        advice: for the error message of missing values.
 
     Raises:
         UserError: there are infinite values, or missing ones with "error". The message has their
@@ -224,7 +249,7 @@ def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledS
                 continue
             row, step, feature = (int(i) for i in np.argwhere(bad)[0])
             label = part.features[feature] if part.features else f"{feature}"
-            hint = "" if what == "infinite" else "; data.missing=zero or forward fills them"
+            hint = "" if what == "infinite" else f"; {advice}"
             raise UserError(
                 f"{int(bad.sum()):,} values of {name} are {what}, in "
                 f"{int(bad.any((1, 2)).sum()):,} of {len(part):,} sequences; the first is in "
@@ -242,7 +267,8 @@ def fill_missing(parts: dict[str, LabelledSet], how: str) -> dict[str, LabelledS
 def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and standard deviation of each feature over all steps, (F,), in float64.
 
-    A constant feature has the deviation 1, so that it becomes zero.
+    A constant feature has the deviation 1, so that it becomes zero. How small the numbers are does
+    not matter, because magnetic fields are some 1e-13 tesla.
     """
     active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
     steps = part.values[active].astype(np.float64)  # (steps of all sequences, F)
@@ -251,7 +277,7 @@ def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     mean = np.where(known, steps, 0).sum(0) / count
     variance = np.where(known, (steps - mean) ** 2, 0).sum(0) / count
     std = np.sqrt(variance)
-    return mean, np.where(std > 1e-12 * np.maximum(np.abs(mean), 1), std, 1.0)
+    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
 
 def standardized(part: LabelledSet, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:

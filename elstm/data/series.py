@@ -124,9 +124,11 @@ class SeriesData(SequenceData):
         if not self.bucket or not self.unequal:
             return order
         step = self.batch_size * processes  # so that a resume may have another number of them
-        groups = order.split(step * BUCKET_BATCHES)
+        # The incomplete last step is dropped before the sort, after which it would be the longest
+        # sequences of each epoch.
+        groups = order[: len(order) // step * step].split(step * BUCKET_BATCHES)
         order = torch.cat([rows[self.train.lengths[rows].argsort(stable=True)] for rows in groups])
-        full = order[: len(order) // step * step].view(-1, step)
+        full = order.view(-1, step)
         return full[random_order(len(full), "buckets", seed, epoch)].flatten()
 
     def facts(self) -> dict[str, Any]:

@@ -88,6 +88,21 @@ def test_the_table() -> None:
     assert max(map(len, long.splitlines())) < 100
 
 
+def test_pictures_of_other_data_have_names_of_their_own() -> None:
+    names = []
+    for words in (
+        "",
+        "--data few.npz",
+        "--data new/test.csv",
+        "--data test_last.npz --weights ema",
+    ):
+        names.append(evaluate._picture_name(evaluate._parse(["run", *words.split()])))
+    assert names == [
+        "confusion_test.png", "confusion_few.png", "confusion_data_test.png",
+        "confusion_data_test_last_ema.png",
+    ]  # fmt: skip
+
+
 def test_a_picture_that_cannot_be_drawn_comes_after_the_figures(
     trained_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

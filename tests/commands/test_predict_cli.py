@@ -276,7 +276,9 @@ def test_pictures_of_a_users_own_are_taken_as_in_training(tmp_path: Path, channe
         Image.fromarray(light).resize((300, 400), Image.Resampling.NEAREST).save(
             tmp_path / "a" / name
         )
-    facts = {"name": "mine", "image_size": [8, 6], "channels": channels, "mean": 0.6}
+    # A folder may be called like a published set, of which it is none.
+    facts = {"name": "mnist", "image_size": [8, 6], "channels": channels, "mean": 0.6}
+    facts["fingerprint"] = "0123456789abcdef"
     trained = SimpleNamespace(model=None, facts=facts)
     predictor = predict._Predictor(trained, invert=None, fit=False)
     source = read_image_folders(tmp_path, channels, (8, 6))["all"]
@@ -284,6 +286,9 @@ def test_pictures_of_a_users_own_are_taken_as_in_training(tmp_path: Path, channe
         found = predictor.read(tmp_path / name)
         np.testing.assert_array_equal(found.reshape(48, channels), source.values[row])
     assert predictor.notes == {}
+    Image.fromarray(light[:, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="grey levels of 16 bits"):  # refused in training too
+        predictor.read(tmp_path / "deep.png")
     with pytest.raises(UserError, match=r"--fit places contents as in digits, mnist"):
         predict._Predictor(trained, invert=None, fit=True)
     series = SimpleNamespace(model=None, facts={"name": "mine", "num_steps": 9})

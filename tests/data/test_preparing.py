@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from elstm.data import preparing
 from elstm.data.labelled import LabelledSet
 from elstm.data.preparing import SplitOptions, split
+from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
 
 
@@ -98,6 +100,17 @@ def test_classes(caplog):
         preparing.classes({name: make(["a"]) for name in ("train", "val", "test")})
 
 
+def test_copies_in_two_splits_are_reported(caplog):
+    """What lies past a sequence's end makes no difference."""
+    longer = np.zeros((2, 5, 2), np.float32)
+    longer[0, :3], longer[1] = make("ab").values[1], 7
+    parts = {"train": make("ab"), "val": make("a", longer[1:]), "test": make("bc", longer, [3, 5])}
+    preparing.warn_of_copies(parts)
+    assert [record.getMessage()[:50] for record in caplog.records] == [
+        "1 of 2 test sequences are equal to training sequen"
+    ]
+
+
 def test_missing_values_are_counted_and_placed():
     values = np.zeros((2, 3, 2), np.float32)
     values[1, 2, 0] = values[1, 1, 1] = np.nan
@@ -137,6 +150,19 @@ def test_moments_are_of_active_steps():
     assert found[:, :, 1].abs().max() == 0
 
 
+@pytest.mark.parametrize("unit", [1e-13, 1, 1e13])
+def test_features_of_any_unit_are_scaled(unit):
+    """Magnetic fields of the brain are some 1e-13 tesla."""
+    values = np.array([[[1, 5], [3, 5]], [[5, 5], [3, 5]]]) * unit
+    part = make("ab", values.astype(np.float32))
+    mean, std = preparing.moments(part)
+    np.testing.assert_allclose(std[0], unit * np.sqrt(2), rtol=1e-6)
+    assert std[1] == 1
+    found = preparing.standardized(part, mean, std)
+    assert found[0, :, 0].tolist() == pytest.approx([-np.sqrt(2), 0], abs=1e-6)
+    assert found[:, :, 1].abs().max() < 1e-2 * unit
+
+
 def test_the_fingerprint_follows_the_content():
     source = {"all": make("ab")}
     same = preparing.fingerprint({"all": make("ab")})
@@ -155,3 +181,17 @@ def test_what_was_read_is_said():
         "from "
     )
     assert preparing.rare_steps(np.array([2] * 10 + [5] * 9)) == 3
+
+
+def test_buckets_leave_out_no_sequence_for_ever():
+    """The incomplete last batch of an epoch is a random one, and not the longest sequences."""
+    lengths = torch.arange(1, 11)
+    part = SeriesSplit(
+        torch.zeros(10, 10, 1), lengths, torch.zeros(10, dtype=torch.long), ("",) * 10
+    )
+    data = SeriesData(
+        "own", ("a", "b"), torch.zeros(1), torch.ones(1), 4, part, part, part, "", "", bucket=True
+    )
+    batches = [rows.tolist() for epoch in range(20) for rows in data.train_rows(0, epoch)]
+    assert {row for rows in batches for row in rows} == set(range(10))
+    assert all(rows == sorted(rows) for rows in batches)

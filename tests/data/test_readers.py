@@ -2,14 +2,19 @@
 
 import io
 import pickle
+import time
 import zipfile
+from contextlib import suppress
+from datetime import date, datetime, timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from elstm.config.data_options import TsConfig
 from elstm.data import labelled
 from elstm.data.labelled import class_names, label_text
+from elstm.data.other import load_other, load_series
 from elstm.data.placement import read_image
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
@@ -28,7 +33,19 @@ def test_labels_are_numbers_or_text():
     for wrong in (float("nan"), "NaN", "", None, 1j):
         with pytest.raises(ValueError, match="label"):
             label_text(wrong)
+    long = ("9007199254740993", "9007199254740992", "-9007199254740993", "+7", "007")
+    assert [label_text(v) for v in long] == [*long[:3], "7", "7"]
+    assert [label_text(v) for v in ("1_1", "1e2", "inf")] == ["1_1", "100", "inf"]
+    assert [label_text(v, required=False) for v in (None, " ", float("nan"), 0)] == [
+        "",
+        "",
+        "",
+        "0",
+    ]
     assert class_names(["10", "9", "9", "1"]) == ("1", "9", "10")
+    same = ("+1", "001", "01", "1", "1.0", "1.00")  # as names of folders
+    assert class_names(same) == same
+    assert class_names(["2", "nan", "10", "1", "3"]) == ("1", "10", "2", "3", "nan")
     assert class_names(["10", "9", "cat"]) == ("10", "9", "cat")
 
 
@@ -146,6 +163,25 @@ def test_the_size_is_known_before_anything_is_loaded(tmp_path):
         read_arrays(path)
 
 
+@pytest.mark.parametrize("name", ["lengths", "lengths_test", "X_valid", "X_dev"])
+def test_arrays_that_would_not_be_used(npz, name):
+    arrays = {"X_train": X, "y_train": [0, 1], "lengths_train": [4, 2], name: [1, 2]}
+    with pytest.raises(UserError, match=f"set.npz holds {name}, which would not be used"):
+        read_arrays(npz(**arrays, note=[1]))
+
+
+def test_changes_that_32_bits_do_not_have_are_reported(npz, csv):
+    times = 1_700_000_000 + np.arange(8).reshape(2, 4)
+    stamps = np.stack([times, times - 1_700_000_000], axis=2)
+    found = read_arrays(npz(X=stamps, y=[0, 1]))["all"]
+    assert found.notes[0].startswith("feature 0: 6 of 6 changes from step to step are lost")
+    assert len(found.notes) == 1
+    assert read_arrays(npz(X=stamps.astype(np.float32), y=[0, 1]))["all"].notes == ()
+    rows = "".join(f"{i},c,{a},{b}\n" for i, part in enumerate(stamps) for a, b in part)
+    table = read_table(csv(f"id,kind,unix,b\n{rows}"), COLUMNS)["all"]
+    assert [note[:21] for note in table.notes] == ["feature unix: 6 of 6 "]
+
+
 # --- tables
 
 
@@ -187,6 +223,9 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
     csv(TABLE).rename(tmp_path / "train.csv")
     csv(TABLE).rename(tmp_path / "TEST.CSV")
     assert set(read_table(tmp_path, COLUMNS)) == {"train", "test"}
+    csv(TABLE).rename(tmp_path / "Validation.csv")
+    with pytest.raises(UserError, match=r"holds Validation\.csv, which would not be used"):
+        read_table(tmp_path, COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +238,7 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         (TABLE + "y,cat,2,5,6\n", "the label 'cat', and 'dog' in line 4"),
         (TABLE + "x,cat,3,5,6\n", "two sequences have the same id"),
         (TABLE + "y,dog,2,five,6\n", "column 'a' holds 'five', which is no number"),
+        (TABLE + "y,dog,2,1_2,6\n", "column 'a' holds '1_2', which is no number"),
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
         (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
         ("id,kind,a,a\nx,cat,1,2\n", "two columns named 'a'"),
@@ -237,6 +277,61 @@ def test_two_rows_of_one_time(csv):
     text = TABLE.replace("x,cat,1,", "x,cat,2,")
     with pytest.raises(UserError, match="id=x has two rows with t=2"):
         read_table(csv(text), Columns("id", "kind", time="t"))
+
+
+def test_times_are_sorted_exactly(csv, tmp_path, monkeypatch):
+    """Nanoseconds need 61 bits; dates follow from no time zone, in which clocks go forward."""
+    text = TABLE.replace("cat,2,", "cat,1700000000000000002,").replace(
+        "cat,1,", "cat,1700000000000000001,"
+    )
+    columns = Columns("id", "kind", time="t")
+    np.testing.assert_array_equal(read_table(csv(text), columns)["all"].values[0], [[1, 2], [3, 4]])
+    with pytest.raises(UserError, match=r"'t' \(data.time\) holds '1 May', .* as a time stamp"):
+        read_table(csv(text.replace("dog,1,", "dog,1 May,")), columns)
+    with pytest.raises(UserError, match="line 4: the column 't' is empty"):
+        read_table(csv(text.replace("dog,1,", "dog,nan,")), columns)
+
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    getattr(time, "tzset", int)()  # Windows has none
+    try:
+        night = datetime(2024, 3, 31)
+        hours = [night + timedelta(hours=hour) for hour in (1.5, 2.75, 3.25)]
+        rows = {"id": [1, 1, 1], "kind": ["a"] * 3, "t": hours, "a": [0.0, 1.0, 2.0]}
+        parquet.write_table(pyarrow.table(rows), tmp_path / "set.parquet")
+        found = read_table(tmp_path / "set.parquet", columns)["all"]
+        assert found.values.ravel().tolist() == [0, 1, 2]
+        stamps = read_table(tmp_path / "set.parquet", Columns("id", "kind", features=("t",)))["all"]
+        assert stamps.values[0, :, 0] == pytest.approx(
+            [1711848600, 1711853100, 1711854900], abs=128
+        )
+    finally:
+        monkeypatch.undo()
+        getattr(time, "tzset", int)()
+    days = {**rows, "t": [date(2024, 5, 3), date(2024, 5, 1), date(2024, 5, 2)]}
+    parquet.write_table(pyarrow.table(days), tmp_path / "set.parquet")
+    assert read_table(tmp_path / "set.parquet", columns)["all"].values.ravel().tolist() == [1, 2, 0]
+    days["t"] = pyarrow.array([1, 2, 3], pyarrow.timestamp("ns"))
+    parquet.write_table(pyarrow.table(days), tmp_path / "set.parquet")
+    with suppress(UserError):  # it needs pandas
+        assert len(read_table(tmp_path / "set.parquet", columns)["all"]) == 1
+
+
+def test_labels_that_only_some_sequences_have(csv, npz, tmp_path):
+    """For a prediction labels may be missing, in each format."""
+    path = csv(TABLE.replace("dog", ""))
+    assert read_table(path, COLUMNS, labelled=False)["all"].labels == ("cat", "")
+    arrays = npz(X=X, y=[1.0, np.nan])
+    assert read_arrays(arrays, labelled=False)["all"].labels == ("1", "")
+    with pytest.raises(UserError, match="a label is missing"):
+        read_arrays(arrays)
+    for missing in ("", "?"):
+        (tmp_path / "Own.ts").write_text(TS.replace("NaN:dog", f"NaN:{missing}"))
+        assert read_ts(tmp_path / "Own.ts", labelled=False)["all"].labels == ("cat", "")
+        with pytest.raises(UserError, match="line 11: "):
+            read_ts(tmp_path / "Own.ts")
 
 
 def test_parquet_without_pyarrow_names_the_command(tmp_path, monkeypatch):
@@ -328,6 +423,32 @@ def test_ts_files_that_do_not_fit(tmp_path, old, new, phrase):
     with pytest.raises(UserError) as caught:
         read_ts(path)
     assert phrase in str(caught.value)
+
+
+def test_a_file_that_is_named_alone(tmp_path):
+    """Its partner is found in upper and lower case, and trains; other data are the file itself."""
+    (tmp_path / "Two_train.ts").write_text(TS)
+    (tmp_path / "Two_test.ts").write_text(TS.replace("7,?:8,NaN:dog\n", ""))
+    for end in ("train", "test"):
+        path = tmp_path / f"Two_{end}.ts"
+        assert [len(part) for part in read_ts(path).values()] == [2, 1]
+        options = TsConfig(path=str(tmp_path), missing="zero")
+        facts = {"class_names": ["cat", "dog"], "input_size": 2, "mean": [0, 0], "std": [1, 1]}
+        _, part = load_series(options, facts, str(path))
+        assert part.ids == tuple(f"Two_{end}:{line}" for line in (10, 11)[: len(part)])
+        assert len(part) == (2 if end == "train" else 1)
+        assert len(load_other(options, facts, str(path), end).test) == len(part)
+        other = "test" if end == "train" else "train"
+        with pytest.raises(UserError, match=f"is the {end} split of two files.* --split {end}"):
+            load_other(options, facts, str(path), other)
+    assert len(load_series(options, facts, str(tmp_path))[1]) == 3
+    options.missing = "error"
+    with pytest.raises(
+        UserError, match=r"values of .*Two_train\.ts are .* with data.missing=error"
+    ):
+        load_series(options, facts, str(tmp_path / "Two_train.ts"))
+    (tmp_path / "Other_test.ts").write_text(TS)
+    assert set(read_ts(tmp_path / "Other_test.ts")) == {"all"}
 
 
 def test_a_folder_with_two_sets(tmp_path):

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from elstm.data.labelled import (
+    LIKE_SPLITS,
     SPLITS,
     UNLABELLED,
     LabelledSet,
+    Narrowing,
     Source,
     check_memory,
     label_text,
@@ -25,6 +27,7 @@ from elstm.errors import UserError
 
 # The axes of X in the file; F is 1 for `nt`.
 LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
+BLOCK = 256  # sequences that are converted at once
 REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -108,6 +111,15 @@ def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled:
             f"{path} holds {', '.join(headers) or 'no array'}: needed are X and y, or X_train and "
             "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
         )
+    for name in headers:
+        array, _, split = name.partition("_")
+        is_used = name.removeprefix(array) in names.values()
+        if array in ("X", "lengths") and split in ("", *LIKE_SPLITS) and not is_used:
+            raise UserError(
+                f"{path} holds {name}, which would not be used: the splits are train, val and "
+                "test, and lengths go with X, lengths_train with X_train; rename it, or leave it "
+                "out"
+            )
     return {split: _set(path, file, headers, end, layout, labelled) for split, end in names.items()}
 
 
@@ -147,19 +159,22 @@ def _set(
         values = values.transpose(0, 2, 1)
     elif layout == "nt":
         values = values[:, :, None]
-    with np.errstate(over="ignore"):
-        values = np.array(values, np.float32, order="C")  # a copy: it is padded below
+    given, values, narrow = values, np.empty(values.shape, np.float32), Narrowing()
+    for first in range(0, len(values), BLOCK):
+        values[first : first + BLOCK] = narrow(given[first : first + BLOCK])
     lengths = _lengths(path, file, headers, l_name, values.shape[:2])
     beyond = np.arange(values.shape[1])[None, :] >= lengths[:, None]
     values[beyond] = 0
     try:
         labels = (UNLABELLED,) * len(values)
         if y_name in headers:
-            labels = tuple(label_text(label) for label in file[y_name].reshape(-1))
+            labels = tuple(
+                label_text(label, required=labelled) for label in file[y_name].reshape(-1)
+            )
     except ValueError as error:
         raise UserError(f"{path}: {y_name}: {_reason(error)}") from error
     ids = tuple(f"{x_name}[{row}]" for row in range(len(values)))
-    return LabelledSet(values, lengths, labels, ids, (path,))
+    return LabelledSet(values, lengths, labels, ids, (path,), notes=narrow.notes())
 
 
 def _lengths(

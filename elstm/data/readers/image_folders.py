@@ -10,13 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from elstm.data.image_files import endings, read_full, scaled
-from elstm.data.labelled import SPLITS, LabelledSet, Source, check_memory
+from elstm.data.labelled import LIKE_SPLITS, SPLITS, LabelledSet, Source, check_memory
 from elstm.errors import UserError
 
 MODES = {1: "L", 3: "RGB"}
 GROUND = 0  # black, behind transparent parts; elstm-predict takes the same for such a run
-# Names that other programs give splits; if all folders have such names, they are no classes.
-LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
 
 Note = Callable[[Path, str], None]  # receives a file and a message for the user about it
 

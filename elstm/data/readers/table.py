@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date, time, timedelta, timezone
+from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from elstm.data.labelled import (
+    LIKE_SPLITS,
     SPLITS,
     UNLABELLED,
     LabelledSet,
+    Narrowing,
     Source,
     check_memory,
     label_text,
+    number_of,
     padded,
 )
 from elstm.errors import UserError
@@ -38,6 +45,7 @@ class Columns:
             sequence stand together.
         features: the columns that are fed to the model; None: all others.
         separator: between the cells of a CSV file.
+        label_required: False: cells of the label may be empty.
     """
 
     id: str
@@ -45,6 +53,7 @@ class Columns:
     time: str | None = None
     features: tuple[str, ...] | None = None
     separator: str = ","
+    label_required: bool = True
 
 
 @dataclass
@@ -53,7 +62,7 @@ class _Sequence:
     line: int  # the line of its first row
     last: int  # number of its last row, to see whether rows stand together
     rows: list[list[float]] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
+    times: list[Any] = field(default_factory=list)  # of one type that can be sorted
 
 
 class TableOptions(Protocol):
@@ -99,6 +108,11 @@ def _files(path: Path) -> dict[str, Path]:
     for file in sorted(path.iterdir()):
         if file.name.lower() in names and file.is_file():
             files[names[file.name.lower()]].append(file)
+        elif file.suffix.lower() in SUFFIXES and file.stem.lower() in LIKE_SPLITS:
+            raise UserError(
+                f"{path} holds {file.name}, which would not be used: the splits are train, val and "
+                "test; rename it, or leave it out"
+            )
     double = next((found for found in files.values() if len(found) > 1), None)
     if double:
         raise UserError(
@@ -116,6 +130,7 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     _, names = next(rows)
     if not labelled and columns.label not in names:
         columns = replace(columns, label=None)
+    columns = replace(columns, label_required=labelled)
     places, features = _places(path, names, columns)
     sequences: dict[str, _Sequence] = {}
     count = 0
@@ -125,24 +140,27 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
             check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
     if not sequences:
         raise UserError(f"{path} holds no row below its header")
-    arrays = []
+    arrays, narrow = [], Narrowing()
     for name, sequence in sequences.items():
-        values = np.array(sequence.rows, np.float32).reshape(len(sequence.rows), len(features))
+        values = np.array(sequence.rows).reshape(len(sequence.rows), len(features))
         if columns.time is not None:
-            order = np.argsort(sequence.times, kind="stable")
-            sorted_times = np.array(sequence.times)[order]
-            if len(sorted_times) > 1 and not np.diff(sorted_times).all():
-                twice = sorted_times[:-1][np.diff(sorted_times) == 0][0]
-                raise UserError(
-                    f"{path}: {columns.id}={name} has two rows with {columns.time}={twice:g}: "
-                    "two sequences may have the same id"
-                )
+            times = sequence.times
+            order = sorted(range(len(times)), key=times.__getitem__)
+            for first, second in pairwise(order):
+                if times[first] == times[second]:
+                    raise UserError(
+                        f"{path}: {columns.id}={name} has two rows with "
+                        f"{columns.time}={times[first]}: two sequences may have the same id"
+                    )
             values = values[order]
-        arrays.append(values)
+        arrays.append(narrow(values))
         sequence.rows.clear()
     values, lengths = padded(arrays, str(path))
     labels = tuple(sequence.label for sequence in sequences.values())
-    return LabelledSet(values, lengths, labels, tuple(sequences), (path,), tuple(features))
+    names = tuple(features)
+    return LabelledSet(
+        values, lengths, labels, tuple(sequences), (path,), names, notes=narrow.notes(names)
+    )
 
 
 def _is_parquet(path: Path) -> bool:
@@ -207,7 +225,9 @@ def _add(
     if not name:
         raise UserError(f"{where}: the column {columns.id!r} is empty")
     try:
-        label = UNLABELLED if columns.label is None else label_text(cells[places["label"]])
+        label = UNLABELLED
+        if columns.label is not None:
+            label = label_text(cells[places["label"]], required=columns.label_required)
     except ValueError as error:
         raise UserError(f"{where}: {columns.label}: {error}") from error
     sequence = sequences.setdefault(name, _Sequence(label, line, number - 1))
@@ -224,11 +244,32 @@ def _add(
         )
     sequence.last = number
     if columns.time is not None:
-        time = _number(where, columns.time, cells[places["time"]])
-        if math.isnan(time):
-            raise UserError(f"{where}: the column {columns.time!r} is empty")
-        sequence.times.append(time)
+        sequence.times.append(_time(where, columns.time, cells[places["time"]]))
     sequence.rows.append([_number(where, name, cells[place]) for name, place in features.items()])
+
+
+def _time(where: str, column: str, cell: Any) -> Any:
+    """Returns what a row is sorted by: a number, or what Parquet has for dates and times.
+
+    A whole number stays one: nanoseconds since 1970 need more than the 53 bits of a float. Dates
+    are compared as they are, so that the time zone of the machine has no influence.
+    """
+    if isinstance(cell, str):
+        text = cell.strip()
+        if re.fullmatch("[+-]?[0-9]{1,4000}", text):
+            return int(text)
+        try:
+            cell = math.nan if text.lower() in MISSING else number_of(text)
+        except ValueError:
+            raise UserError(
+                f"{where}: the column {column!r} (data.time) holds {text[:40]!r}, which is no "
+                "number: write the time as a number, or in Parquet as a time stamp"
+            ) from None
+    if cell is None or cell != cell:  # NaN and NaT equal nothing
+        raise UserError(f"{where}: the column {column!r} is empty")
+    if isinstance(cell, int | float | Decimal | date | time | timedelta):
+        return cell
+    raise UserError(f"{where}: the column {column!r} (data.time) holds {cell!r}, which is no time")
 
 
 def _number(where: str, column: str, cell: Any) -> float:
@@ -239,7 +280,7 @@ def _number(where: str, column: str, cell: Any) -> float:
         if text.lower() in MISSING:
             return math.nan
         try:
-            return float(text)
+            return number_of(text)
         except ValueError:
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; "
@@ -248,7 +289,8 @@ def _number(where: str, column: str, cell: Any) -> float:
     if isinstance(cell, int | float):  # bool is an int
         return float(cell)
     if hasattr(cell, "timestamp"):
-        return float(cell.timestamp())
+        utc = cell if cell.tzinfo is not None else cell.replace(tzinfo=timezone.utc)
+        return float(utc.timestamp())
     raise UserError(f"{where}: the column {column!r} holds {cell!r}, which is no number")
 
 
@@ -297,6 +339,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
                 for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
                     yield number, cells
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, ValueError) as error:
+        # ValueError: of nanoseconds without pandas, which the message names.
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as a Parquet file: {reason}") from error

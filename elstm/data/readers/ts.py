@@ -13,7 +13,16 @@ from typing import Protocol
 
 import numpy as np
 
-from elstm.data.labelled import UNLABELLED, LabelledSet, Source, check_memory, label_text, padded
+from elstm.data.labelled import (
+    UNLABELLED,
+    LabelledSet,
+    Narrowing,
+    Source,
+    check_memory,
+    label_text,
+    number_of,
+    padded,
+)
 from elstm.errors import UserError
 
 MAX_BYTES = 4_000_000_000
@@ -75,12 +84,27 @@ def _files(path: Path) -> dict[str, Path]:
                 f"{', '.join(names) or 'none'}: give the file itself"
             )
         return {split: each[0] for split, each in found.items() if each}
-    for end in ENDS:
-        if path.stem.endswith(end):
-            stem = path.stem.removesuffix(end)
-            pair = {split: path.with_name(f"{stem}{e}{path.suffix}") for e, split in ENDS.items()}
-            return {split: file for split, file in pair.items() if file.is_file()}
+    for end, split in ENDS.items():
+        if path.stem.upper().endswith(end):
+            stem = path.stem[: -len(end)]
+            pair = {split: path}
+            for other_end, other in ENDS.items():
+                file = None if other == split else _beside(path, f"{stem}{other_end}{path.suffix}")
+                if file is not None:
+                    pair[other] = file
+            if len(pair) == 1 and not path.stem.endswith(end):
+                break  # a file that happens to be called so
+            return {each: pair[each] for each in ENDS.values() if each in pair}
     return {"all": path}
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """Returns the file of that name beside another, in upper or lower case."""
+    exact = path.with_name(name)
+    if exact.is_file():
+        return exact
+    files = sorted(file for file in path.parent.iterdir() if file.name.upper() == name.upper())
+    return files[0] if files else None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -103,6 +127,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
     sequences: list[np.ndarray] = []
     labels: list[str] = []
     ids: list[str] = []
+    narrow = Narrowing()
     read = checked = 0  # numbers since the last check of the memory, and before it
     for number, line in lines:
         where = f"{path}, line {number}"
@@ -110,10 +135,12 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
         if not dimensions:
             raise UserError(f"{where}: there is no class label after a colon")
         try:
-            text = label_text(label) if classes else UNLABELLED
+            text = UNLABELLED
+            if classes and (labelled or label.strip() != "?"):
+                text = label_text(label, required=labelled)
         except ValueError as error:
             raise UserError(f"{where}: {error}") from error
-        if classes and text not in classes:
+        if classes and text not in classes and (labelled or text != UNLABELLED):
             raise UserError(
                 f"{where}: the class label is {text!r}, and @classLabel names "
                 f"{', '.join(sorted(classes))}"
@@ -124,7 +151,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
                 f"{where}: {sequence.shape[1]} dimensions, and {sequences[0].shape[1]} in the "
                 "first sequence"
             )
-        sequences.append(sequence)
+        sequences.append(narrow(sequence))
         read += sequence.size
         if read >= CHECKED:
             checked, read = checked + read, 0
@@ -134,7 +161,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
     if not sequences:
         raise UserError(f"{path} holds no sequence after @data")
     values, lengths = padded(sequences, str(path))
-    return LabelledSet(values, lengths, tuple(labels), tuple(ids), (path,))
+    return LabelledSet(values, lengths, tuple(labels), tuple(ids), (path,), notes=narrow.notes())
 
 
 def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set[str]:
@@ -168,14 +195,14 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set
 
 
 def _sequence(where: str, dimensions: list[str]) -> np.ndarray:
-    """Returns float32 (T, F) of the text of F dimensions."""
+    """Returns float64 (T, F) of the text of F dimensions."""
     columns = []
     for index, text in enumerate(dimensions):
         cells = [cell.strip() for cell in text.split(",")]
         if cells == [""]:
             raise UserError(f"{where}: dimension {index + 1} is empty")
         try:
-            columns.append([np.nan if cell == "?" else float(cell) for cell in cells])
+            columns.append([np.nan if cell == "?" else number_of(cell) for cell in cells])
         except ValueError:
             wrong = next(cell for cell in cells if cell != "?" and not _is_number(cell))
             raise UserError(
@@ -187,12 +214,12 @@ def _sequence(where: str, dimensions: list[str]) -> np.ndarray:
             f"{where}: its dimensions have {min(lengths)} to {max(lengths)} values: all "
             "dimensions of a sequence need the same number of steps"
         )
-    return np.array(columns, np.float32).T
+    return np.array(columns, np.float64).T
 
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        number_of(cell)
     except ValueError:
         return False
     return True
