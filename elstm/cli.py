@@ -81,7 +81,7 @@ def command(prog: str, body: Callable[[], int]) -> int:
         code = _command(prog, body)
         lost = streams.lost()
         if lost is not None:
-            say_error(prog, f"cannot write standard output: {lost.strerror}")
+            print_error(prog, f"cannot write standard output: {lost.strerror}")
         return code if lost is None else code or FAILED
 
 
@@ -91,17 +91,17 @@ def _command(prog: str, body: Callable[[], int]) -> int:
         sys.stdout.flush()  # here, so that an error of a replaced stream is caught here
         return code
     except UserError as error:
-        say_error(prog, error)
+        print_error(prog, error)
         return FAILED
     except KeyboardInterrupt as interrupt:
         name = interrupted_by(interrupt)
         if not getattr(interrupt, "reported", False):
-            say(f"{prog}: interrupted by {name}")
+            print_line(f"{prog}: interrupted by {name}")
         return exit_code(name)
     except Exception as error:
         if os.environ.get("ELSTM_TRACEBACK") == "1":
             traceback.print_exc()
-        say_error(prog, f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)")
+        print_error(prog, f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)")
         return FAILED
 
 
@@ -149,8 +149,8 @@ def data_root_as(option: str | None = None) -> Iterator[None]:
         raise UserError(text) from error
 
 
-def say_error(prog: str, error: object) -> None:
-    say(f"{prog}: error: {' '.join(str(error).split())}")
+def print_error(prog: str, error: object) -> None:
+    print_line(f"{prog}: error: {' '.join(str(error).split())}")
 
 
 def fitted(text: str, stream: TextIO) -> str:
@@ -169,7 +169,7 @@ def fitted(text: str, stream: TextIO) -> str:
     )
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints a line on standard error.
 
     It may hold text from a file that anyone wrote, so control characters are replaced.
@@ -212,5 +212,7 @@ class Parser(argparse.ArgumentParser):
         hint = f"; did you mean {near[0]}?" if near and message.startswith("unrec") else ""
         if len(message) > 400:
             message = f"{message[:400]}..."
-        say(f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help lists all)")
+        print_line(
+            f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help lists all)"
+        )
         sys.exit(USAGE)

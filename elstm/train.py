@@ -114,7 +114,7 @@ def _mode(arguments: Sequence[str]) -> str | None:
 def train(composer: Composer, arguments: Sequence[str]) -> int:
     """Trains a single run in its run folder and returns the exit code."""
     from elstm.config.compose import CONFIG_NAME, name_override, typed
-    from elstm.config.data_options import OwnDataConfig
+    from elstm.config.data_options import UserDataConfig
     from elstm.sweeps.job import Outcome, execute, folder_made
     from elstm.training.ranks import read_ranks
 
@@ -129,7 +129,7 @@ def train(composer: Composer, arguments: Sequence[str]) -> int:
         outcomes.append(execute(typed(cfg), folder_made()))
 
     try:
-        named = [name_override(config.data)] if isinstance(config.data, OwnDataConfig) else []
+        named = [name_override(config.data)] if isinstance(config.data, UserDataConfig) else []
         composer.hydra().run(CONFIG_NAME, task, [*arguments, *named, "hydra.mode=RUN"])
     except OSError as error:
         raise UserError(f"cannot create the run folder: {error}") from error

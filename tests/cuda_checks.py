@@ -284,7 +284,7 @@ def launches(layer: torch.nn.Module, x: Any, classifier: bool) -> tuple[list[str
             launch, "start", lambda kernel, *rest: kernels.append(kernel.fn.__name__)
         )
         # `Operations` is a mode of torch, with which a backend does not run.
-        monkeypatch.setattr(backends, "why_not_call", lambda call: None)
+        monkeypatch.setattr(backends, "why_unreadable_call", lambda call: None)
         monkeypatch.setattr(autograd, "needs_reference", lambda *tensors: False)
         launch.blocks_for.cache_clear()
         step()  # what is made once

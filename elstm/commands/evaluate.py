@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elstm.cli import Parser, command, data_root_as, say, summary
+from elstm.cli import Parser, command, data_root_as, print_line, summary
 from elstm.data.catalog import name_from_path
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
@@ -56,9 +56,9 @@ def _main(args: argparse.Namespace) -> int:
     import dataclasses  # these and torch are imported late, so that --help answers at once
 
     from elstm.config.schema import data_with_seed
-    from elstm.data.load import load_data, moved
-    from elstm.data.other import load_other
+    from elstm.data.load import load_data, with_location
     from elstm.data.sequences import SequenceData
+    from elstm.data.unseen import load_unseen
     from elstm.files.atomic import write_atomic
     from elstm.records.pictures import confusion_figure
     from elstm.training import device as runtime
@@ -74,17 +74,17 @@ def _main(args: argparse.Namespace) -> int:
     if args.device is not None:
         trainer = dataclasses.replace(trainer, device=args.device)
     elif trainer.device not in ("auto", *runtime.available_devices()):
-        say(f"{PROG}: there is no {trainer.device} here, on which the run was trained")
+        print_line(f"{PROG}: there is no {trainer.device} here, on which the run was trained")
         trainer = dataclasses.replace(trainer, device="auto")
     if trainer.precision == "fp16" and runtime.choose_device(trainer.device) == "cpu":
-        say(f"{PROG}: in fp32, since a CPU does not do the run's fp16")
+        print_line(f"{PROG}: in fp32, since a CPU does not do the run's fp16")
         trainer = dataclasses.replace(trainer, precision="fp32")
     if args.data_root is not None:
-        source = moved(source, args.data_root)
+        source = with_location(source, args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
     if args.data is not None:
         with data_root_as("--data"):
-            data: SequenceData = load_other(source, trained.facts, args.data, args.split)
+            data: SequenceData = load_unseen(source, trained.facts, args.data, args.split)
     else:
         with data_root_as("--data-root"):
             data = load_data(source, stratify=is_stratified(trained.facts))

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elstm.cli import Parser, command, data_root_as, home_path, say
+from elstm.cli import Parser, command, data_root_as, home_path, print_line
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
 
@@ -72,7 +72,7 @@ def _main(args: argparse.Namespace) -> int:
 
     from elstm.commands.programs import export_program
     from elstm.config.schema import data_with_seed
-    from elstm.data.load import load_data, moved
+    from elstm.data.load import load_data, with_location
     from elstm.files.atomic import write_atomic, writing
     from elstm.training.data_facts import check_same_data, is_stratified
     from elstm.training.trained import load_trained
@@ -84,7 +84,7 @@ def _main(args: argparse.Namespace) -> int:
     trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     source = data_with_seed(trained.config)
     if args.data_root is not None:
-        source = moved(source, args.data_root)
+        source = with_location(source, args.data_root)
     with data_root_as("--data-root"):
         data = load_data(source, stratify=is_stratified(trained.facts))
         check_same_data(trained.facts, data)
@@ -94,7 +94,7 @@ def _main(args: argparse.Namespace) -> int:
         raise UserError(f"{args.run_dir} cannot be exported: {error}") from error
     inputs = tuple(part[: args.images] for part in inputs)
     facts = _metadata(trained, args.run_dir, served.described())
-    say(f"{PROG}: tracing {trained.config.model.name}, {data.num_steps} steps")
+    print_line(f"{PROG}: tracing {trained.config.model.name}, {data.num_steps} steps")
     program = export_program(served)
 
     with torch.no_grad():  # as elstm-predict computes

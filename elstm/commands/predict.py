@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from elstm.cli import FAILED, Parser, command, home_path, plural, say
+from elstm.cli import FAILED, Parser, command, home_path, plural, print_line
 from elstm.commands.prediction_rows import CsvRows, Rows, check_output, rows_for
 from elstm.errors import UserError
 from elstm.training.ranks import require_one_process
@@ -93,7 +93,7 @@ def _main(args: argparse.Namespace) -> int:
     check_output(args.output)
     trained = load_trained(args.run_dir, args.checkpoint, args.weights)
     if trained.weights_text is not None:
-        say(f"{PROG}: weights: {trained.weights_text}")
+        print_line(f"{PROG}: weights: {trained.weights_text}")
     if isinstance(trained.config.data, SeriesConfig):
         return _predict_series(args, trained)
     paths = list(_files(args.images, args.recursive))
@@ -109,9 +109,9 @@ def _main(args: argparse.Namespace) -> int:
                     f"{args.output} was not written")  # fmt: skip
 
         _write_output(args.output, write)
-    predictor.say_notes()
+    predictor.print_notes()
     if predictor.bad:
-        say(f"{PROG}: error: {predictor.bad} of {len(paths)} files could not be read")
+        print_line(f"{PROG}: error: {predictor.bad} of {len(paths)} files could not be read")
     return FAILED if predictor.bad else 0
 
 
@@ -205,7 +205,7 @@ class _Predictor:
             try:
                 batch.append((path, self.read(path)))
             except ValueError as error:
-                say(f"{PROG}: {path}: {error}")
+                print_line(f"{PROG}: {path}: {error}")
                 self.bad += 1
             if batch and (len(batch) == BATCH or number == len(paths)):
                 for (name, _), p in zip(batch, self.probabilities(batch), strict=True):
@@ -243,10 +243,10 @@ class _Predictor:
             probabilities: list[list[float]] = self.model(x).softmax(1).tolist()
         return probabilities
 
-    def say_notes(self) -> None:
+    def print_notes(self) -> None:
         for text, (first, count) in self.notes.items():
             more = f" (and {count - 1:,} more)" if count > 1 else ""
-            say(f"{PROG}: {first}{more}: the picture {text}")
+            print_line(f"{PROG}: {first}{more}: the picture {text}")
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Predicts the sequences of files, for `elstm-predict` with a run on own sequences."""
+"""Predicts the sequences of files, for `elstm-predict` with a run on user sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from elstm.commands.prediction_rows import Rows
-    from elstm.training.trained import Trained
+    from elstm.training.trained import TrainedModel
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -25,7 +25,7 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"{option} is for pictures, and the run is on sequences of numbers")
 
 
-def write_predictions(trained: Trained, paths: Sequence[Path], rows: Rows) -> None:
+def write_predictions(trained: TrainedModel, paths: Sequence[Path], rows: Rows) -> None:
     """Writes a row for each sequence: id, label if it has one, prediction and probabilities.
 
     All files are read before the first row is written.
@@ -35,7 +35,7 @@ def write_predictions(trained: Trained, paths: Sequence[Path], rows: Rows) -> No
     """
     import torch  # these late: --help answers at once
 
-    from elstm.data.other import load_series
+    from elstm.data.unseen import load_series
 
     read = [load_series(trained.config.data, trained.facts, str(path)) for path in paths]
     rows.start(["id", "label"], trained.facts["class_names"], _shown)

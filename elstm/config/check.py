@@ -18,10 +18,10 @@ from elstm.config.data_options import (
     DATA_NAME,
     DATA_ROOT,
     AugmentPicturesConfig,
-    OwnDataConfig,
+    UserDataConfig,
 )
 from elstm.config.fields import MISSING, leaf, leaf_values
-from elstm.config.hints import keys_of, no_such, unknown_key
+from elstm.config.hints import keys_of, unknown_key, unknown_option
 from elstm.config.schema import (
     SCHEMAS,
     BNLSTMConfig,
@@ -99,7 +99,7 @@ def _without_removed(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def option_name(flat: Mapping[str, Any], group: str) -> Any:
-    """Returns the option of a group that a config has: its `name`, or for own data its `source`."""
+    """Returns the option of a group in a config: its `name`, or for user data its `source`."""
     name = flat.get(f"{group}.name", MISSING)
     return flat.get(f"{group}.source", name)
 
@@ -110,7 +110,7 @@ def _schema(group: str, name: Any) -> type[Any]:
         raise UserError(f"{group}.name has to be given: choose it with {group}=OPTION")
     schemas = SCHEMAS[group]
     if not isinstance(name, str) or name not in schemas:
-        raise UserError(no_such(f"{group}.name={show(name)}", group, name, schemas))
+        raise UserError(unknown_option(f"{group}.name={show(name)}", group, name, schemas))
     return schemas[name]
 
 
@@ -188,8 +188,8 @@ def validate(config: Config) -> None:
     _check_together(config)
 
 
-def _check_own(data: OwnDataConfig) -> None:
-    """Checks what own data needs, and cross-validation."""
+def _check_user_data(data: UserDataConfig) -> None:
+    """Checks the keys of user data and of cross-validation."""
     if not re.fullmatch(r"\w[\w.-]{0,199}", data.name, re.ASCII):
         raise UserError(
             f"data.name={show(data.name)}: it names folders, so it has to start with a letter or "
@@ -225,8 +225,8 @@ def _check_together(config: Config) -> None:
             f"data.augment.fill={pictures.fill} needs data.augment.shift or "
             "data.augment.rotation above 0, which bring something in"
         )
-    if isinstance(data, OwnDataConfig):
-        _check_own(data)
+    if isinstance(data, UserDataConfig):
+        _check_user_data(data)
     elif isinstance(data, DigitsConfig):
         source = DATA_SETS[data.name]
         check_sizes(data, source.pixels, source.train_images)

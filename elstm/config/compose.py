@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from elstm.cli import summary
 from elstm.config.check import config_from
-from elstm.config.data_options import OwnDataConfig
+from elstm.config.data_options import UserDataConfig
 from elstm.config.extras import require_extras
 from elstm.config.fields import MISSING
 from elstm.config.help import find_config_dir
@@ -203,8 +203,8 @@ def _check_data_name(overrides: Sequence[Override], cfg: DictConfig) -> None:
             raise UserError(f"{show(line)}: choose with data={show(given['name'])}")
 
 
-def name_override(data: OwnDataConfig) -> str:
-    """Returns the argument that stores the name of own data, which is derived from `data.path`.
+def name_override(data: UserDataConfig) -> str:
+    """Returns the argument that stores the name of user data, which is derived from `data.path`.
 
     A run then keeps its name if its data or the current folder move later.
     """

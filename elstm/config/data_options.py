@@ -113,7 +113,7 @@ class ImageSetConfig(DigitsConfig):
 
 
 @dataclass
-class OwnDataConfig(DataConfig):
+class UserDataConfig(DataConfig):
     """Holds the options of the user's labelled sequences; `source` decides how `path` is read."""
 
     source: str = setting(MISSING, help="Format of the files. Choose it with data=FORMAT.")
@@ -139,7 +139,7 @@ class OwnDataConfig(DataConfig):
 
 
 @dataclass
-class SeriesConfig(OwnDataConfig):
+class SeriesConfig(UserDataConfig):
     """Holds the options of sequences of numbers."""
 
     standardize: bool = setting(
@@ -185,7 +185,7 @@ class TsConfig(SeriesConfig):
 
 
 @dataclass
-class ImagesConfig(PixelsConfig, OwnDataConfig):
+class ImagesConfig(PixelsConfig, UserDataConfig):
     source: str = setting("images")
     channels: int = choice(1, 1, 3, help="1 reads pictures as shades of grey, 3 as colours.")
     image_size: int | str | None = setting(
@@ -199,8 +199,8 @@ class ImagesConfig(PixelsConfig, OwnDataConfig):
     )  # fmt: skip
 
 
-# The options of each source of own data; sources that are not listed use SeriesConfig.
-OWN_DATA: dict[str, type[OwnDataConfig]] = {
+# The options of each source of user data; sources that are not listed use SeriesConfig.
+USER_DATA: dict[str, type[UserDataConfig]] = {
     "arrays": ArraysConfig,
     "table": TableConfig,
     "ts": TsConfig,

@@ -95,7 +95,7 @@ def near_keys(key: str, known: Sequence[str]) -> list[str]:
     return [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
 
 
-def spelled(near: Sequence[str]) -> str:
+def suggestion(near: Sequence[str]) -> str:
     """Returns "; did you mean a, b or c?", or "" if nothing is near."""
     if not near:
         return ""
@@ -177,7 +177,7 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
         return UserError(
             f"{show_key(key)}: there is no such key {elsewhere}; allowed{inside} here: {place}"
         )
-    hint = spelled(near_keys(key, known)) or ";"
+    hint = suggestion(near_keys(key, known)) or ";"
     return UserError(f"{show_key(key)}: there is no such key{hint} allowed{inside}: {place}")
 
 
@@ -206,7 +206,7 @@ def _options_with(key: str) -> str:
     return f"with this option of {group}: it goes with {group}={', '.join(having)}{hint}"
 
 
-def no_such(given: str, what: str, name: Any, options: Iterable[str]) -> str:
+def unknown_option(given: str, what: str, name: Any, options: Iterable[str]) -> str:
     """Returns the error message for an option that does not exist."""
     return f"{given}: there is no such {what}{did_you_mean(name, options)}"
 
@@ -215,7 +215,7 @@ def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True)
     """Returns the hint at the end of an error message: the nearest option, or the allowed ones."""
     options = [str(option) for option in options]
     near = near_option(show(name), options)
-    hint = spelled([near] if near else [])
+    hint = suggestion([near] if near else [])
     if not always_list:
         return hint
     return f"{hint or ';'} allowed: {', '.join(options) or 'none'}"

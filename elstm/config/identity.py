@@ -13,7 +13,7 @@ def identity(config: Config, fingerprint: str | None = None, source: str | None 
     """Returns a text that is the same for all configs whose runs have the same result.
 
     Args:
-        fingerprint: the checksum of own data, since `data.path` does not depend on the content.
+        fingerprint: the checksum of user data, since `data.path` does not depend on the content.
         source: the checksum of the checkpoint in trainer.init_from, for the same reason.
 
     Settings at their defaults are left out. A setting that a later version adds therefore leaves

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import OverrideParseException
 
 from elstm.config.help import GROUPS
-from elstm.config.hints import all_keys, near_argument, no_such, spelled, unknown_key
+from elstm.config.hints import all_keys, near_argument, suggestion, unknown_key, unknown_option
 from elstm.config.hydra_private import ConfigLoaderImpl
 from elstm.config.removed import REMOVED
 from elstm.config.schema import SCHEMAS, SweepConfig, TrackingConfig
@@ -144,7 +144,7 @@ class OverrideParser:
         elif key in ("data.source", *(f"{group}.name" for group in SCHEMAS if group != "data")):
             raise choose_option(argument)
         elif "/" in key or key == "schema":
-            raise UserError(no_such(show_key(key), "group", key, GROUPS))
+            raise UserError(unknown_option(show_key(key), "group", key, GROUPS))
         return override
 
     def _check_hydra(self, override: Override, argument: str) -> None:
@@ -157,7 +157,7 @@ class OverrideParser:
         elif not (key in HYDRA_KEYS or key.startswith(HYDRA_NODES)):
             known = [*HYDRA_GROUPS, *HYDRA_KEYS]
             names = ", ".join([*known, *(f"{node}*" for node in HYDRA_NODES)])
-            near = spelled(difflib.get_close_matches(key, known, n=1, cutoff=0.75))
+            near = suggestion(difflib.get_close_matches(key, known, n=1, cutoff=0.75))
             raise UserError(
                 f"{show(argument)}: only these settings of Hydra can be set: {names}{near}"
             )
@@ -188,7 +188,9 @@ class OverrideParser:
         if group in HYDRA_GROUPS and base in EXTRAS and base not in options:
             raise UserError(f"{group}={value} needs a package: pip install 'elstm[{EXTRAS[base]}]'")
         if not isinstance(value, str) or value.removesuffix(".yaml") not in options:
-            raise UserError(no_such(f"{show_key(group)}={show(value)}", group, value, options))
+            raise UserError(
+                unknown_option(f"{show_key(group)}={show(value)}", group, value, options)
+            )
 
 
 def choose_option(argument: str) -> UserError:

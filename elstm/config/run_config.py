@@ -53,7 +53,7 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
 
 
 def _with_data_name(flat: dict[str, Any]) -> dict[str, Any]:
-    """Sets the name of own data to that of their first path, wherever they are read from now."""
+    """Sets the name of user data to that of their first path, wherever they are read from now."""
     if flat.get("data.name") != DATA_NAME:
         return flat
     return {**flat, "data.name": resolve(flat)["data.name"]}

@@ -12,7 +12,7 @@ from dataclasses import Field, dataclass, field, replace
 from typing import Any
 
 from elstm.config.data_options import (
-    OWN_DATA,
+    USER_DATA,
     DataConfig,
     DigitsConfig,
     ImagesConfig,
@@ -117,7 +117,7 @@ class Config:
 # Models that differ in their names alone. The value is the name that runs of earlier versions have.
 SAME_LAYER = {"bn_lstm_published": "bn_lstm"}
 
-# The dataclass of each option, by the `name` that its YAML gives it; of own data, by `source`.
+# The dataclass of each option, by the `name` that its YAML gives it; of user data, by `source`.
 SCHEMAS: dict[str, dict[str, type[Any]]] = {
     "model": {
         "lstm": LSTMConfig,
@@ -135,7 +135,7 @@ SCHEMAS: dict[str, dict[str, type[Any]]] = {
             name: ImageSetConfig if each.folder else DigitsConfig
             for name, each in DATA_SETS.items()
         },
-        **{name: OWN_DATA.get(name, SeriesConfig) for name in READERS},
+        **{name: USER_DATA.get(name, SeriesConfig) for name in READERS},
     },
     "optimizer": {
         "adam": AdamConfig,

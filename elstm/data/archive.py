@@ -38,14 +38,14 @@ def extract(
     Raises:
         UserError: the archive is damaged, lacks a file, or holds too large a one.
     """
-    wanted = {f"{inside}/{name}": name for name in names}
+    members = {f"{inside}/{name}": name for name in names}
     read = _zip_files if path.suffix == ".zip" else _tar_files
     written = []
     try:
-        for member, size, file in read(path, wanted):
+        for member, size, file in read(path, members):
             if size > MAX_BYTES:
                 raise UserError(f"{path} is damaged: {member} has {size:,} bytes")
-            written.append(target / wanted[member])
+            written.append(target / members[member])
             with written[-1].open("wb") as out:
                 shutil.copyfileobj(file, out, PIECE)
     except BROKEN as error:
@@ -57,18 +57,18 @@ def extract(
     return written
 
 
-def _zip_files(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _zip_files(path: Path, members: dict[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if info.filename in wanted:
+            if info.filename in members:
                 with archive.open(info) as file:  # gives at most file_size bytes
                     yield info.filename, info.file_size, file
 
 
-def _tar_files(path: Path, wanted: dict[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _tar_files(path: Path, members: dict[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
             name = member.name.removeprefix("./")
-            file = archive.extractfile(member) if name in wanted and member.isreg() else None
+            file = archive.extractfile(member) if name in members and member.isreg() else None
             if file is not None:
                 yield name, member.size, file

@@ -165,7 +165,7 @@ DATA_SETS = {
 # Image sets whose classes do not change in a mirror image; those of characters do.
 SAME_IN_A_MIRROR = ("fashion_mnist", "cifar10")
 
-# Readers of own data, by the name that `data=` gives them: modules of elstm.data.readers with a
+# Readers of user data, by the name that `data=` gives them: modules of elstm.data.readers with a
 # function `read(options)` that returns labelled sequences by split (elstm.data.labelled.Source).
 READERS = {
     "arrays": "elstm.data.readers.arrays",
@@ -176,7 +176,7 @@ READERS = {
 
 
 def name_from_path(path: str) -> str:
-    """Returns the name of own data, made from the name of the file or folder."""
+    """Returns the name of user data, made from the name of the file or folder."""
     try:
         stem = Path(str(path)).expanduser().resolve().stem
     except (OSError, RuntimeError, ValueError):  # ~somebody, a null character: reading reports it
@@ -196,14 +196,14 @@ class DataOptions(Protocol):
     batch_size: int
 
 
-class OwnDataOptions(Protocol):
-    """Lists the options of own data that are checked against the files."""
+class UserDataOptions(Protocol):
+    """Lists the options of user data that are checked against the files."""
 
     name: str
     batch_size: int
 
 
-def check_own_sizes(options: OwnDataOptions, train_sequences: int) -> None:
+def check_user_sizes(options: UserDataOptions, train_sequences: int) -> None:
     """Raises UserError if the batches are larger than the training split."""
     if options.batch_size > train_sequences:
         raise UserError(

@@ -67,7 +67,7 @@ def download(dataset: str, files: Sequence[str], folder: Path) -> None:
 def unpack_archive(
     archive: PublishedArchive,
     missing: Sequence[str],
-    wanted: Sequence[str],
+    extracted: Sequence[str],
     folder: Path,
     place: str,
 ) -> None:
@@ -77,7 +77,7 @@ def unpack_archive(
 
     Args:
         missing: the names of the files that are needed, for the error message.
-        wanted: the names of the files that are extracted.
+        extracted: the names of the files that are extracted.
         folder: where to put them; it is created if it is missing.
         place: the path of `folder` in data.root.
 
@@ -100,7 +100,7 @@ def unpack_archive(
             )
         else:
             log.info("extracting the files from %s", path)
-        for file in extract(path, archive.folder, (*wanted, *archive.extras), missing, scratch):
+        for file in extract(path, archive.folder, (*extracted, *archive.extras), missing, scratch):
             file.replace(folder / file.name)
 
 

@@ -97,8 +97,8 @@ def load_image_set(name: str, root: str) -> ImageSet:
         download(source.folder, missing, folder)
     elif missing and source.archive is not None:
         others = (each for each in DATA_SETS.values() if each.archive == source.archive)
-        wanted = [file for each in others for file in _missing(each, folder)]
-        unpack_archive(source.archive, missing, wanted, folder, source.place)
+        selected = [file for each in others for file in _missing(each, folder)]
+        unpack_archive(source.archive, missing, selected, folder, source.place)
     return _split(source, folder)
 
 

@@ -1,4 +1,4 @@
-"""Defines the result of every reader of own data: labelled sequences, before they are split."""
+"""Defines the result of every reader of user data: labelled sequences, before they are split."""
 
 from __future__ import annotations
 

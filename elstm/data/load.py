@@ -1,4 +1,4 @@
-"""Loads the data set that a config names, an image set of the table or own data by a reader."""
+"""Loads the data set that a config names, an image set of the table or user data by a reader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elstm.data import preparing
 from elstm.data.augment import SeriesAugmentation
-from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_own_sizes, check_sizes
+from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_sizes, check_user_sizes
 from elstm.data.image_sets import Split, load_image_set, pixel_order, stratified
 from elstm.data.labelled import LabelledSet, Source, with_features
 from elstm.data.sequences import ImageSequences, SequenceData
@@ -30,7 +30,7 @@ def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
     """Returns the data set that the group `data` of a config names, on the CPU.
 
     Args:
-        options: the group `data`: of own data it has a `source`.
+        options: the group `data`: of user data it has a `source`.
         stratify: see `load_image_sequences`.
 
     Raises:
@@ -38,7 +38,7 @@ def load_data(options: Any, *, stratify: bool = True) -> SequenceData:
             them.
     """
     own = getattr(options, "source", None) is not None
-    data = load_own(options) if own else load_image_sequences(options, stratify=stratify)
+    data = load_user_data(options) if own else load_image_sequences(options, stratify=stratify)
     return _with_augmentation(data, getattr(options, "augment", None))
 
 
@@ -57,7 +57,7 @@ def _with_augmentation(data: SequenceData, options: Any) -> SequenceData:
     return replace(data, augmentation=augmentation)
 
 
-def moved(options: Any, place: str) -> Any:
+def with_location(options: Any, place: str) -> Any:
     """Returns the options with another place of the files.
 
     Raises:
@@ -69,8 +69,8 @@ def moved(options: Any, place: str) -> Any:
     return replace(options, **{name: place})
 
 
-def read_own(options: Any, *, labelled: bool = True) -> Source:
-    """Reads the files of own data.
+def read_user_data(options: Any, *, labelled: bool = True) -> Source:
+    """Reads the files of user data.
 
     Args:
         labelled: False: sequences without labels are read too, by readers that can.
@@ -111,15 +111,15 @@ def existing(given: str, option: str = "data.path=") -> Path:
 
 
 def data_fingerprint(options: Any) -> str | None:
-    """Returns the checksum of own data by reading them; None for a published set."""
+    """Returns the checksum of user data by reading them; None for a published set."""
     if getattr(options, "source", None) is None:
         return None
-    return preparing.fingerprint(read_own(options))
+    return preparing.fingerprint(read_user_data(options))
 
 
-def load_own(options: Any) -> SequenceData:
-    """Reads own data, draws the splits that the files lack, and logs what was read."""
-    source = read_own(options)
+def load_user_data(options: Any) -> SequenceData:
+    """Reads user data, draws the splits that the files lack, and logs what was read."""
+    source = read_user_data(options)
     checksum = preparing.fingerprint(source)
     # These messages are logged after the one that describes what was read.
     notes: list[tuple[Any, ...]] = [("%s", text) for part in source.values() for text in part.notes]
@@ -132,8 +132,8 @@ def load_own(options: Any) -> SequenceData:
                 f"{options.name}: at most {len(train)}"
             )
         index = torch.tensor([sorted(set(train.labels)).index(label) for label in train.labels])
-        parts["train"] = preparing.take(train, stratified(index, options.train_size).numpy())
-    check_own_sizes(options, len(parts["train"]))
+        parts["train"] = preparing.select_rows(train, stratified(index, options.train_size).numpy())
+    check_user_sizes(options, len(parts["train"]))
     names = preparing.classes(parts)
     description = preparing.describe(parts, names)
     log.info("%s: %s", options.name, description)
@@ -149,12 +149,14 @@ def load_own(options: Any) -> SequenceData:
 
 
 def raw_series(options: Any, split: str) -> LabelledSet:
-    """Returns a split of own series unscaled, with its features in the order of training.
+    """Returns a split of user series unscaled, with its features in the order of training.
 
     Raises:
-        UserError: see `load_own`, which has to have accepted the options.
+        UserError: see `load_user_data`, which has to have accepted the options.
     """
-    parts = preparing.split(read_own(options), _split_options(options), note=lambda *args: None)
+    parts = preparing.split(
+        read_user_data(options), _split_options(options), note=lambda *args: None
+    )
     return with_features(parts[split], parts["train"].features, f"the {split} split")
 
 

@@ -1,4 +1,4 @@
-"""Prepares own data for training: splits, folds, classes, missing values and scaling.
+"""Prepares user data for training: splits, folds, classes, missing values and scaling.
 
 All results depend on the files and the options alone, so that a resume gets the same numbers. Every
 draw follows from `split_seed`.
@@ -54,7 +54,7 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def take(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
+def select_rows(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
     """Returns the sequences in `rows`."""
     rows = np.asarray(rows, np.int64)
     return dataclasses.replace(
@@ -66,7 +66,7 @@ def take(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> LabelledSet:
     )
 
 
-def joined(parts: Sequence[LabelledSet]) -> LabelledSet:
+def concatenated(parts: Sequence[LabelledSet]) -> LabelledSet:
     """Returns sets of the same features, one after the other."""
     steps = max(part.values.shape[1] for part in parts)
     values = np.zeros((sum(map(len, parts)), steps, parts[0].values.shape[2]), np.float32)
@@ -98,7 +98,7 @@ def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndar
     return [np.sort(np.array(part, np.int64)) for part in parts]
 
 
-def drawn(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray:
+def stratified_draw(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray:
     """Returns the rows of a stratified draw, in order; at least one, and one of each class of 3.
 
     A class's share is rounded to the nearest number. Classes of one or two sequences only train.
@@ -141,12 +141,12 @@ def split(
             continue
         part = found["train"]
         if name == "val" and not fraction:
-            found[name] = take(part, [])
+            found[name] = select_rows(part, [])
             note("no validation split (data.val_fraction=0): the last epoch is tested")
             continue
-        rows = drawn(part.labels, fraction, name, seed)
+        rows = stratified_draw(part.labels, fraction, name, seed)
         rest = np.setdiff1d(np.arange(len(part)), rows)
-        found[name], found["train"] = take(part, rows), take(part, rest)
+        found[name], found["train"] = select_rows(part, rows), select_rows(part, rest)
         note(
             "%s split: %d of %d sequences, drawn class by class with data.split_seed=%d",
             name, len(rows), len(part), seed,
@@ -174,7 +174,7 @@ def _fold(
         "fold %d of %d tests: %d of %d training sequences%s", fold, folds, len(rows), len(part),
         f"; no sequence of the files' {unused} split is used" if unused else "",
     )  # fmt: skip
-    return {"test": take(part, rows), "train": take(part, rest)}
+    return {"test": select_rows(part, rows), "train": select_rows(part, rest)}
 
 
 def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:

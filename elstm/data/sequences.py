@@ -36,7 +36,7 @@ class SequenceData(ABC):
         batch_size: sequences that `train_rows` yields at once, for one training step.
         num_steps: steps that have separate population statistics.
         input_size: features of a step.
-        fingerprint: a checksum of own data as they were read; None for a published set.
+        fingerprint: a checksum of user data as they were read; None for a published set.
         description: a summary of what was read, in one line.
         augmentation: changes training batches, and nothing else; None: they stay as they are.
     """
@@ -225,7 +225,7 @@ class ImageSequences(SequenceData):
     test: Split
     stratified: bool = True  # how `train_size` chose the training images
     channels: int = 1
-    fingerprint: str | None = None  # of own pictures: a checksum of what was read
+    fingerprint: str | None = None  # of user pictures: a checksum of what was read
     description: str = ""  # what was read, in one line
     content: str | None = None  # of a published set: a checksum of its images and labels
     augmentation: Augmentation | None = None

@@ -1,4 +1,4 @@
-"""Holds own data as batches of sequences, packed where their lengths differ."""
+"""Holds user data as batches of sequences, packed where their lengths differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SeriesSplit:
 
 @dataclass(frozen=True, eq=False)
 class SeriesData(SequenceData):
-    """Holds own data of the kind "sequences of numbers".
+    """Holds user data of the kind "sequences of numbers".
 
     Attributes:
         mean, std: of each feature over the steps of the training split, float64 (F,).

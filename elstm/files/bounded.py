@@ -206,7 +206,7 @@ def _column(cells: list[float]) -> np.ndarray:
     return values
 
 
-def harmless(text: str) -> str:
+def spreadsheet_safe(text: str) -> str:
     """Returns a text as one line for a CSV cell that no spreadsheet takes for a formula."""
     text = one_line(text, 1000)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠") else text

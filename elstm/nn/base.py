@@ -43,7 +43,7 @@ def check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: flo
         raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")
 
 
-def check_own_backend(name: str) -> None:
+def check_auto_or_reference(name: str) -> None:
     """Raises ValueError unless `name` is "auto" or "reference"; some layers have no others."""
     if name not in ("auto", "reference"):
         raise ValueError(f"backend must be auto or reference for this layer; got {name!r}")
@@ -283,7 +283,7 @@ class RecurrentBase(nn.Module):
         return recurrence(call)
 
 
-class OwnWeights(RecurrentBase):
+class SingleBiasWeights(RecurrentBase):
     """Holds the weights of an LSTM with one bias per layer, for layers that torch does not have."""
 
     def _set_shape(

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
-from elstm.nn.base import Direction, OwnWeights, State
+from elstm.nn.base import Direction, SingleBiasWeights, State
 from elstm.nn.norm import Counts, StepBatchNorm, TooFewSequences, take_statistics
 from elstm.nn.recurrence import CELL_NORMS, Call, Recurrence
-from elstm.nn.sequences import places
+from elstm.nn.sequences import packed_indices
 from elstm.nn.sync import Group, exchange_counts, several_processes
 
 DEFAULT_EPS = 0.1
@@ -124,7 +124,7 @@ _CALL = """
 """
 
 
-class NormalizedLSTM(OwnWeights):
+class NormalizedLSTM(SingleBiasWeights):
     """Implements BNLSTM and ELSTMBN, whose docstrings explain equations and arguments."""
 
     def __init__(
@@ -194,7 +194,7 @@ class NormalizedLSTM(OwnWeights):
         norms = {"norm_ih": normalize_input, "norm_hh": normalize_hidden}
         norms |= dict.fromkeys(CELL_NORMS[cell_norm], True)
         for suffix in self._suffixes():
-            for name, wanted in norms.items():
+            for name, enabled in norms.items():
                 of_cell = name.startswith("norm_c")
                 norm = StepBatchNorm(
                     hidden_size if of_cell else 4 * hidden_size,
@@ -205,7 +205,7 @@ class NormalizedLSTM(OwnWeights):
                     bias=of_cell,
                     **factory,
                 )
-                self.register_module(f"{name}_{suffix}", norm if wanted else None)
+                self.register_module(f"{name}_{suffix}", norm if enabled else None)
         if learn_initial_state:
             self._add_initial_state(**factory)
         self.reset_parameters()
@@ -275,7 +275,7 @@ class NormalizedLSTM(OwnWeights):
             ]
             numbers: Counts = size if active is None else active[0]
             if active is not None and active[batch_steps - 1] != active[0]:  # they do not increase
-                numbers = places(active, x).counts[:batch_steps].to(seen[0][1].mean.dtype)
+                numbers = packed_indices(active, x).counts[:batch_steps].to(seen[0][1].mean.dtype)
             take_statistics(seen, numbers, start_step)
         return output if counts is None else output[:steps], (h_n, c_n)
 

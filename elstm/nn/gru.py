@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends.compiling import untraced
-from elstm.nn.backends.plain import why_not
-from elstm.nn.base import RecurrentBase, State, check_own_backend, check_shape
+from elstm.nn.backends.plain import why_unreadable
+from elstm.nn.base import RecurrentBase, State, check_auto_or_reference, check_shape
 from elstm.nn.recurrence import at_least_float32
 from elstm.nn.sequences import check_input, keep_ended, zero_ended
 
@@ -158,7 +158,7 @@ class GRU(RecurrentBase, nn.GRU):
         backend: str = "auto",
     ) -> None:
         check_shape(input_size, hidden_size, num_layers, dropout)
-        check_own_backend(backend)
+        check_auto_or_reference(backend)
         self.update_bias: float | str
         # Before torch's constructor, because that one ends with reset_parameters.
         self._set_options(
@@ -197,7 +197,7 @@ class GRU(RecurrentBase, nn.GRU):
             isinstance(input, PackedSequence)
             and input.data.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
-            and why_not(input.data) is None
+            and why_unreadable(input.data) is None
             and not torch.compiler.is_compiling()
         )
 

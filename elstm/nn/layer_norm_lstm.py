@@ -10,11 +10,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
 from elstm.nn.backends import choose_layer_norm
-from elstm.nn.base import OwnWeights, State
+from elstm.nn.base import SingleBiasWeights, State
 from elstm.nn.layer_norm import LayerNorm, LayerNormCall, layer_norm_recurrence
 
 
-class LayerNormLSTM(OwnWeights):
+class LayerNormLSTM(SingleBiasWeights):
     """Computes the LSTM with layer normalisation (Ba et al. 2016, arXiv 1607.06450, 20 to 22).
 
         z_t = LN(W_h h_{t-1}; a_1, b_1) + LN(W_x x_t; a_2, b_2) + b                (20)

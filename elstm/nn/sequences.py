@@ -38,7 +38,7 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
         if sizes[-1] == sizes[0]:  # all of one length: nothing is padded
             return Batch(input.data.view(len(sizes), sizes[0], features), None, input, False)
         # Padding here keeps the packed order: rows sorted by length.
-        rows = places(sizes, input.data).rows
+        rows = packed_indices(sizes, input.data).rows
         x = input.data.index_select(0, rows).view(len(sizes), sizes[0], features)
         return Batch(x, sizes, input, False)
     x = input.unsqueeze(1) if input.dim() == 2 else input
@@ -85,7 +85,7 @@ def pack_like(
     _, sizes, order, back = batch.packed
     data = output.flatten(0, 1)
     if batch.sizes is not None:
-        data = data.index_select(0, places(batch.sizes, output).active)
+        data = data.index_select(0, packed_indices(batch.sizes, output).active)
     if back is not None:
         state = tuple(part.index_select(1, back) for part in state)
     return PackedSequence(data, sizes, order, back), state
@@ -103,7 +103,7 @@ def zero_ended(active: Tensor, size: int) -> Tensor:
     return active if count == size else F.pad(active, (0, 0, 0, size - count))
 
 
-class Places(NamedTuple):
+class PackedIndices(NamedTuple):
     """Holds the indices of a packed batch's sequences in (T, B), on the device of the batch.
 
     Attributes:
@@ -120,8 +120,8 @@ class Places(NamedTuple):
     reversed: Tensor
 
 
-def places(sizes: Sequence[int], like: Tensor) -> Places:
-    """Returns the Places of a packed batch, from a cache of the last batches.
+def packed_indices(sizes: Sequence[int], like: Tensor) -> PackedIndices:
+    """Returns the PackedIndices of a packed batch, from a cache of the last batches.
 
     Args:
         sizes: the number of active rows at each step.
@@ -132,13 +132,13 @@ def places(sizes: Sequence[int], like: Tensor) -> Places:
         RuntimeError: a CUDA graph is being captured, and the batch is not in the cache.
     """
     if torch.compiler.is_compiling() or type(like) not in (Tensor, torch.nn.Parameter):
-        return _places(tuple(sizes), like.device)
+        return _packed_indices(tuple(sizes), like.device)
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         return _captured(tuple(sizes), like.device)
     return _cached(tuple(sizes), like.device)
 
 
-def _places(sizes: tuple[int, ...], device: torch.device) -> Places:
+def _packed_indices(sizes: tuple[int, ...], device: torch.device) -> PackedIndices:
     """Computes on the host, and copies from pinned memory, so that no call waits for the GPU."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
@@ -155,7 +155,7 @@ def _places(sizes: tuple[int, ...], device: torch.device) -> Places:
         rows = torch.where(is_active, first.unsqueeze(1) + b, 0).flatten()
         backwards = torch.where(is_active, is_active.sum(0) - 1 - t, t).mul_(batch).add_(b)
         active = is_active.flatten().nonzero_static(size=sum(sizes)).squeeze(1)
-        found = Places(counts.int(), rows, active, backwards.flatten())
+        found = PackedIndices(counts.int(), rows, active, backwards.flatten())
         if device.type == "cpu":
             return found
         together, narrow = torch.cat(found[1:]), found.counts
@@ -163,10 +163,10 @@ def _places(sizes: tuple[int, ...], device: torch.device) -> Places:
             together, narrow = together.pin_memory(), narrow.pin_memory()
         on_device = together.to(device, non_blocking=True)
         lengths = [len(rows), len(active), len(rows)]
-        return Places(narrow.to(device, non_blocking=True), *on_device.split(lengths))
+        return PackedIndices(narrow.to(device, non_blocking=True), *on_device.split(lengths))
 
 
-_cached = lru_cache(maxsize=64)(_places)
+_cached = lru_cache(maxsize=64)(_packed_indices)
 _captured = cache(_cached)  # a graph reads the tensors for as long as it is replayed
 
 
@@ -174,4 +174,4 @@ def reverse_active(x: Tensor, sizes: list[int] | None) -> Tensor:
     """Reverses each sequence of x (T, B, F) within its own length; padding stays in place."""
     if sizes is None:
         return x.flip(0)
-    return x.flatten(0, 1).index_select(0, places(sizes, x).reversed).view_as(x)
+    return x.flatten(0, 1).index_select(0, packed_indices(sizes, x).reversed).view_as(x)

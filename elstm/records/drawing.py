@@ -3,7 +3,7 @@
 matplotlib reads a `matplotlibrc` from the current folder, the user's folder or MATPLOTLIBRC, and it
 reads MPLBACKEND. Such a setting may start TeX, need a screen, or end the import with an error. All
 code of this project that draws imports matplotlib through this module (elstm.reporting does so in
-its `__init__`), and draws within `own_settings`.
+its `__init__`), and draws within `isolated_settings`.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ with _no_settings():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["Figure", "FigureCanvasAgg", "own_settings", "png"]
+__all__ = ["Figure", "FigureCanvasAgg", "isolated_settings", "png"]
 
 
 @contextmanager
-def own_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+def isolated_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Draws with matplotlib's defaults and `settings`, and restores the process's afterwards.
 
     Both the making of a figure and its rendering belong inside, because both read settings.
@@ -79,7 +79,7 @@ def own_settings(settings: Mapping[str, Any] | None = None) -> Iterator[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """Renders a figure within `own_settings`."""
+    """Renders a figure within `isolated_settings`."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -23,20 +23,20 @@ CHARACTER = 0.6 / 72  # about the width of a character, in inches a point of its
 MAX_NAME = 24  # characters of a class's name that are shown
 
 
-def _under_own_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
+def _under_isolated_settings(draw: Callable[..., Figure]) -> Callable[..., bytes]:
     """Makes a function that draws a figure return its PNG, whatever matplotlib's settings are."""
 
     @functools.wraps(draw)
     def drawn(*args: Any) -> bytes:
-        from elstm.records.drawing import own_settings, png
+        from elstm.records.drawing import isolated_settings, png
 
-        with own_settings():
+        with isolated_settings():
             return png(draw(*args))
 
     return drawn
 
 
-@_under_own_settings
+@_under_isolated_settings
 def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
     """Draws |dL/dh_t| over t on a logarithmic scale of a fixed range.
 
@@ -63,7 +63,7 @@ def gradient_figure(norms: np.ndarray, epoch: float, title: str) -> Figure:
     return figure
 
 
-@_under_own_settings
+@_under_isolated_settings
 def confusion_figure(
     confusion: np.ndarray, class_names: Sequence[str], title: str, what: str = "images"
 ) -> Figure:
@@ -130,7 +130,7 @@ class Mistake:
     confidence: float
 
 
-@_under_own_settings
+@_under_isolated_settings
 def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
     """Draws wrongly classified sequences with their labels and the predicted classes.
 
@@ -151,7 +151,7 @@ def mistakes_figure(mistakes: Sequence[Mistake], title: str) -> Figure:
     return figure
 
 
-@_under_own_settings
+@_under_isolated_settings
 def examples_figure(examples: Sequence[Sequence[Tensor]], title: str) -> Figure:
     """Draws sequences, unchanged in the first row and as epochs change them below."""
     columns = len(examples[0])

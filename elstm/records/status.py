@@ -5,7 +5,7 @@
     error             why it failed, in one line, or null; where the state is another one, why it
                       could not be resumed
     model, data, seed
-    data_fingerprint, data_description   of own data: a checksum of what was read, and what that is
+    data_fingerprint, data_description   of user data: a checksum of what was read, and what that is
                       in one line; the fingerprint is null for a published data set
     data_content      of a published set of images: a checksum of all its images and labels
     augmentation      how training sequences are changed by chance; null where they are not

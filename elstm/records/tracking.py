@@ -347,11 +347,11 @@ def _cell(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"  # exact for float32
 
 
-def _columns(path: Path, wanted: Sequence[str]) -> Sequence[str]:
+def _columns(path: Path, columns: Sequence[str]) -> Sequence[str]:
     """Returns the columns of metrics.csv; a file of an earlier version keeps its columns."""
     try:
         with path.open("rb") as file:
             header = file.readline(10_000).decode("ascii", "replace").strip()
     except OSError:
-        return wanted
-    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else wanted
+        return columns
+    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else columns

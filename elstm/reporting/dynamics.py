@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from elstm.records.drawing import own_settings
+from elstm.records.drawing import isolated_settings
 from elstm.reporting.groups import Group
-from elstm.reporting.inside import OVER_TIME, Inside, read_inside
+from elstm.reporting.internals import OVER_TIME, Internals, read_internals
 from elstm.reporting.runs import Run
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns
 
@@ -28,23 +28,23 @@ YLABELS = {
 
 def representative(group: Group) -> Run | None:
     """Returns the run that represents its group in these figures."""
-    return next((run for run in group.furthest if len(run.validation)), None)
+    return next((run for run in group.counted_runs if len(run.validation)), None)
 
 
-def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Inside]]:
+def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Internals]]:
     """Returns each group with the records of its representative, if it has any."""
     found = []
     for group in groups:
         run = representative(group)
         if run is not None:
-            inside = read_inside(run.stored)
+            inside = read_internals(run.stored)
             if inside.norms or inside.over_time:
                 found.append((group, inside))
     return found
 
 
 def statistics_figure(
-    read: Sequence[tuple[Group, Inside]], group_styles: dict[str, GroupStyle], title: str
+    read: Sequence[tuple[Group, Internals]], group_styles: dict[str, GroupStyle], title: str
 ) -> Figure | None:
     """Draws γ (mean ± standard deviation over the units) and the spread against epochs."""
     norms = sorted(
@@ -55,7 +55,7 @@ def statistics_figure(
         return None
     shown = [item for item in read if any(norm in item[1].norms for norm in norms)]
     labels = [group.label for group, _ in shown]
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         rows = -(-len(labels) // legend_columns(labels))
         figure = Figure(figsize=(7.2, 4.1 + 0.2 * rows), layout="constrained")
         grid = figure.subplots(2, len(norms), squeeze=False, sharex=True)
@@ -81,7 +81,7 @@ def statistics_figure(
 
 
 def time_steps_figure(
-    read: Sequence[tuple[Group, Inside]], group_styles: dict[str, GroupStyle], title: str
+    read: Sequence[tuple[Group, Internals]], group_styles: dict[str, GroupStyle], title: str
 ) -> Figure | None:
     """Draws |∂L/∂h_t| and the cell's statistics over the time steps, at the last evaluation."""
     names = [n for n in OVER_TIME if any(n in inside.over_time for _, inside in read)]
@@ -89,7 +89,7 @@ def time_steps_figure(
         return None
     shown = [item for item in read if item[1].over_time]
     labels = [group.label for group, _ in shown]
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         rows = -(-len(labels) // legend_columns(labels))
         figure = Figure(figsize=(7.2, 2.9 + 0.2 * rows), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from elstm.records.drawing import FigureCanvasAgg, own_settings
+from elstm.records.drawing import FigureCanvasAgg, isolated_settings
 from elstm.reporting import wording
 from elstm.reporting.document import CurveLine
 from elstm.reporting.groups import Group
@@ -48,7 +48,7 @@ def curves_figure(
     scale = 100.0 if percent else 1.0
     latest = max((float(np.nanmax(b.seconds)) for _, b in bands if _any(b.seconds)), default=0.0)
     per_unit, unit = time_unit(latest)
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         labels = [_legend(group) for group in drawn]
         figure, (left, *others) = _axes(len(labels), labels, panels=2 if times else 1)
         for group, b in bands:
@@ -120,7 +120,7 @@ def accuracy_figure(
     rows = [group for group in groups if by_label[group.label].test_accuracy is not None]
     if not rows:
         return None
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.42 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for y, group in enumerate(rows):
@@ -155,7 +155,7 @@ def reach_figure(
         return None
     slowest = max((r.seconds.mean for _, r in rows if r.seconds is not None), default=0.0)
     per_unit, unit = time_unit(slowest)
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + 0.34 * len(rows)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for y, (group, reach) in enumerate(rows):

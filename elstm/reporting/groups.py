@@ -64,14 +64,14 @@ class Group:
         return sum(run.state == state for run in self.runs)
 
     @property
-    def furthest(self) -> list[Run]:
+    def counted_runs(self) -> list[Run]:
         """Returns the finished runs, or all runs while none is finished."""
         return [run for run in self.runs if run.state == "done"] or self.runs
 
     @property
     def best_validation(self) -> float:
         """Returns the mean over the runs of the best validation accuracy; -1 if there is none."""
-        bests = [run.best_val_accuracy for run in self.furthest]
+        bests = [run.best_val_accuracy for run in self.counted_runs]
         values = [best for best in bests if best is not None]
         return sum(values) / len(values) if values else -1.0
 

@@ -24,7 +24,7 @@ def to_html(title: str, blocks: Sequence[Block], figure_list: str = "{}") -> str
     Args:
         title: the page's title.
         blocks: its content.
-        figure_list: the figures beside the page (elstm.reporting.made), stored in its head.
+        figure_list: the figures beside the page (elstm.reporting.figure_list), stored in its head.
     """
     script = SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -122,15 +122,15 @@ def analyse(
             test_accuracy=_summary(group, group.runs, lambda run: run.test_accuracy),
             balanced_accuracy=_summary(group, group.runs, lambda run: run.test_balanced_accuracy),
             macro_f1=_summary(group, group.runs, lambda run: run.test_macro_f1),
-            best_validation=_summary(group, group.furthest, lambda run: run.best_val_accuracy),
+            best_validation=_summary(group, group.counted_runs, lambda run: run.best_val_accuracy),
             area=_summary(group, group.runs, lambda run: _area(run, (start, horizon))),
             reaches=[
-                reach(group.furthest, [threshold] * len(group.furthest), group.folds)
+                reach(group.counted_runs, [threshold] * len(group.counted_runs), group.folds)
                 for threshold in chosen_thresholds
             ],
             to_best=to_best(group, section.baseline),
             validation=_gap(
-                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.furthest]
+                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.counted_runs]
             ),
             test=_gap([(run.test_accuracy, run.test_accuracy_batch_stats) for run in group.runs]),
             train_seconds=summarize([_per_epoch(r, r.train_seconds) for r in group.runs]),
@@ -193,12 +193,12 @@ def to_best(group: Group, baseline: Group) -> ToBest:
     """Measures when the group reaches the best validation accuracy of the baseline."""
     targets = {
         run.pair: (run.best_val_accuracy, run)
-        for run in baseline.furthest
+        for run in baseline.counted_runs
         if run.best_val_accuracy is not None
     }
     if not targets:
         return ToBest(None, False, None, None)
-    runs = group.furthest
+    runs = group.counted_runs
     shared = [run for run in runs if run.pair in targets and len(run.validation)]
     if not shared:
         mean = float(np.mean([best for best, _ in targets.values()]))

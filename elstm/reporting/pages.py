@@ -57,7 +57,7 @@ def opening(
     bare = [a.section.title for a in analyses if not any(a is chapter for chapter in chapters)]
     latest = max((run.updated for run in runs), default="")
     blocks: list[Block] = [Heading(1, title)]
-    blocks.append(Paragraph(f"{read}. Latest change: {wording.moment(latest)}."))
+    blocks.append(Paragraph(f"{read}. Latest change: {wording.timestamp(latest)}."))
     if bare:
         blocks.append(
             Paragraph(
@@ -247,7 +247,9 @@ def _list(
 
 def _state(run: Run) -> str:
     return (
-        f"{run.state}, last written at {wording.moment(run.updated)}" if run.stalled else run.state
+        f"{run.state}, last written at {wording.timestamp(run.updated)}"
+        if run.stalled
+        else run.state
     )
 
 

@@ -22,7 +22,7 @@ def words_of(run: StoredRun) -> list[str]:
         UserError: the run has a setting that this version no longer has.
     """
     config = run.config()
-    named = ("data.name",) if "data.source" in config else ()  # own data may have any name
+    named = ("data.name",) if "data.source" in config else ()  # user data may have any name
     words = [
         f"{group}={config.get(f'{group}.source', config[f'{group}.name'])}" for group in GROUPS
     ]

@@ -53,8 +53,8 @@ class Run:
     config: Config
     model: str
     data: str
-    fingerprint: str  # of own data: the checksum of what was read; "" if none was recorded
-    description: str  # of own data: a summary of what was read
+    fingerprint: str  # of user data: the checksum of what was read; "" if none was recorded
+    description: str  # of user data: a summary of what was read
     seed: int
     fold: int | None  # the part that tests, in cross-validation
     state: str

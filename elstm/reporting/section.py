@@ -90,7 +90,7 @@ def section_blocks(analysis: Analysis, pictures: Pictures) -> list[Block]:
 
 
 def _data_blocks(section: Section) -> list[Block]:
-    """Describes the own data of the runs, and what runs on several folds mean."""
+    """Describes the user data of the runs, and what runs on several folds mean."""
     blocks: list[Block] = []
     if section.fingerprint:
         runs = [run for group in section.groups for run in (*group.runs, *group.failed)]

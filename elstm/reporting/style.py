@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from elstm.records.drawing import FigureCanvasAgg, own_settings
+from elstm.records.drawing import FigureCanvasAgg, isolated_settings
 
 # The colour, marker and first line of each model, the same in every report. The colours are those
 # of Okabe and Ito, without the yellow, which is too pale on paper. In black and white the markers
@@ -115,7 +115,7 @@ def render(figure: Figure) -> tuple[bytes, bytes]:
     """Renders the figure as (PNG, SVG)."""
     png, svg = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure)
-    with own_settings(STYLE):
+    with isolated_settings(STYLE):
         figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return png.getvalue(), svg.getvalue()

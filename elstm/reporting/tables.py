@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
-from elstm.files.bounded import Value, harmless
+from elstm.files.bounded import Value, spreadsheet_safe
 from elstm.reporting.groups import Group
 from elstm.reporting.images import ImageTest
 from elstm.reporting.measures import Analysis, GroupResult, Reach, area_under_curve, first_reach
@@ -159,5 +159,5 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if value != value else f"{value:.10g}"
     if isinstance(value, str):
-        return harmless(value)
+        return spreadsheet_safe(value)
     return value

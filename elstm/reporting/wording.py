@@ -97,7 +97,7 @@ def epochs(value: float | None) -> str:
     return NONE if value is None else f"{value:.10g}" if value == round(value) else f"{value:.1f}"
 
 
-def moment(iso: str) -> str:
+def timestamp(iso: str) -> str:
     """Returns a time as 2025-01-02 04:00 UTC, if it is in UTC."""
     if not iso.endswith(("+00:00", "Z")):
         return iso or "unknown"

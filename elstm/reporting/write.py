@@ -13,10 +13,15 @@ from elstm.errors import UserError
 from elstm.files.atomic import write_together
 from elstm.reporting import dynamics, figures, pages, style, wording
 from elstm.reporting.document import Block, CurveLine, Picture, anchored, to_markdown
+from elstm.reporting.figure_list import (
+    earlier_figures,
+    figure_checksums,
+    refuse_others,
+    remove_figures,
+)
 from elstm.reporting.findings import drawn_groups, times_are_comparable
 from elstm.reporting.groups import Group, choose_baselines, make_sections
 from elstm.reporting.html_page import to_html
-from elstm.reporting.made import earlier_figures, listed, refuse_others, remove_figures
 from elstm.reporting.measures import Analysis, analyse
 from elstm.reporting.runs import load_runs
 from elstm.reporting.section import Pictures, section_blocks, shown_results
@@ -79,7 +84,7 @@ def write_report(
     blocks = anchored([*opening, *blocks])
     blocks[first:first] = pages.contents(blocks, len(chapters))
     earlier = earlier_figures(output)
-    files |= _texts(title, blocks, analyses, listed(files))
+    files |= _texts(title, blocks, analyses, figure_checksums(files))
     write_together(output, files)
     remove_figures(output, {n: digest for n, digest in earlier.items() if n not in files})
     return _message(output, len(runs), chapters, damaged)

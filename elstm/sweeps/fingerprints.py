@@ -1,4 +1,4 @@
-"""Reads checksums of own data and of initial weights, which are part of a run's identity."""
+"""Reads checksums of user data and of initial weights, which are part of a run's identity."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from elstm.config.data_options import OwnDataConfig
+from elstm.config.data_options import UserDataConfig
 from elstm.config.schema import Config
 from elstm.records.source import checksum, source_checkpoint
 
-# Settings of own data that affect how files are read; the others apply to the data afterwards.
-_NOT_READ = {"augment", *(each.name for each in fields(OwnDataConfig))} - {"source", "path"}
+# Settings of user data that affect how files are read; the others apply to the data afterwards.
+_NOT_READ = {"augment", *(each.name for each in fields(UserDataConfig))} - {"source", "path"}
 
 
 class Fingerprints:
@@ -27,7 +27,7 @@ class Fingerprints:
             UserError: the data cannot be read.
         """
         data = config.data
-        if not isinstance(data, OwnDataConfig):
+        if not isinstance(data, UserDataConfig):
             return None
         from elstm.data.load import data_fingerprint  # torch: only where data have to be read
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from elstm.cli import FAILED, Ended, fitted, say_error, summary
+from elstm.cli import FAILED, Ended, fitted, print_error, summary
 from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files.atomic import open_append
@@ -144,7 +144,7 @@ def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) ->
             if os.environ.get("ELSTM_TRACEBACK") == "1":
                 traceback.print_exc()
     if terminal:
-        say_error(PROG, f"{_who()}{line}")
+        print_error(PROG, f"{_who()}{line}")
     return Outcome(FAILED, math.nan, line)
 
 
@@ -174,9 +174,9 @@ def _shared_folder(run_dir: Path, config: Config, ranks: Ranks) -> Path:
     """Returns the run folder of rank 0, in which all ranks train."""
     from elstm.training.device import choose_device
     from elstm.training.distributed import join_processes, shared_text
-    from elstm.training.environment import own_environment
+    from elstm.training.environment import isolated_environment
 
-    with own_environment(ranks):
+    with isolated_environment(ranks):
         join_processes(ranks, choose_device(config.trainer.device, config.trainer.precision))
     return Path(shared_text(str(run_dir), ranks))
 

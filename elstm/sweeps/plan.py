@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from elstm.config.changes import changes
 from elstm.config.check import config_from
 from elstm.config.compose import Composer, name_override
-from elstm.config.data_options import OwnDataConfig
+from elstm.config.data_options import UserDataConfig
 from elstm.config.identity import identity
 from elstm.config.overrides import without_no_option
 from elstm.config.run_config import load_run_config
@@ -192,7 +192,7 @@ class Plan:
         own = without_no_option(own)
         group = self.root / config.data.name / config.model.name
         folder = group / run_changes(own, config.seed) / run_name()
-        if isinstance(config.data, OwnDataConfig):
+        if isinstance(config.data, UserDataConfig):
             own.append(name_override(config.data))
         return PlannedRun(
             job,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from elstm.files.atomic import write_atomic
-from elstm.files.bounded import harmless, one_line
+from elstm.files.bounded import one_line, spreadsheet_safe
 from elstm.records.archive import ArchivedRun
 from elstm.records.status import read_status
 
@@ -186,6 +186,6 @@ def write_csv(path: Path, results: Sequence[JobResult]) -> None:
     writer.writerow([*keys, *COLUMNS])
     for r in best_first:
         known = {**r.status, "run_dir": str(r.folder)}
-        values = [harmless(v) if isinstance(v := known.get(k), str) else v for k in COLUMNS]
+        values = [spreadsheet_safe(v) if isinstance(v := known.get(k), str) else v for k in COLUMNS]
         writer.writerow([*(r.varied.get(key, "") for key in keys), *values])
     write_atomic(path, text.getvalue().encode(), sync=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from elstm.config.data_options import DataConfig, DigitsConfig, ImagesConfig, OwnDataConfig
+from elstm.config.data_options import DataConfig, DigitsConfig, ImagesConfig, UserDataConfig
 from elstm.data.catalog import DATA_SETS
 from elstm.data.image_sets import pixel_order
 from elstm.data.sequences import SequenceData
@@ -58,7 +58,7 @@ def check_facts(facts: dict[str, Any], data: DataConfig) -> None:
         or not all(type(name) is str for name in names)
     ):
         raise ValueError("its data have no names of classes")
-    if isinstance(data, OwnDataConfig) and type(facts.get("fingerprint")) is not str:
+    if isinstance(data, UserDataConfig) and type(facts.get("fingerprint")) is not str:
         raise ValueError("its data have no fingerprint")
     if isinstance(data, DigitsConfig | ImagesConfig):
         _check_image_facts(facts, data)

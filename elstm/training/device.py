@@ -16,7 +16,7 @@ from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, writing
 from elstm.training.accelerate_private import forget_state
 from elstm.training.distributed import join_processes
-from elstm.training.environment import own_environment, report_environment
+from elstm.training.environment import isolated_environment, report_environment
 from elstm.training.ranks import read_ranks
 
 MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # Accelerate's names
@@ -84,7 +84,7 @@ def accelerator_for(trainer: TrainerConfig) -> Iterator[Accelerator]:
         report_environment(trainer)
     forget_state()
     try:
-        with own_environment(ranks):
+        with isolated_environment(ranks):
             join_processes(ranks, device)
             accelerator = Accelerator(
                 cpu=device == "cpu", mixed_precision=MIXED_PRECISION[trainer.precision]

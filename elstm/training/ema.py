@@ -90,7 +90,7 @@ def check_ema(content: Mapping[str, Any], config: Config, expected: Mapping[str,
 
 
 def chosen_weights(
-    content: Mapping[str, Any], wanted: str | None = None
+    content: Mapping[str, Any], requested: str | None = None
 ) -> tuple[Any, str, str | None]:
     """Returns the weights of a checkpoint to use, unchecked, and their kind.
 
@@ -98,7 +98,7 @@ def chosen_weights(
     statistics of the averaged weights at the first one, so that its raw weights are taken.
 
     Args:
-        wanted: one of WEIGHTS; None: the averaged ones if possible.
+        requested: one of WEIGHTS; None: the averaged ones if possible.
 
     Returns:
         The state dict, one of WEIGHTS, and the reason where the raw ones were taken instead of the
@@ -108,8 +108,8 @@ def chosen_weights(
         ValueError: the checkpoint does not have those.
     """
     raw, stored = content.get("model"), content.get(EMA)
-    if stored is None or wanted == RAW:
-        if wanted == EMA:
+    if stored is None or requested == RAW:
+        if requested == EMA:
             raise ValueError("it has no averaged weights: its run has no trainer.ema_decay")
         return raw, RAW, None
     weights = mapping("averaged weights", mapping("averaged weights", stored).get("model"))
@@ -122,7 +122,7 @@ def chosen_weights(
             f"the checkpoint is from step {step}, between two evaluations, and the statistics of "
             f"its averaged weights are from {when}"
         )
-        if wanted == EMA:
+        if requested == EMA:
             raise ValueError(f"{reason}: take the raw weights, or the best checkpoint")
         return raw, RAW, reason
     return weights, EMA, None

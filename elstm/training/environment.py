@@ -44,7 +44,7 @@ TAKEN = (
 TAKEN_BY_COMPILE = ("TORCHDYNAMO_", "TORCHINDUCTOR_", "TORCH_COMPILE_")  # with trainer.compile
 
 
-def taken_variables(
+def active_variables(
     trainer: TrainerConfig, environ: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Returns the variables that torch and its libraries use in this run."""
@@ -66,7 +66,7 @@ def ignored_variables(
         "ACCELERATE_USE_CPU": ("true",) if trainer.device == "cpu" else (),
     }
 
-    def asks(name: str, value: str) -> bool:
+    def contradicts(name: str, value: str) -> bool:
         if name == TF32:
             return value == "1"
         if not name.startswith("ACCELERATE_") or name.startswith(_SILENT):
@@ -75,12 +75,12 @@ def ignored_variables(
             value == "1" and name.startswith("ACCELERATE_USE_")
         )
 
-    return {n: v[:200] for n, v in sorted(environ.items()) if asks(n, v.lower())}
+    return {n: v[:200] for n, v in sorted(environ.items()) if contradicts(n, v.lower())}
 
 
 def report_environment(trainer: TrainerConfig) -> None:
     """Logs the ignored and the active variables, if there are any."""
-    ignored, taken = ignored_variables(trainer), taken_variables(trainer)
+    ignored, taken = ignored_variables(trainer), active_variables(trainer)
     if ignored:
         log.warning(
             "ignored from the environment, because the run's config decides "
@@ -95,7 +95,7 @@ def _shown(variables: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def own_environment(ranks: Ranks) -> Iterator[None]:
+def isolated_environment(ranks: Ranks) -> Iterator[None]:
     """Sets the environment to `ranks` and no other settings, while it is active."""
     hidden = {
         name: value

@@ -196,7 +196,7 @@ class Extension:
             write_atomic(path, text.encode())
 
 
-def mend(run_dir: Path, status: Status, extensions: list[dict[str, Any]]) -> None:
+def complete_extension(run_dir: Path, status: Status, extensions: list[dict[str, Any]]) -> None:
     """Completes the update of files that a kill after an extension's first checkpoint prevented."""
     if extensions and status.fields.get("extensions") != extensions:
         Extension(run_dir, status, extensions).after_checkpoint()

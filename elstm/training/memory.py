@@ -30,7 +30,7 @@ def check_memory(config: Config, device: torch.device) -> None:
 def least_memory(config: Config) -> int:
     """Returns the bytes of weights, gradients, optimizer state and a batch's saved values."""
     model, data = config.model, config.data
-    hidden, features, steps = model.hidden_size, 1, 1  # own data have their sizes in their files
+    hidden, features, steps = model.hidden_size, 1, 1  # user data have their sizes in their files
     if isinstance(data, DigitsConfig):
         source = DATA_SETS[data.name]
         steps = source.pixels // data.pixels_per_step

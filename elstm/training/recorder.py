@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from elstm.config.schema import Config
 from elstm.errors import show
 from elstm.files.atomic import write_atomic
-from elstm.nn.backends import untried
+from elstm.nn.backends import untested_backend
 from elstm.records import pictures as figures
 from elstm.records.correct import TABLE, encode_correct
 from elstm.records.descriptions import changed_keys, describe_run, hparams
@@ -31,7 +31,7 @@ from elstm.training import device as runtime
 from elstm.training import evaluation
 from elstm.training.build import Parts
 from elstm.training.ema import EMA, RAW
-from elstm.training.environment import taken_variables
+from elstm.training.environment import active_variables
 from elstm.training.start import augmented_examples, start_messages, start_warnings
 from elstm.training.state import TrainState
 
@@ -54,7 +54,7 @@ def run_facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": config.trainer.precision,
         "weights": RAW if config.trainer.ema_decay is None else EMA,
-        "environment": taken_variables(config.trainer),
+        "environment": active_variables(config.trainer),
     }
 
 
@@ -176,7 +176,7 @@ class Recorder:
         if backend != self.backend:
             self.backend = backend
             self.info("the recurrence runs on backend %s", backend)
-            faster = untried(self.parts.accelerator.device, str(backend))
+            faster = untested_backend(self.parts.accelerator.device, str(backend))
             if faster is not None and self.config.model.backend == "auto":
                 self.info(
                     "model.backend=%s has not been measured on this kind of GPU, but may be many "

@@ -33,8 +33,8 @@ from elstm.training.ema import chosen_weights
 from elstm.training.extension import (
     Extension,
     check_not_behind,
+    complete_extension,
     extended_config,
-    mend,
     new_entry,
     stored_extensions,
 )
@@ -191,7 +191,7 @@ def set_up(
             new_entry(own, config, state, status.before, tested, tracker.rows()),
         ]
     elif accelerator.is_main_process:
-        mend(run_dir, status, extensions)
+        complete_extension(run_dir, status, extensions)
     recorder = Recorder(config, run_dir, parts, tracker, status)
     recorder.start(state, file_sizes, resume=resume, extended=changed)
     if changed:

@@ -23,7 +23,7 @@ OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """Holds a trained model in eval mode on the CPU, with its config and facts about its data.
 
     Attributes:
@@ -54,7 +54,7 @@ class Trained:
         return "raw" if self.note is None else f"raw: {self.note}"
 
 
-def load_trained(run_dir: Path, which: str = "best", weights: str | None = None) -> Trained:
+def load_trained(run_dir: Path, which: str = "best", weights: str | None = None) -> TrainedModel:
     """Loads the model of a checkpoint.
 
     Args:
@@ -92,7 +92,9 @@ def load_trained(run_dir: Path, which: str = "best", weights: str | None = None)
     model = _build(config, content["data"])
     model.load_state_dict(chosen)
     facts, state = content["data"], content["state"]
-    return Trained(config, path, model.eval(), facts, state["step"], state["epoch"], kind, note)
+    return TrainedModel(
+        config, path, model.eval(), facts, state["step"], state["epoch"], kind, note
+    )
 
 
 def _instead(run_dir: Path, which: str) -> str:
@@ -182,7 +184,7 @@ def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None
 def size_limit(config: Config) -> int:
     """Returns the largest size in bytes of a checkpoint of this config; no more is read."""
     facts = expected_facts(config.data)
-    if facts is None:  # own data: only their files determine the size of the model
+    if facts is None:  # user data: only their files determine the size of the model
         return OWN_DATA_LIMIT
     with torch.device("meta"):
         model = _build(config, facts).state_dict()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from elstm.records.drawing import Figure, own_settings
+from elstm.records.drawing import Figure, isolated_settings
 from speed.layers import SHAPES
 
 
-@own_settings()
+@isolated_settings()
 def chart(rows: list[dict[str, Any]], path: str) -> None:
     """Draws bars of the training step's ratio to torch.nn.LSTM, one panel per shape."""
     shapes = [shape for shape in SHAPES if any(row["shape"] == shape for row in rows)]

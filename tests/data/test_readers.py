@@ -9,12 +9,12 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import pytest
+from elstm.data.other import load_series, load_unseen
 from PIL import Image
 
 from elstm.config.data_options import TsConfig
 from elstm.data import labelled
 from elstm.data.labelled import class_names, label_text
-from elstm.data.other import load_other, load_series
 from elstm.data.placement import read_image
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
@@ -437,10 +437,10 @@ def test_a_file_that_is_named_alone(tmp_path):
         _, part = load_series(options, facts, str(path))
         assert part.ids == tuple(f"Two_{end}:{line}" for line in (10, 11)[: len(part)])
         assert len(part) == (2 if end == "train" else 1)
-        assert len(load_other(options, facts, str(path), end).test) == len(part)
+        assert len(load_unseen(options, facts, str(path), end).test) == len(part)
         other = "test" if end == "train" else "train"
         with pytest.raises(UserError, match=f"is the {end} split of two files.* --split {end}"):
-            load_other(options, facts, str(path), other)
+            load_unseen(options, facts, str(path), other)
     assert len(load_series(options, facts, str(tmp_path))[1]) == 3
     options.missing = "error"
     with pytest.raises(

@@ -207,14 +207,14 @@ def test_auto_takes_it_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) ->
     automatic = backends._AUTOMATIC["triton"]
     assert automatic(torch.device("cuda"))
     assert not automatic(torch.device("cpu"))
-    assert backends.untried(torch.device("cuda"), "reference") is None
+    assert backends.untested_backend(torch.device("cuda"), "reference") is None
     capability = (8, 6)
     assert not automatic(torch.device("cuda"))
-    assert backends.untried(torch.device("cuda"), "reference") == "triton"
-    assert backends.untried(torch.device("cuda"), "triton") is None
-    assert backends.untried(torch.device("cpu"), "reference") is None
+    assert backends.untested_backend(torch.device("cuda"), "reference") == "triton"
+    assert backends.untested_backend(torch.device("cuda"), "triton") is None
+    assert backends.untested_backend(torch.device("cpu"), "reference") is None
     capability = (7, 5)
-    assert backends.untried(torch.device("cuda"), "reference") is None
+    assert backends.untested_backend(torch.device("cuda"), "reference") is None
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,13 +41,13 @@ def test_another_size_gets_another_block(idle: deque) -> None:
     del del_me
     gc.collect()
     size = idle[0].size
-    assert memory.take(2 * size).size >= 2 * size
+    assert memory.acquire(2 * size).size >= 2 * size
     assert len(idle) == 1
 
 
 @pytest.mark.parametrize("size", [1, 5_000, 300_000, 3 << 20, (37 << 20) + 1])
 def test_blocks_are_as_large_as_asked_and_aligned_as_cpu_c_needs(size: int) -> None:
-    block = memory.take(size)
+    block = memory.acquire(size)
     assert size <= block.size <= max(memory.LARGE_PAGE, 1.125 * size + (2 << 20))
     assert block.address % 128 == 0
     assert len(block.map) - block.offset >= block.size
@@ -63,10 +63,10 @@ def test_small_tensors_have_no_block(idle: deque) -> None:
 def test_what_waits_is_bounded_and_the_longest_idle_goes_first(
     idle: deque, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = [memory.take(memory.LEAST) for _ in range(4)]
+    blocks = [memory.acquire(memory.LEAST) for _ in range(4)]
     monkeypatch.setattr(memory, "IDLE", 3 * blocks[0].size)
     for block in blocks:
-        memory.give(block)
+        memory.release(block)
     assert list(idle) == blocks[1:]
 
 
@@ -99,4 +99,4 @@ def test_a_layers_results_stay_as_they_were() -> None:
 
 def test_a_block_that_the_system_has_not_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="MiB"):
-        memory.take(1 << 60)
+        memory.acquire(1 << 60)

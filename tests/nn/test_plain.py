@@ -153,20 +153,20 @@ def test_modes_see_the_operators(layers, mode):
 
 def test_each_question_without_a_public_interface_is_answered():
     x = torch.randn(2)
-    assert plain.why_not(x) is None
-    assert plain.why_not(nn.Parameter(x)) is None
+    assert plain.why_unreadable(x) is None
+    assert plain.why_unreadable(nn.Parameter(x)) is None
     with Dispatch():
-        assert "dispatch mode" in plain.why_not(x)
+        assert "dispatch mode" in plain.why_unreadable(x)
     with Plus():
-        assert "function mode" in plain.why_not(x)
+        assert "function mode" in plain.why_unreadable(x)
     reasons = []
-    torch.func.vmap(lambda y: reasons.append(plain.why_not(y)) or y)(x)
+    torch.func.vmap(lambda y: reasons.append(plain.why_unreadable(y)) or y)(x)
     assert "torch.func" in reasons[0]
-    assert "no memory" in plain.why_not(x.to("meta"))
+    assert "no memory" in plain.why_unreadable(x.to("meta"))
     freed = torch.randn(2)
     freed.untyped_storage().resize_(0)
-    assert "no memory" in plain.why_not(freed)
-    assert "not dense" in plain.why_not(torch.eye(2).to_sparse())
+    assert "no memory" in plain.why_unreadable(freed)
+    assert "not dense" in plain.why_unreadable(torch.eye(2).to_sparse())
 
 
 @needs_compiler
@@ -258,7 +258,7 @@ def test_a_tensor_like_others_that_passed_is_still_asked():
     """Checks that a tensor with known dispatch keys is still asked for the rest."""
     x = torch.randn(3, 4)
     z = torch.complex(x, x)
-    assert plain.why_not(x, torch.nn.Parameter(x), z, x[:0], None) is None
+    assert plain.why_unreadable(x, torch.nn.Parameter(x), z, x[:0], None) is None
     freed = torch.randn(3, 4)
     freed.untyped_storage().resize_(0)
     faults = {
@@ -266,8 +266,8 @@ def test_a_tensor_like_others_that_passed_is_still_asked():
         "conjugate": z.conj(), "negative": z.conj().imag, "dense": x.to_sparse(),
     }  # fmt: skip
     for fault, tensor in [*faults.items()] * 2:
-        assert fault in plain.why_not(x, tensor)
+        assert fault in plain.why_unreadable(x, tensor)
     with torch.autograd.forward_ad.dual_level():
-        assert plain.why_not(x) is None
+        assert plain.why_unreadable(x) is None
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        assert "tangent" in plain.why_not(x, dual)
+        assert "tangent" in plain.why_unreadable(x, dual)

@@ -80,7 +80,7 @@ def test_settings_of_the_process(settings: dict[str, object]) -> None:
 
 def test_settings_are_those_of_the_figure_alone() -> None:
     size = matplotlib.rcParams["font.size"]
-    with drawing.own_settings({"font.size": size + 1}):
+    with drawing.isolated_settings({"font.size": size + 1}):
         assert matplotlib.rcParams["font.size"] == size + 1
     assert matplotlib.rcParams["font.size"] == size
 

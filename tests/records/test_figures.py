@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from elstm.records.drawing import own_settings, png
+from elstm.records.drawing import isolated_settings, png
 from elstm.records.pictures import confusion_figure, gradient_figure
 
 
@@ -34,7 +34,7 @@ def test_confusion(classes: int, widest: int) -> None:
     """Pictures fit a screen from 2 to 60 classes."""
     confusion = np.full((classes, classes), 2) + 96 * np.eye(classes, dtype=int)
     names = [f"class {i}" for i in range(classes - 1)] + ["a name that is far too long" * 9]
-    with own_settings():
+    with isolated_settings():
         figure = confusion_figure.__wrapped__(confusion, names, "title " * 20)
         png(figure)
         texts = figure.findobj(lambda each: isinstance(each, Text) and each.get_text().strip())
@@ -54,7 +54,7 @@ def test_confusion(classes: int, widest: int) -> None:
 def test_confusion_of_a_thousand_classes() -> None:
     """The memory that drawing takes does not grow with the classes."""
     names = [f"class {i}" for i in range(1000)]
-    with own_settings():
+    with isolated_settings():
         figure = confusion_figure.__wrapped__(np.diag(np.arange(1000)), names, "title")
     assert max(figure.bbox.size) < 3300
     assert not list(figure.axes[0].texts)
@@ -66,7 +66,7 @@ def test_confusion_of_a_thousand_classes() -> None:
 def test_confusion_is_in_per_cent_of_each_class() -> None:
     """A class of 1,000 images and one of 10 can be compared, and one without images is empty."""
     confusion = np.array([[999, 1, 0], [4, 6, 0], [0, 0, 0]])
-    with own_settings():
+    with isolated_settings():
         axes = confusion_figure.__wrapped__(confusion, ["a", "b", "c"], "title").axes[0]
     cells = {text.get_position(): text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "99.9", (1, 0): "0.1", (0, 1): "40.0", (1, 1): "60.0"}

@@ -14,9 +14,9 @@ from elstm.training.device import accelerator_for, process_settings
 from elstm.training.environment import (
     IGNORED,
     IGNORED_PREFIXES,
+    active_variables,
     ignored_variables,
-    own_environment,
-    taken_variables,
+    isolated_environment,
 )
 from elstm.training.ranks import VARIABLES, Ranks
 from elstm.training.run import run
@@ -82,7 +82,7 @@ def test_the_environment_comes_back(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("RANK", "0")
     before = dict(os.environ)
-    with own_environment(Ranks(1, 2, 1, 2, "a", 5)):
+    with isolated_environment(Ranks(1, 2, 1, 2, "a", 5)):
         assert os.environ["RANK"] == "1"
         assert "ACCELERATE_MIXED_PRECISION" not in os.environ
         os.environ["ACCELERATE_USE_FSDP"] = "true"
@@ -100,9 +100,9 @@ def test_what_accelerate_launch_always_sets_is_not_mentioned():
     same = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_CPU": "true"}
     assert ignored_variables(TrainerConfig(precision="bf16", device="cpu"), same) == {}
     assert ignored_variables(TrainerConfig(), same) == same
-    assert taken_variables(TrainerConfig(), {"TORCHDYNAMO_DISABLE": "1"}) == {}
+    assert active_variables(TrainerConfig(), {"TORCHDYNAMO_DISABLE": "1"}) == {}
     compiled = TrainerConfig(compile=True)
-    assert taken_variables(compiled, {"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}
+    assert active_variables(compiled, {"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def test_float32_stays_float32_and_threads_are_those_of_the_config():

@@ -19,7 +19,7 @@ from elstm.config.schema import ImageSetConfig
 from elstm.data.catalog import DATA_SETS, IDX_FILES
 from elstm.data.image_sets import load_image_set
 from elstm.data.load import load_data
-from elstm.data.other import load_other
+from elstm.data.unseen import load_unseen
 from elstm.errors import UserError
 from elstm.training.trained import load_trained
 
@@ -101,17 +101,17 @@ def test_pictures_of_other_classes_and_spellings(small: Pictures) -> None:
     write_class_folders(Path("names"), images, np.array(["T-shirt-top", "Bag", "Bag"]))
     write_class_folders(Path("numbers"), images, np.array(["0", "8", "8"]))
     for place in ("names", "numbers"):
-        data = load_other(fashion, facts_of_fashion, place, "test")
+        data = load_unseen(fashion, facts_of_fashion, place, "test")
         assert sorted(data.test.labels.tolist()) == [0, 8, 8]
         assert data.test.images.shape == (3, 784)
         assert (data.mean, data.std) == (facts["mean"], facts["std"])
     with pytest.raises(UserError, match=r"labels that the run was not trained on: Bag, T-shirt"):
-        load_other(options, facts, "names", "test")
+        load_unseen(options, facts, "names", "test")
     Path("empty").mkdir()
     Image.new("L", (28, 28)).save("one.png")
     for place in ("empty", "one.png"):
         with pytest.raises(UserError, match=r"a folder with the files of mnist or a folder of pic"):
-            load_other(options, facts, place, "test")
+            load_unseen(options, facts, place, "test")
 
 
 @pytest.mark.slow

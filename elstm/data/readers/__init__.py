@@ -1,1 +1,1 @@
-"""Reads own data, with a module for each file format that returns labelled sequences by split."""
+"""Reads user data, with a module for each file format that returns labelled sequences by split."""

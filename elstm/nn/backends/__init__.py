@@ -16,7 +16,7 @@ import torch
 
 from elstm.nn import recurrence as reference
 from elstm.nn.backends.compiling import unless_varying
-from elstm.nn.backends.plain import constant_result, why_not, why_not_call
+from elstm.nn.backends.plain import constant_result, why_unreadable, why_unreadable_call
 from elstm.nn.layer_norm import LayerNormCall, layer_norm_recurrence
 from elstm.nn.recurrence import Call, Recurrence, Results
 
@@ -63,7 +63,7 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     if name == "reference":
         return name, in_python
     spread = any(norm is not None and norm.counts is not None for norm in call.norms)
-    general = _SPREAD if spread else why_not_call(call)
+    general = _SPREAD if spread else why_unreadable_call(call)
     for candidate, module_name in _MODULES.items():
         if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call.x.device)):
             continue
@@ -83,7 +83,7 @@ def _without_recompute(call: Call) -> Results:
     return reference.recurrence(call._replace(recompute=False))
 
 
-def untried(device: torch.device, used: str) -> str | None:
+def untested_backend(device: torch.device, used: str) -> str | None:
     """Returns a backend that might be faster than the one used, where `auto` has no measurement."""
     if used == "reference" and device.type == "cuda" and not _AUTOMATIC["triton"](device):
         return "triton" if torch.cuda.get_device_capability(device) >= (8, 0) else None
@@ -105,7 +105,7 @@ def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[...
     norms = call.norm_ih, call.norm_hh, call.norm_c
     weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
     tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
-    reason = why_not(*tensors, *weights)
+    reason = why_unreadable(*tensors, *weights)
     if reason is None:
         module_name = _LAYER_NORM[candidate]
         _load(module_name)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elstm.nn.backends.plain import why_not
+from elstm.nn.backends.plain import why_unreadable
 from elstm.nn.recurrence import Call, NormInputs, recurrence
 
 
-def learned_of(call: Call) -> tuple[Tensor | None, ...]:
+def learned_tensors(call: Call) -> tuple[Tensor | None, ...]:
     """Returns the ten tensors that gradients flow to.
 
     They are x, h_0, c_0, weight_ih, weight_hh, bias, γ of norm_ih, norm_hh and norm_c, and β.
@@ -59,7 +59,7 @@ def with_learned(call: Call, learned: Sequence[Any]) -> Call:
 
 def needs_reference(*tensors: Tensor | None) -> bool:
     """Returns whether the gradient has to come from the reference."""
-    return torch.is_grad_enabled() or why_not(*tensors) is not None
+    return torch.is_grad_enabled() or why_unreadable(*tensors) is not None
 
 
 # Computes output, h_n and c_n from the ten learned tensors by torch's operators.
@@ -79,7 +79,7 @@ def reference_gradients(
     reference: Reference,
     learned: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor | None]:
     """Returns the gradients of the ten learned tensors, differentiable where that is requested.
 
@@ -87,15 +87,15 @@ def reference_gradients(
         reference: computes the results again.
         learned: the saved inputs, connected to the graph that they came from.
         upstream: the gradients of output, h_n and c_n; None: zero.
-        wanted: which gradients are needed.
+        needs_grad: which gradients are needed.
     """
     create_graph = torch.is_grad_enabled()
     device = learned[0].device.type if learned[0] is not None else "cpu"
     with torch.enable_grad(), torch.autocast(device, enabled=False):
         # Copies of the inputs are separate variables, because one input may depend on another.
         variables = [
-            tensor.view_as(tensor) if want and tensor is not None else tensor
-            for tensor, want in zip(learned, wanted, strict=True)
+            tensor.view_as(tensor) if needed and tensor is not None else tensor
+            for tensor, needed in zip(learned, needs_grad, strict=True)
         ]
         results = reference(variables)
         pairs = [
@@ -103,7 +103,9 @@ def reference_gradients(
             for result, gradient in zip(results, upstream, strict=True)
             if gradient is not None and result.requires_grad
         ]
-        chosen = [v for v, want in zip(variables, wanted, strict=True) if want and v is not None]
+        chosen = [
+            v for v, needed in zip(variables, needs_grad, strict=True) if needed and v is not None
+        ]
         if not pairs or not chosen:
             return [None] * len(learned)
         found = iter(
@@ -116,6 +118,6 @@ def reference_gradients(
             )
         )
     return [
-        next(found) if want and v is not None else None
-        for v, want in zip(variables, wanted, strict=True)
+        next(found) if needed and v is not None else None
+        for v, needed in zip(variables, needs_grad, strict=True)
     ]

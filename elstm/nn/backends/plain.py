@@ -36,7 +36,7 @@ def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def why_not(*tensors: Tensor | None) -> str | None:
+def why_unreadable(*tensors: Tensor | None) -> str | None:
     """Returns why compiled code cannot read these tensors, in one line; None where it can."""
     if torch.compiler.is_dynamo_compiling():
         return _transformed()  # the compiler traces ordinary tensors; its modes are no concern
@@ -66,12 +66,12 @@ def why_not(*tensors: Tensor | None) -> str | None:
     return None
 
 
-def why_not_call(call: Call) -> str | None:
+def why_unreadable_call(call: Call) -> str | None:
     """Returns why compiled code cannot read the tensors of a call; None where it can."""
     norms = [norm for norm in call.norms if norm is not None]
     of_norms = [part for norm in norms for part in (norm.weight, norm.bias, norm.mean, norm.var)]
     weights = call.weight_ih, call.weight_hh, call.bias
-    return why_not(call.x, call.h_0, call.c_0, *weights, *of_norms)
+    return why_unreadable(call.x, call.h_0, call.c_0, *weights, *of_norms)
 
 
 @constant_result

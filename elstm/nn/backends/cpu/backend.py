@@ -24,7 +24,7 @@ from elstm.nn.backends.cpu import library
 from elstm.nn.backends.cpu.library import BITS, LAYER, Computed, Constants, Learned
 from elstm.nn.backends.gradients import (
     Reference,
-    learned_of,
+    learned_tensors,
     needs_reference,
     reference_gradients,
     reference_of,
@@ -74,7 +74,7 @@ def _tensors(*norms: NormInputs | None) -> list[Tensor | None]:
 
 def recurrence(call: Call) -> Results:
     """Does what elstm.nn.recurrence.recurrence does, for a call that `refuses` lets through."""
-    output, h_n, c_n, *found = run(reference_of(call), _constants(call), learned_of(call))
+    output, h_n, c_n, *found = run(reference_of(call), _constants(call), learned_tensors(call))
     pairs = zip(call.norms[:3], found[::2], found[1::2], strict=True)
     statistics = [
         None if norm is None else Statistics(mean, None if norm.weight is None else var)
@@ -143,13 +143,16 @@ class _CpuRecurrence(torch.autograd.Function):
                     "a saved-tensor hook returned a tensor of another shape, dtype or device:"
                     f" {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
                 )
-        learned, wanted = saved[:_LEARNED_END], ctx.needs_input_grad[2:]
+        learned, needs_grad = saved[:_LEARNED_END], ctx.needs_input_grad[2:]
         if needs_reference(*saved, *given):
-            return None, None, *reference_gradients(ctx.reference, learned, given, wanted)
+            return None, None, *reference_gradients(ctx.reference, learned, given, needs_grad)
         results = _results([_aligned(t) for t in saved[_LEARNED_END:]])
         gradients = [None if g is None else g.contiguous() for g in given]
-        found = library.backward(ctx.constants, _contiguous(learned), results, gradients, wanted)
-        return None, None, *(g if want else None for g, want in zip(found, wanted, strict=True))
+        found = library.backward(
+            ctx.constants, _contiguous(learned), results, gradients, needs_grad
+        )
+        returned = (g if needed else None for g, needed in zip(found, needs_grad, strict=True))
+        return None, None, *returned
 
 
 def _contiguous(learned: Sequence[Tensor | None]) -> Learned:
@@ -188,7 +191,8 @@ _TENSORS_END = _LEARNED_END + 6
 _CALL_END = _TENSORS_END + 5
 _FORWARD_SCHEMA = f"({_LEARNED}, {_CONSTANTS}, bool keep) -> ({', '.join(['Tensor'] * 12)})"
 _BACKWARD_SCHEMA = (
-    f"({_LEARNED}, {_CONSTANTS}, Tensor[] results, Tensor?[] upstream, bool[] wanted) -> Tensor[]"
+    f"({_LEARNED}, {_CONSTANTS}, Tensor[] results, Tensor?[] upstream, bool[] needs_grad)"
+    " -> Tensor[]"
 )
 
 
@@ -220,9 +224,9 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 @torch.library.custom_op("elstm::cpu_backward", mutates_args=(), schema=_BACKWARD_SCHEMA)
 def _backward_op(*arguments: Any) -> list[Tensor]:
     constants, learned = _from_schema(arguments)
-    results, upstream, wanted = arguments[_CALL_END:]
+    results, upstream, needs_grad = arguments[_CALL_END:]
     given = [None if g is None else g.contiguous() for g in upstream]
-    return library.backward(constants, learned, _results(results), given, wanted)
+    return library.backward(constants, learned, _results(results), given, needs_grad)
 
 
 @_backward_op.register_fake
@@ -237,17 +241,17 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _gradient(ctx: Any, *upstream: Tensor | None) -> tuple[Any, ...]:
-    saved, wanted = ctx.saved_tensors, list(ctx.needs_input_grad[:_LEARNED_END])
+    saved, needs_grad = ctx.saved_tensors, list(ctx.needs_input_grad[:_LEARNED_END])
     learned, given = saved[:_LEARNED_END], list(upstream[:3])
     if torch.is_grad_enabled():
         reference = _reference_of(saved[_LEARNED_END:_TENSORS_END], learned, *ctx.constants)
-        gradients = reference_gradients(reference, learned, given, wanted)
+        gradients = reference_gradients(reference, learned, given, needs_grad)
     else:
         results = list(saved[_TENSORS_END:])
         found = torch.ops.elstm.cpu_backward(
-            *saved[:_TENSORS_END], *ctx.constants, results, given, wanted
+            *saved[:_TENSORS_END], *ctx.constants, results, given, needs_grad
         )
-        gradients = [g if want else None for g, want in zip(found, wanted, strict=True)]
+        gradients = [g if needed else None for g, needed in zip(found, needs_grad, strict=True)]
     return *gradients, *[None] * (_CALL_END + 1 - _LEARNED_END)
 
 

@@ -152,12 +152,12 @@ def _statistics(constants: Constants, learned: Learned, keep: bool) -> list[tupl
 
 
 def empty_gradients(
-    learned: Learned, wanted: Sequence[bool], empty: Empty = Tensor.new_empty
+    learned: Learned, needs_grad: Sequence[bool], empty: Empty = Tensor.new_empty
 ) -> list[Tensor]:
-    """Allocates the gradients; x, h_0 and c_0 have one only where `wanted` says so."""
+    """Allocates the gradients; x, h_0 and c_0 have one only if they need it."""
     return [
         empty(tensor, *tensor.shape)
-        if tensor is not None and (index > 2 or wanted[index])
+        if tensor is not None and (index > 2 or needs_grad[index])
         else learned.x.new_empty(0)
         for index, tensor in enumerate(learned)
     ]
@@ -174,10 +174,10 @@ def backward(
     learned: Learned,
     results: Computed,
     upstream: Sequence[Tensor | None],
-    wanted: Sequence[bool],
+    needs_grad: Sequence[bool],
 ) -> list[Tensor]:
     """Returns the gradients of `learned`, given those of output, h_n and c_n (None: zero)."""
-    gradients = empty_gradients(learned, wanted, memory.empty)
+    gradients = empty_gradients(learned, needs_grad, memory.empty)
     call = _call(constants, learned, results)
     for name, tensor in zip(CallStruct.gradients, (*upstream, *gradients[:6]), strict=True):
         setattr(call, name, _pointer(tensor))
@@ -191,10 +191,10 @@ def backward(
 def _run(direction: str, bits: int, call: CallStruct) -> None:
     """Runs the function elstm_forward or elstm_backward."""
     loaded = library(bits)
-    block = memory.take(loaded.elstm_workspace(call, direction == "backward"))
+    block = memory.acquire(loaded.elstm_workspace(call, direction == "backward"))
     call.workspace = block.address
     getattr(loaded, f"elstm_{direction}")(call)
-    memory.give(block)
+    memory.release(block)
 
 
 def _set_batch_sizes(call: CallStruct, sizes: Sequence[int] | None) -> None:

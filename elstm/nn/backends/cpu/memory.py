@@ -41,7 +41,7 @@ class Block:
 _idle: deque[Block] = deque()  # the longest idle first; its methods are atomic
 
 
-def take(size: int) -> Block:
+def acquire(size: int) -> Block:
     """Returns an uninitialised block of at least `size` bytes.
 
     Raises:
@@ -63,7 +63,7 @@ def take(size: int) -> Block:
         raise MemoryError(f"the recurrence needs {size >> 20} MiB: {error}") from None
 
 
-def give(block: Block) -> None:
+def release(block: Block) -> None:
     """Returns a block to the pool, for the next call."""
     _idle.append(block)
     while sum(idle.size for idle in tuple(_idle)) > IDLE:
@@ -77,8 +77,8 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     size = count * like.element_size()
     if size < LEAST:
         return like.new_empty(shape)
-    block = take(size)
+    block = acquire(size)
     memory = (ctypes.c_char * size).from_buffer(block.map, block.offset)
-    weakref.finalize(memory, give, block).atexit = False
+    weakref.finalize(memory, release, block).atexit = False
     tensor = torch.frombuffer(memory, dtype=like.dtype, count=count)
     return tensor.resize_(shape)  # not a view, which could not be changed in place

@@ -11,17 +11,17 @@ from elstm.nn.backends.cuda.launch import (
     BETWEEN_COUNTERS,
     Launcher,
     blocks_for,
-    why_not_on,
+    refuses_device,
 )
 from elstm.nn.backends.gradients import (
     Reference,
-    learned_of,
+    learned_tensors,
     needs_reference,
     reference_gradients,
     reference_of,
 )
 from elstm.nn.recurrence import Call, NormInputs, Results, Statistics
-from elstm.nn.sequences import places
+from elstm.nn.sequences import packed_indices
 
 _CELL_NORMS = ("none", "output", "update")
 _SLICE_BYTES = 2**24  # of W_x x_t, which is computed a third time in slices of about this size
@@ -38,7 +38,7 @@ def refuses(call: Call) -> str | None:
     for tensor in (x, call.h_0, call.c_0, call.weight_ih, call.weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
-    reason = why_not_on(x.device)
+    reason = refuses_device(x.device)
     if reason is not None:
         return reason
     batch, hidden = call.h_0.shape
@@ -57,12 +57,12 @@ def recurrence(call: Call) -> Results:
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     norms = call.norms[:3]
-    active = None if call.batch_sizes is None else places(call.batch_sizes, x).counts
+    active = None if call.batch_sizes is None else packed_indices(call.batch_sizes, x).counts
     pairs = _statistics(norms, x.shape[0], batch_steps)
     eps = tuple(0.0 if norm is None else float(norm.eps) for norm in norms)
     plan = _Plan(active, batch_steps, call.cell_norm, pairs, eps)
     # Contiguous before autograd sees them: what it saves has to be the inputs themselves.
-    learned = [None if t is None else t.float().contiguous() for t in learned_of(call)]
+    learned = [None if t is None else t.float().contiguous() for t in learned_tensors(call)]
     with torch.autocast(x.device.type, enabled=False):
         output, h_n, c_n = _TritonRecurrence.apply(plan, reference_of(call), *learned)
     statistics = (pair and Statistics(*(part[:batch_steps] for part in pair)) for pair in pairs)
@@ -167,9 +167,10 @@ class _TritonRecurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, learned, wanted = ctx.saved_tensors[0], ctx.saved_tensors[:10], ctx.needs_input_grad[2:]
+        learned, needs_grad = ctx.saved_tensors[:10], ctx.needs_input_grad[2:]
+        x = learned[0]
         if needs_reference(*ctx.saved_tensors, *gradients):
-            return None, None, *reference_gradients(ctx.reference, learned, gradients, wanted)
+            return None, None, *reference_gradients(ctx.reference, learned, gradients, needs_grad)
         with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
             return _backward(ctx, *gradients)
 

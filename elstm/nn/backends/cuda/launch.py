@@ -49,7 +49,7 @@ def interpreted() -> bool:
     return not isinstance(kernels()["forward"], JITFunction)
 
 
-def why_not_on(device: torch.device) -> str | None:
+def refuses_device(device: torch.device) -> str | None:
     """Returns why the kernels cannot run on a device, or None."""
     if not available():
         return "needs the package triton, 3.6 or later"

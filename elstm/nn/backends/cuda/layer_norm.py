@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from elstm.nn.backends.cuda import launch
-from elstm.nn.sequences import places
+from elstm.nn.sequences import packed_indices
 
 MAX_UNITS = 1024
 _PROGRAMS = 50  # at most: with more, they read W_h from L2 faster than it gives
@@ -25,7 +25,7 @@ def refuses(call: Any) -> str | None:
     for tensor in (call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
-    reason = launch.why_not_on(call.x.device)
+    reason = launch.refuses_device(call.x.device)
     if reason is None and call.h_0.shape[1] > MAX_UNITS:
         return f"serves at most {MAX_UNITS} hidden units, got {call.h_0.shape[1]}"
     return reason
@@ -43,7 +43,7 @@ def recurrence(call: Any) -> tuple[Tensor, Tensor, Tensor]:
         z_x = norm_ih(projected).float()
         if bias is not None:
             z_x = z_x + bias.float()
-        active = None if batch_sizes is None else places(batch_sizes, x).counts
+        active = None if batch_sizes is None else packed_indices(batch_sizes, x).counts
         plan = _LayerNormPlan(
             active, float(norm_hh.eps), float(norm_c.eps), torch.is_grad_enabled()
         )

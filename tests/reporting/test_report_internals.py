@@ -4,14 +4,14 @@ from synthetic_runs import write_inside, write_run
 
 from elstm.commands.report import main
 from elstm.records.stored import RunFolder
-from elstm.reporting.inside import read_inside
+from elstm.reporting.internals import read_internals
 
 NORMS = {"norm_ih_l0": [(1.0, 0.0, 0.4), (0.9, 0.1, 0.5)], "norm_c_l0": [(1.0, 0.0, 1.0)]}
 OVER_TIME = {"gradient": [1e-3, 1e-2, 0.1], "cell_mean": [0.0, 0.1, 0.2]}
 
 
 def inside_of(folder):
-    return read_inside(RunFolder("run", folder))
+    return read_internals(RunFolder("run", folder))
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ class NormCourse:
 
 
 @dataclass(frozen=True)
-class Inside:
+class Internals:
     """Holds the tables of one run; they are empty if it recorded none."""
 
     norms: dict[str, NormCourse]  # by name, such as norm_c_l0
     over_time: dict[str, np.ndarray]  # (T,), by the names in OVER_TIME
 
 
-def read_inside(run: StoredRun) -> Inside:
+def read_internals(run: StoredRun) -> Internals:
     """Reads the two tables of a run; damaged or missing parts are left out."""
     courses: dict[str, list[list[float]]] = {}
     for row in table_rows(run, "norms.csv"):
@@ -45,7 +45,7 @@ def read_inside(run: StoredRun) -> Inside:
         for name in OVER_TIME
         if table and name in table[0]
     }
-    return Inside(
+    return Internals(
         {name: NormCourse(*np.array(rows).T) for name, rows in courses.items()},
         {name: values for name, values in over_time.items() if np.isfinite(values).any()},
     )

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from elstm.nn import ELSTMBN
 from elstm.nn import sequences as batches
-from elstm.nn.sequences import pack_like, places, reverse_active, unpack
+from elstm.nn.sequences import pack_like, packed_indices, reverse_active, unpack
 
 
 @pytest.fixture(autouse=True)
@@ -53,18 +53,19 @@ def test_a_cache_that_inference_or_fake_tensors_filled_serves_training() -> None
     batches._cached.cache_clear()
     with FakeTensorMode():
         data = torch.empty(10, 2)
-        places([4, 4, 2], data)
+        packed_indices([4, 4, 2], data)
     assert batches._cached.cache_info().currsize == 0
-    assert type(places([4, 4, 2], torch.empty(1)).rows) is torch.Tensor
+    assert type(packed_indices([4, 4, 2], torch.empty(1)).rows) is torch.Tensor
     with FakeTensorMode():  # the cache has real tensors now
         data = torch.empty(10, 2)
-        assert data.index_select(0, places([4, 4, 2], data).rows).shape == (12, 2)
+        assert data.index_select(0, packed_indices([4, 4, 2], data).rows).shape == (12, 2)
 
 
 def test_a_capture_needs_a_batch_that_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     like: Any = torch.empty(1)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(batches, "_captured", lambda sizes, device: SimpleNamespace(rows=sizes))
-    assert type(places([2, 1], like).rows) is torch.Tensor  # a CPU's batch may come at any time
+    # A CPU's batch may come at any time.
+    assert type(packed_indices([2, 1], like).rows) is torch.Tensor
     with pytest.raises(RuntimeError, match="call the layer once with a batch of these lengths"):
-        batches._places((2, 1), torch.device("cuda"))
+        batches._packed_indices((2, 1), torch.device("cuda"))

@@ -47,7 +47,7 @@ def refuse_others(output: Path) -> None:
             )
 
 
-def listed(files: Mapping[str, bytes]) -> str:
+def figure_checksums(files: Mapping[str, bytes]) -> str:
     """Returns the figures among the files as JSON: the SHA-256 of each by its name."""
     return json.dumps({name: _digest(files[name]) for name in sorted(files) if _is_figure(name)})
 

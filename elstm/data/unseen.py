@@ -12,13 +12,13 @@ from elstm.data import preparing
 from elstm.data.catalog import DATA_SETS, DataSet
 from elstm.data.image_sets import Split, load_files
 from elstm.data.labelled import UNLABELLED, LabelledSet, Source, with_features
-from elstm.data.load import existing, labels_of, moved, read_own
+from elstm.data.load import existing, labels_of, read_user_data, with_location
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
 
 
-def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> SequenceData:
+def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> SequenceData:
     """Returns data that a run has not seen, scaled by the statistics of its training split.
 
     All sequences of files without splits are taken; of other files only `split` is.
@@ -41,7 +41,7 @@ def load_other(options: Any, facts: dict[str, Any], path: str, split: str) -> Se
             return _image_sequences(options, files, facts, names, path)
         source = _class_folders(published, facts, place, options.name)
     else:
-        source = read_own(moved(options, path))
+        source = read_user_data(with_location(options, path))
         named = _named(source, path)
         if named is not None and named != split:
             raise UserError(
@@ -68,19 +68,19 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     All splits of a file or folder are taken, one after the other. Labels are not checked.
 
     Args:
-        options, facts, path: see `load_other`.
+        options, facts, path: see `load_unseen`.
 
     Raises:
         UserError: the files cannot be read, or do not fit the model.
     """
-    source = read_own(moved(options, path), labelled=False)
+    source = read_user_data(with_location(options, path), labelled=False)
     named = _named(source, path)
     if named is not None:
         source = {named: source[named]}
     parts = [with_features(part, facts.get("features", ()), path) for part in source.values()]
     for each in parts:
         _check_features(each, facts, path)
-    part = preparing.joined(parts)
+    part = preparing.concatenated(parts)
     plain = replace(part, labels=(UNLABELLED,) * len(part))
     return _series(options, plain, facts, tuple(facts["class_names"]), path), part
 
