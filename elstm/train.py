@@ -160,8 +160,8 @@ def _check_run_dir(cfg: DictConfig) -> Path:
         raise UserError(f"hydra.run.dir={show(given)}: write the folder without ~")
     if foreign:
         raise UserError(
-            f"hydra.run.dir={show(run_dir)} exists and is not empty: a new run needs a "
-            "folder of its own; to resume a run, give trainer.resume=RUN_DIR"
+            f"hydra.run.dir={show(run_dir)} exists and is not empty: a new run needs a new "
+            "folder; to resume a run, give trainer.resume=RUN_DIR"
         )
     return run_dir
 

@@ -30,11 +30,11 @@ the confusion matrix as a picture to RUN_DIR.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see elstm.cli)."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return command(PROG, lambda: _main(_parse(words)))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(_parse(arguments)))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
@@ -49,7 +49,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"
     )
-    return parser.parse_args(words)
+    return parser.parse_args(arguments)
 
 
 def _main(args: argparse.Namespace) -> int:

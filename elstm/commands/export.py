@@ -37,11 +37,11 @@ Run = Callable[..., "torch.Tensor"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see elstm.cli)."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return command(PROG, lambda: _main(_parse(words)))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(_parse(arguments)))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
@@ -58,7 +58,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         help="test images, or test sequences, of the check (1000)",
     )
     parser.add_data_root()
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     if args.images < 10:
         parser.error(f"argument --images: has to be at least 10, got {args.images}")
     return args

@@ -39,11 +39,11 @@ BATCH = 256  # images predicted at once
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code (see elstm.cli)."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    return command(PROG, lambda: _main(_parse(words)))
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    return command(PROG, lambda: _main(_parse(arguments)))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
@@ -71,7 +71,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         help="default: standard output. A name that ends in .parquet gives Parquet, which needs "
         "pip install 'elstm[parquet]'",
     )  # fmt: skip
-    args = parser.parse_intermixed_args(list(_with_values(words)))
+    args = parser.parse_intermixed_args(list(_with_values(arguments)))
     if not args.images:
         run = (args.run_dir / ".hydra").is_dir()
         missing = "IMAGE" if run else "RUN_DIR, a run's folder,"
@@ -79,9 +79,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _with_values(words: list[str]) -> Iterator[str]:
+def _with_values(arguments: list[str]) -> Iterator[str]:
     """Adds the value of --invert where it is missing, as in `--invert IMAGE`."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         yield "--invert=yes" if word == "--invert" and following not in INVERT else word
 
 

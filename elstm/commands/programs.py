@@ -22,7 +22,7 @@ class Program(nn.Module):
 
     Args:
         model: in eval mode, on the CPU.
-        steps: number of steps with statistics of their own.
+        steps: number of steps with separate statistics.
 
     Attributes:
         names: of the inputs.

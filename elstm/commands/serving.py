@@ -33,7 +33,7 @@ class Layers(nn.Module):
 
     Args:
         rnn: the layers of the model.
-        steps: number of steps with statistics of their own; later ones take those of the last.
+        steps: number of steps with separate statistics; later ones use those of the last.
 
     Raises:
         TypeError: they are of a kind that is not known here.

@@ -17,10 +17,14 @@ class AugmentPicturesConfig:
 
     shift: int = bounded(
         0, ge=0, le=1000,
-        help="Shifts training pictures by up to so many pixels, up or down and left or right.",
+        help="Shifts training pictures by up to this number of pixels, up or down and left or "
+        "right.",
     )  # fmt: skip
     rotation: float = bounded(
-        0.0, ge=0, le=180, help="Rotates training pictures by up to so many degrees, both ways."
+        0.0,
+        ge=0,
+        le=180,
+        help="Rotates training pictures by up to this number of degrees, both ways.",
     )
     crop: float = bounded(
         1.0, gt=0, le=1,

@@ -8,9 +8,8 @@ Hydra, get_args_parser
     hydra.main parses the command line itself and starts a run before its config is checked.
 Callbacks
     HydraContext, which launchers and sweepers get, has to hold one.
-FileConfigSource A user's config files are checked before Hydra reads them.
-JobReturn._return_value
-    The public property prints a line on the terminal before it raises the job's exception.
+FileConfigSource A user's config files are checked before Hydra reads them. JobReturn._return_value
+The public property prints to the terminal before it raises the job's exception.
 
 tests/config/test_hydra_private.py fails if one of them changes.
 """

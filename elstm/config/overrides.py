@@ -110,7 +110,7 @@ class OverrideParser:
             raise UserError(f"'{show(argument)}' names no key; write KEY=VALUE")
         if len(key.encode()) > 200:  # Hydra searches for a file of that name
             raise UserError(f"{show_key(key)}: there is no such key")
-        if key in REMOVED:  # Hydra's message for +KEY=VALUE would not say so
+        if key in REMOVED:  # Hydra's message for +KEY=VALUE would not name the commit
             raise unknown_key(key, ())
         if override.is_delete():
             raise UserError(

@@ -56,7 +56,7 @@ class DataSet:
         md5: the checksums of the .gz of each of `files`, as in torchvision; none: not checked.
         files: the names of its files, unpacked: for IDX images and labels of training, then of
             the test.
-        val_part: one in so many images of the training files validates, the last ones.
+        val_part: one in `val_part` images of the training files validates, the last ones.
         test_images: how many images test.
         layout: the format of the files, "idx" or "cifar"; the files of "cifar" lie in ROOT/folder.
         archive: what the files are published in; None: each is published alone.

@@ -34,7 +34,7 @@ def read_idx(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
     """
     content = read_plain(path)
     start, total = 4 + 4 * len(shape), 0
-    # A few bytes may unpack to any number, so no more is unpacked than the header says.
+    # A few bytes may unpack to any number, so no more is unpacked than the header declares.
     packed = path.suffix == ".gz"
     with gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content) as file:
         try:

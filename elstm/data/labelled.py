@@ -50,7 +50,7 @@ class LabelledSet:
         return len(self.labels)
 
 
-# By split; a source that has no splits of its own holds one set under the name "all".
+# By split; a source without splits holds one set under the name "all".
 Source = dict[str, LabelledSet]
 
 
@@ -160,7 +160,7 @@ def check_memory(what: str, count: int, itemsize: int = FLOAT32_BYTES) -> None:
 
 
 def free_memory() -> int | None:
-    """Returns the bytes that a process may still take, where the system says so."""
+    """Returns the bytes that a process may still allocate, where the system reports them."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):

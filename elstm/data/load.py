@@ -76,7 +76,7 @@ def read_user_data(options: Any, *, labelled: bool = True) -> Source:
         labelled: False: sequences without labels are read too, by readers that can.
 
     Raises:
-        UserError: they are not there, or not as the option of the group `data` says.
+        UserError: they are missing, or do not fit the option of the group `data`.
     """
     options = replace(options, path=str(existing(options.path)))
     reader = import_module(READERS[options.source])

@@ -29,9 +29,9 @@ State = tuple[Tensor, ...]  # (h, c); of a GRU (h,)
 
 
 def check_size(name: str, value: int, least: int = 1) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    """Raises ValueError unless `value` is an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def check_shape(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:

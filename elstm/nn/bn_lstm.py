@@ -54,7 +54,7 @@ _CELL_NORM_ARGUMENT = """
             no weight and no running_var, and gamma_c must be None.
 """
 _ARGUMENTS = """
-        max_steps: number of steps that have statistics of their own; later ones share the last
+        max_steps: number of steps that have separate statistics; later ones share the last
             row. 1024 rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
             state_dict() leaves unused rows out, and one saved with another max_steps loads.
         eps: added to the variance, in every norm. None: 0.1, but for a norm whose result is carried
@@ -291,7 +291,7 @@ class NormalizedLSTM(SingleBiasWeights):
         whole = isinstance(start_step, int | torch.SymInt) and not isinstance(start_step, bool)
         if not whole or start_step < 0:
             raise ValueError(
-                f"start_step must be a whole number of at least 0, the same for all sequences; got"
+                f"start_step must be an integer of at least 0, the same for all sequences; got"
                 f" {start_step!r}"
             )
         if start_step and self.bidirectional:

@@ -65,7 +65,7 @@ def check_input(input: Tensor | PackedSequence, features: int) -> None:
 
 
 def check_batch_sizes(sizes: list[int], rows: int) -> None:
-    """Raises ValueError unless `sizes` are those of a packed batch of so many rows in all."""
+    """Raises ValueError unless `sizes` are those of a packed batch of `rows` rows in all."""
     falling = sizes == sorted(sizes, reverse=True)  # in C: there may be thousands of steps
     if not sizes or sizes[-1] < 1 or not falling or sum(sizes) != rows:
         raise ValueError(

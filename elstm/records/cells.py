@@ -57,7 +57,7 @@ def settings_tree(config: Config) -> dict[str, Any]:
         for group in groups:
             inner = place.setdefault(group, {})
             if not isinstance(inner, dict):
-                raise Damaged(f"the setting {key} is also a value of its own")
+                raise Damaged(f"the setting {key} is also a value")
             place = inner
         place[name] = {} if value == "{}" else [] if value == "[]" else value
     return {key: _with_lists(value) for key, value in tree.items()}

@@ -64,7 +64,7 @@ def _overrides(run_dir: Path) -> Any:
 
 
 def model_table(model: nn.Module) -> str:
-    """Returns a table of the modules that have parameters of their own."""
+    """Returns a table of the modules that have direct parameters."""
     rows = ["module | class | parameters | shapes", "--- | --- | ---: | ---"]
     total = 0
     for name, module in model.named_modules():

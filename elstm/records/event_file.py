@@ -176,7 +176,7 @@ def _read(path: Path, size: int, found: _Found) -> bool:
     """Reads one file as TensorBoard does.
 
     Args:
-        size: the first so many bytes were written before the checkpoint.
+        size: the number of bytes that were written before the checkpoint.
         found: its events are added to it.
 
     Returns: whether the file ends with a complete record.

@@ -69,7 +69,7 @@ class Cursor:
 
 
 class Feed:
-    """Sends points to one tracker from a thread of its own.
+    """Sends points to one tracker from a separate thread.
 
     If a tracker fails, or tracking.json cannot be written, one warning is logged. The points wait,
     and are sent again from time to time and at the end. The next resume sends the remaining ones.

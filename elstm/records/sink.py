@@ -1,6 +1,6 @@
 """Defines the interface of trackers beside TensorBoard, such as Weights & Biases and MLflow.
 
-Each one is a `Sink`, in a file of its own that alone imports its package. elstm/records/feeds.py
+Each one is a `Sink` in a separate file, which alone imports its package. elstm/records/feeds.py
 calls it. A further tracker is such a file, an entry in `SINKS` there, a field of `TrackingConfig`
 and an extra of the same name in pyproject.toml.
 """

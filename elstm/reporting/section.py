@@ -103,7 +103,7 @@ def _data_blocks(section: Section) -> list[Block]:
         blocks.append(
             Paragraph(
                 f"Other runs read other data under the name {section.data} (checksum {others}). "
-                "They have sections of their own, and no number here counts them."
+                "They have separate sections, and no number here includes them."
             )
         )
     if section.folds is not None:

@@ -61,7 +61,7 @@ def train_job(
     from elstm.config.compose import typed
 
     folder = folder_made()
-    # A resumed run keeps its .hydra: the sweep tells Hydra to write none. A run that a cluster
+    # A resumed run keeps its .hydra, because the sweep makes Hydra write none. A run that a cluster
     # requeues is launched with the overrides that started it.
     resume = HydraConfig.get().output_subdir is None or status_path(folder).is_file()
     on_evaluation = (callbacks or {}).get(folder.name)

@@ -41,7 +41,7 @@ SIGNALS = [
 ]
 ENDED = ("done", "failed", "pruned")
 POLL_SECONDS = 0.2
-MAX_CRASHES = 2  # a run that was active when so many pools of workers broke is not tried again
+MAX_CRASHES = 2  # a run that was active when this many pools of workers broke is not tried again
 STOP_NOW_SECONDS = 10.0  # the longest wait for a cluster's jobs after a second Ctrl-C
 
 OnRunEnd = Callable[[PlannedRun, str | None], None]  # with the reason if the run did not start

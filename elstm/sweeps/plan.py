@@ -271,7 +271,7 @@ class Plan:
 
 
 def _run_folders(group: Path) -> list[Path]:
-    """Returns the run folders below DATA/MODEL by their names, which begin with the time.
+    """Returns the run folders below DATA/MODEL by their names, which start with the time.
 
     They lie in folders that name the runs' changes. Those of earlier versions lie directly in it.
     Links are not followed.

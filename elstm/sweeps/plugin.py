@@ -38,7 +38,7 @@ class PluginSweeper:
     def sweep(self, train: Train, width: int) -> None:
         plugins, context = Plugins.instance(), self.composer.hydra_context()
         launcher = _LauncherForPlugin(train)
-        # The plugin asks Hydra for the launcher of the config, and gets this one.
+        # The plugin requests the launcher of the config from Hydra, and receives this one.
         vars(plugins)["instantiate_launcher"] = lambda **_: launcher
         try:
             plugin = plugins.instantiate_sweeper(

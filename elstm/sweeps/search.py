@@ -76,7 +76,7 @@ class StudyFile:
         return pruners.NopPruner()
 
     def sampler(self, trials: int) -> optuna.samplers.BaseSampler:
-        """Makes the sampler of a study with so many trials; a resumed study draws new numbers."""
+        """Makes the sampler of a study with `trials` trials; a resumed study draws new numbers."""
         from optuna import samplers
 
         seed = (self.settings.seed + 1_000_003 * trials) % 2**32

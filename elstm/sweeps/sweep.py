@@ -100,7 +100,7 @@ class Sweep:
         return FAILED if {r.state for r in self.results.values()} & {"failed", "killed"} else 0
 
     def train(self, jobs: Sequence[Job], *, following: int | None = None) -> list[JobResult]:
-        """Trains jobs as elstm.sweeps.plan.Train says. Raises Stopped if the sweep has to end."""
+        """Trains jobs, as elstm.sweeps.plan.Train. Raises Stopped if the sweep has to end."""
         planned = [self.plan.run(job) for job in jobs]
         self._new_folders |= {
             folder

@@ -60,7 +60,7 @@ def build_parts(
         saved: the checkpoint from which the run resumes, which was checked to fit the config.
 
     Raises:
-        UserError: the data cannot be loaded, or cannot be shared by so many processes.
+        UserError: the data cannot be loaded, or cannot be shared by this number of processes.
     """
     data = build_data(config, accelerator, saved)
     if not len(data.val):

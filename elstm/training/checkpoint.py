@@ -185,7 +185,7 @@ def _check_plain(content: Any, size: int) -> None:
 
 
 def _is_plain(value: torch.Tensor) -> bool:
-    """Returns whether a tensor is as `save` writes it: dense memory of its own on the CPU."""
+    """Returns whether a tensor is as `save` writes it: dense and unshared memory on the CPU."""
     return (
         type(value) is torch.Tensor
         and value.layout == torch.strided

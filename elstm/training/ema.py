@@ -14,9 +14,9 @@ On Fashion-MNIST's rows, 5 epochs of elstm_bn at a learning rate of 0.01 and two
 With a cosine schedule, which ends near 0, both weights reach 89.9 %; the averaged ones validate
 better in the first three epochs alone.
 
-The averaged weights have population statistics of their own, which are recomputed for them before
-each evaluation. Validation and test evaluate them, so that they decide which checkpoint is the
-best. Checkpoints hold both kinds of weights, each with its statistics.
+The averaged weights have separate population statistics, which are recomputed before each
+evaluation. Validation and test evaluate them, so that they decide which checkpoint is the best.
+Checkpoints hold both kinds of weights, each with its statistics.
 """
 
 from __future__ import annotations

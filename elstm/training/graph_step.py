@@ -45,7 +45,7 @@ def unsupported(
     if precision == "fp16":
         return "in fp16 the host reads at each step whether the gradients overflowed"
     if compiled:
-        return "with trainer.compile the model has graphs of its own"
+        return "trainer.compile makes other graphs of the model"
     if packed:
         return "batches of sequences of several lengths have no fixed shape"
     return None

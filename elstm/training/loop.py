@@ -20,7 +20,7 @@ from elstm.training.signals import StopSignals
 from elstm.training.snapshot import Checkpoints
 from elstm.training.state import Clock, StepSums, TrainState
 
-SIGNAL_STEPS = 10  # several processes agree on stopping every so many steps
+SIGNAL_STEPS = 10  # steps after which several processes agree again whether to stop
 
 OnEvaluation = Callable[[int, float], bool]
 

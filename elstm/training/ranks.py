@@ -1,7 +1,7 @@
 """Reads rank and world size of this process from the environment; no other module does.
 
 torchrun and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; Open MPI, MVAPICH and MPICH
-have names of their own. torch and Accelerate each read some of them, and not the same ones, so
+have other names. torch and Accelerate each read some of them, and not the same ones, so
 `elstm.training.environment` sets the values that are read here for both. This module imports no
 torch, because its check runs before anything else.
 """

@@ -36,7 +36,9 @@ from elstm.training.start import augmented_examples, start_messages, start_warni
 from elstm.training.state import TrainState
 
 STATUS_SECONDS = 10.0  # status.json is renewed this often within an epoch
-MAX_PICTURES = 100  # about so many evaluations of a run have histograms and pictures: 20 KB each
+MAX_PICTURES = (
+    100  # about this many evaluations of a run have histograms and pictures, of 20 KB each
+)
 
 log = logging.getLogger(__name__)
 

@@ -97,7 +97,7 @@ class TrainState:
 
     @property
     def epochs_since_evaluation(self) -> int:
-        """Number of epochs that ended since the latest evaluation."""
+        """Returns the number of epochs that ended since the latest evaluation."""
         length = self.limits.steps_per_epoch
         return self.step // length - max(self.evaluated_step, 0) // length
 

@@ -57,7 +57,7 @@ class TrainStep:
         self.parameters = list(model.parameters())
         self.max_norm = clip_grad_norm or math.inf
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
-        # Accelerate's own step looks for a package twice at each call. Only fp16 needs it.
+        # Accelerate's step searches for a package twice at each call. Only fp16 needs that step.
         owner = optimizer if accelerator.scaler is None else prepared_optimizer
         self.take_step = owner.step
 

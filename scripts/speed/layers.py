@@ -191,9 +191,9 @@ def _resident(field: str) -> int:
 
 
 def peak_mib(name: str, shape: Shape, device: str) -> float | None:
-    """MiB that a training step adds to the peak memory.
+    """Returns the MiB that a training step adds to the peak memory.
 
-    On a CPU in a process of its own; on a GPU torch counts its allocations itself.
+    On a CPU a separate process is measured; on a GPU torch counts its allocations itself.
     """
     if device == "cuda":
         return _peak(name, shape, device, torch.get_num_threads())
@@ -202,7 +202,7 @@ def peak_mib(name: str, shape: Shape, device: str) -> float | None:
 
 
 def names(device: str, compiled: bool = False) -> list[str]:
-    """Each class by each backend that serves it on this device: tried, not listed."""
+    """Lists each class with each backend that serves it on this device, by trying it."""
     found = []
     for kind, build in CLASSES.items():
         for backend in BACKENDS:
@@ -220,7 +220,7 @@ def names(device: str, compiled: bool = False) -> list[str]:
 
 
 def table(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each shape and layer."""
+    """Prints and returns a row for each shape and layer."""
     graphs = args.device == "cuda"
     titles = ["training step, ms", "eval, ms", *(["step in a graph, ms"] if graphs else [])]
     titles = [part for title in titles for part in (title, "ratio")]
@@ -275,7 +275,7 @@ SIZES: dict[str, list[Shape]] = {  # one size at a time, the others at rows
 
 
 def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Training step of ELSTMBN's fastest backend against T, B and H."""
+    """Times a training step of ELSTMBN's fastest backend against T, B and H."""
     name = next(name for name in names(args.device) if name.startswith("ELSTMBN"))
     print(f"{name}\n\n| size | value | training step, ms | ms / value | ratio |")
     print("|---" * 5 + "|")
@@ -295,6 +295,6 @@ def scaling(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def exponent(rows: list[dict[str, Any]], key: str) -> float:
-    """p of time ~ size^p, by least squares over the logarithms: 1 is linear."""
+    """Returns p of time ~ size^p, by least squares over the logarithms; 1 is linear."""
     logs = [(math.log(row["value"]), math.log(row[key])) for row in rows]
     return statistics.linear_regression(*zip(*logs, strict=True)).slope

@@ -233,7 +233,7 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_blocks_cover_the_shape(batch: int, hidden: int, whole: bool) -> None:
     for depth, width in ((hidden, 4), (4 * hidden, 1)):
-        found = blocks.choose_blocks(batch, hidden, 132, depth=depth, width=width, whole=whole)
+        found = blocks.choose_blocks(batch, hidden, 132, depth=depth, width=width, full_batch=whole)
         assert found is not None
         assert found.programs * found.chunks <= 132  # all resident at once
         assert (found.programs - 1) * found.UNITS < hidden <= found.programs * found.UNITS

@@ -82,7 +82,7 @@ def test_packed_parts_share_one_start():
 def test_start_steps_that_mean_nothing_are_named():
     layer, x = make(), sequences(T, B, F)
     for wrong in (-1, 1.5, True, torch.tensor(2), torch.arange(B)):
-        with pytest.raises(ValueError, match="start_step must be a whole number"):
+        with pytest.raises(ValueError, match="start_step must be an integer"):
             layer(x, start_step=wrong)
     with pytest.raises(ValueError, match="bidirectional"):
         ELSTMBN(F, H, bidirectional=True)(x.float(), start_step=1)

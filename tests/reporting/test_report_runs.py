@@ -399,7 +399,7 @@ def test_other_data_of_the_same_name_are_another_task(make):
     assert "Data: 3 sequences from a/waves.npz; checksum aaaa." in text
     assert (
         "Other runs read other data under the name waves (checksum not recorded, bbbb). They have "
-        "sections of their own, and no number here counts them." in text
+        "separate sections, and no number here includes them." in text
     )
 
 

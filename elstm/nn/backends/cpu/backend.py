@@ -118,7 +118,7 @@ def _constants(call: Call) -> Constants:
 
 
 class _CpuRecurrence(torch.autograd.Function):
-    """The recurrence in eager mode: a custom op takes several times as long around it."""
+    """Runs the recurrence in eager mode, where a custom op adds several times its overhead."""
 
     @staticmethod
     def forward(

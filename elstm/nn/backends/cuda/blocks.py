@@ -28,17 +28,18 @@ class Blocks(NamedTuple):
 
 
 def choose_blocks(
-    batch: int, hidden: int, processors: int, *, depth: int, width: int, whole: bool = True
+    batch: int, hidden: int, processors: int, *, depth: int, width: int, full_batch: bool = True
 ) -> Blocks | None:
     """Returns blocks for a product with `depth` summed terms and `width` columns a hidden unit.
 
     The fewer units a program has, the more programs read the full state from L2, and the less each
-    multiplies. The count with the least estimated time is taken. Batch statistics need the `whole`
-    batch in one program; else the batch may be divided too. The result is None if nothing fits.
+    multiplies. The count with the least estimated time is taken. Batch statistics need the full
+    batch in one program (`full_batch`); else the batch may be divided too. The result is None if
+    nothing fits.
     """
     padded = max(_ROWS[0], _power_of_two(batch))
     best = None
-    for block_b in [padded] if whole else [size for size in _ROWS if size <= padded]:
+    for block_b in [padded] if full_batch else [size for size in _ROWS if size <= padded]:
         chunks = -(-batch // block_b)
         for units in _SIZES:
             blocks = _blocks(-(-hidden // units), chunks, block_b, units, depth, width)

@@ -14,7 +14,7 @@ import torch
 
 from elstm.nn.backends.cuda.blocks import Blocks, choose_blocks
 
-BETWEEN_COUNTERS = 32  # int32s: the counter of each chunk has a cache line of its own
+BETWEEN_COUNTERS = 32  # int32s: the counter of each chunk has a separate cache line
 
 
 @cache
@@ -70,19 +70,21 @@ def multiprocessors(device: torch.device) -> int:
 
 @cache
 def blocks_for(
-    batch: int, hidden: int, whole: bool, device: torch.device
+    batch: int, hidden: int, full_batch: bool, device: torch.device
 ) -> tuple[Blocks, Blocks] | None:
     """Returns the blocks of the forward and of the backward kernel; None: they do not fit.
 
     Args:
         batch: number of sequences.
         hidden: number of hidden units.
-        whole: batch statistics are computed, so that the batch cannot be cut into chunks.
+        full_batch: whether one program has the full batch, as batch statistics require.
         device: the GPU, whose programs must all be resident at once.
     """
     processors = multiprocessors(device)
-    forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4, whole=whole)
-    backward = choose_blocks(batch, hidden, processors, depth=4 * hidden, width=1, whole=whole)
+    forward = choose_blocks(batch, hidden, processors, depth=hidden, width=4, full_batch=full_batch)
+    backward = choose_blocks(
+        batch, hidden, processors, depth=4 * hidden, width=1, full_batch=full_batch
+    )
     return None if forward is None or backward is None else (forward, backward)
 
 
@@ -94,7 +96,7 @@ class Launcher(NamedTuple):
     shared: dict[str, Any]
 
     def all_steps(self, name: str, programs: int, features: int, **own: Any) -> None:
-        """Launches a kernel of `all_steps` with so many programs in time."""
+        """Launches a kernel of `all_steps` with `programs` programs along the time axis."""
         block_f = max(1, 1024 // self.blocks.BLOCK_B)
         grid = programs, -(-features // block_f), self.blocks.chunks
         own |= {"F": features, "BLOCK_F": block_f}

@@ -11,7 +11,7 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def arrive(counter):
-    tl.debug_barrier()  # the whole program's stores come before the release
+    tl.debug_barrier()  # all stores of the program come before the release
     tl.atomic_add(counter, 1, sem="release")
 
 
