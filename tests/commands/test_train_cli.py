@@ -272,7 +272,7 @@ def test_the_config_is_shown(training, capsys):
     commented = capsys.readouterr().out
     assert commented.count("  # ") > 40
     assert "  # Learning rate after the warm-up. It takes" in commented
-    assert "    # Rotates training pictures by up to so many degrees" in commented
+    assert "    # Rotates training pictures by up to this number of degrees" in commented
     lines = [line for line in commented.splitlines() if not line.lstrip().startswith("#")]
     assert "\n".join(lines) == out.rstrip()
     assert max(map(len, commented.splitlines())) <= 80
