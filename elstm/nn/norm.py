@@ -33,6 +33,15 @@ class StepBatchNorm(nn.Module):
     shared by all steps; the population statistics are per step. A recurrence reads them and
     computes. With gamma=None it centres alone, x_t - mean_t + β, and has neither γ nor variance.
 
+    Args:
+        features: number of features F.
+        max_steps: number of rows of the statistics.
+        eps: added to the variance.
+        momentum: weight of a new batch in the moving averages; None: the cumulative average.
+        gamma: initial γ; None: no γ.
+        bias: whether there is a β, which starts at zero.
+        device, dtype: of γ and β; statistics are float32 at least.
+
     Attributes:
         weight: γ, (features,), or None.
         bias: β, (features,), or None.
@@ -46,6 +55,10 @@ class StepBatchNorm(nn.Module):
     variance pooled over those steps. Evaluation reads row t, or, for steps beyond those that any
     batch has reached, the last row that one has. In eval mode of this module (not of the layer that
     holds it) the population statistics are used and stay as they are.
+
+    A state dict leaves out the last rows if no batch has reached them. One that was saved with
+    another max_steps can be loaded: rows beyond max_steps are dropped, and missing rows repeat the
+    last one, with a warning if training had reached these rows.
     """
 
     weight: nn.Parameter | None

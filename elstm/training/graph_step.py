@@ -52,7 +52,7 @@ def unsupported(
 
 
 def batch_step(config: Config, parts: Parts, sums: StepSums) -> Callable[[Tensor], None]:
-    """Returns what takes a step on the given rows and adds it to `sums`.
+    """Returns a function that takes a step on the given rows and adds the result to `sums`.
 
     With trainer.accumulate the rows are divided into that many batches, which run one after the
     other. On a CUDA GPU the result is a GraphStep if trainer.cuda_graph allows it. If a requested
