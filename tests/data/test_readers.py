@@ -9,7 +9,6 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import pytest
-from elstm.data.other import load_series, load_unseen
 from PIL import Image
 
 from elstm.config.data_options import TsConfig
@@ -20,6 +19,7 @@ from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
 from elstm.data.readers.table import Columns, read_table
 from elstm.data.readers.ts import read_ts
+from elstm.data.unseen import load_series, load_unseen
 from elstm.errors import UserError
 
 COLUMNS = Columns(id="id", label="kind")
