@@ -29,7 +29,7 @@ STUDIES = [
     for path in sorted((ROOT / "conf" / "study").glob("*.yaml"))
     if (ROOT / "outputs" / "paper" / path.stem / "archive.yaml").exists()
 ]
-UNDER_WAY = {"rows-rates"}
+UNDER_WAY = {"rows-rates", "rows-decay"}
 PLANNED = sorted(set((ROOT / "conf" / "study").glob("*.yaml")) - set(STUDIES))
 PAPER = ROOT / "outputs" / "paper"
 
@@ -163,7 +163,9 @@ def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None
     kept = [told_apart(run.config()) for run in Archive(PAPER / found.name).runs]
     compose = Composer().many()
     planned, asked = 0, []
-    for words in study.Runner(PAPER, quick=False, jobs=1).sweeps(found):
+    # A model whose search is not finished has no setting yet.
+    models = {str(config["model.name"]) for config in kept} if found.name in UNDER_WAY else ()
+    for words in study.Runner(PAPER, quick=False, jobs=1, models=sorted(models)).sweeps(found):
         values = [
             [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
             for word in words
