@@ -49,6 +49,21 @@ def check_auto_or_reference(name: str) -> None:
         raise ValueError(f"backend must be auto or reference for this layer; got {name!r}")
 
 
+def _batch_of_one(hx: State) -> State:
+    """Adds the batch dimension to the state of an unbatched input.
+
+    Raises:
+        ValueError: it has that dimension already.
+    """
+    for part in hx:
+        if part.dim() != 2:
+            raise ValueError(
+                "the state of an unbatched input must be 2-D (num_layers * directions, features);"
+                f" got {tuple(part.shape)}"
+            )
+    return tuple(part.unsqueeze(1) for part in hx)
+
+
 class Direction(NamedTuple):
     """Holds the weights and norms of one layer of an LSTM in one direction."""
 
@@ -92,9 +107,10 @@ class RecurrentBase(nn.Module):
     def from_torch(cls: type[Layer], module: nn.RNNBase, **options: Any) -> Layer:
         """Builds this layer from a torch.nn.LSTM (a GRU from a torch.nn.GRU).
 
-        The new layer has the sizes, dtype, device, mode and weights of `module`. A layer with one
-        bias takes the sum of torch's two. `options` are further arguments of this layer. Norms are
-        as in a new layer, so a layer with norms computes other values until it has been trained.
+        The new layer has the sizes, dtype, device, mode and weights of `module`, and its frozen
+        weights stay frozen. A layer with one bias takes the sum of torch's two. `options` are
+        further arguments of this layer. Norms are as in a new layer, so a layer with norms computes
+        other values until it has been trained.
 
         Raises:
             TypeError: `module` is of another class, or `options` sets an argument that `module`
@@ -194,7 +210,7 @@ class RecurrentBase(nn.Module):
         if input.dim() == 3:
             return self._initial_state(hx, input, input.shape[0 if self.batch_first else 1])
         if hx is not None:
-            hx = tuple(part.unsqueeze(1) for part in hx)
+            hx = _batch_of_one(hx)
         return tuple(part.squeeze(1) for part in self._initial_state(hx, input, 1))
 
     def _run(
@@ -210,7 +226,7 @@ class RecurrentBase(nn.Module):
         batch = unpack(input, self.batch_first, self.input_size)
         x = batch.x
         if batch.unbatched and hx is not None:
-            hx = tuple(part.unsqueeze(1) for part in hx)
+            hx = _batch_of_one(hx)
         state = self._initial_state(hx, x, x.shape[1])
         noise = self.state_noise and self.training
         zero = hx is None and not self.learn_initial_state and not noise
@@ -232,11 +248,8 @@ class RecurrentBase(nn.Module):
             x = torch.cat(outputs, dim=2) if self.bidirectional else outputs[0]
             if self.dropout and self.training and layer < self.num_layers - 1:
                 x = F.dropout(x, self.dropout)
-        # A stack of one would be a copy.
-        state = tuple(
-            torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
-            for parts in zip(*final, strict=True)
-        )
+        # Copies, also of one layer: h_n.detach_() fails on a view, and works with torch.nn.LSTM.
+        state = tuple(torch.stack(parts) for parts in zip(*final, strict=True))
         return pack_like(batch, x, state, self.batch_first)
 
     def _loops_over(self, input: Tensor) -> bool:
@@ -338,6 +351,8 @@ class SingleBiasWeights(RecurrentBase):
         text = f"{self.input_size}, {self.hidden_size}"
         if self.num_layers != 1:
             text += f", num_layers={self.num_layers}"
+        if not self.bias:
+            text += ", bias=False"
         for name in ("batch_first", "bidirectional"):
             if getattr(self, name):
                 text += f", {name}=True"

@@ -42,8 +42,10 @@ def converted(
 def _take_weights(layer: nn.Module, module: nn.Module) -> None:
     for name, weight in layer.named_parameters(recurse=False):
         found = getattr(module, name, None)
+        parts = [] if found is None else [found]  # torch's layers have no h_0 and no c_0
         if found is None and name.startswith("bias_l"):
             end = name.removeprefix("bias_")
-            found = getattr(module, f"bias_ih_{end}") + getattr(module, f"bias_hh_{end}")
-        if found is not None:  # torch's layers have no h_0 and no c_0
-            weight.copy_(found)
+            parts = [getattr(module, f"{bias}_{end}") for bias in ("bias_ih", "bias_hh")]
+        if parts:
+            weight.copy_(parts[0] if len(parts) == 1 else parts[0] + parts[1])
+            weight.requires_grad_(any(part.requires_grad for part in parts))

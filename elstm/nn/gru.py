@@ -86,8 +86,8 @@ def _padded_by_torch(call: GRUCall) -> tuple[Tensor, Tensor]:
     )
     if batch_sizes is None:
         return output, h_n[0]
-    rows = torch.arange(x.shape[1])
-    ends = (torch.tensor(batch_sizes).unsqueeze(1) > rows).sum(0) - 1
+    rows = torch.arange(x.shape[1], device=x.device)
+    ends = (torch.tensor(batch_sizes, device=x.device).unsqueeze(1) > rows).sum(0) - 1
     return output, output[ends, rows]
 
 

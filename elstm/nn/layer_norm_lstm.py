@@ -11,7 +11,12 @@ from torch.nn.utils.rnn import PackedSequence
 from elstm.nn import init
 from elstm.nn.backends import choose_layer_norm
 from elstm.nn.base import SingleBiasWeights, State
-from elstm.nn.layer_norm import LayerNorm, LayerNormCall, layer_norm_recurrence
+from elstm.nn.layer_norm import (
+    LayerNorm,
+    LayerNormCall,
+    check_layer_norm_shapes,
+    layer_norm_recurrence,
+)
 
 
 class LayerNormLSTM(SingleBiasWeights):
@@ -137,6 +142,7 @@ class LayerNormLSTM(SingleBiasWeights):
     ) -> tuple[Tensor, State]:
         h_0, c_0 = state
         call = LayerNormCall(x, sizes, h_0, c_0, *self._direction(suffix))
+        check_layer_norm_shapes(call)
         if recurrence is None:
             self.last_backend, recurrence = choose_layer_norm(self.backend, call)
         output, h_n, c_n = recurrence(call)

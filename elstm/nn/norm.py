@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from elstm.nn.backends.plain import why_unreadable
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import BatchCounts
 
@@ -141,6 +142,10 @@ class StepBatchNorm(nn.Module):
         # A view cannot be saved for backward, since training moves the statistics in place.
         saved = torch.is_grad_enabled() and not torch.jit.is_tracing()
         copied = saved or torch.compiler.is_compiling()
+        if not copied and not torch.jit.is_tracing():
+            copied = (
+                why_unreadable(tracked) is not None
+            )  # torch.func.vmap, for one, has no `if` on values
         if not copied and tracked.is_cpu and end <= self.max_steps and tracked[start:end].all():
             return self.running_mean[start:end], None if var is None else var[start:end]
         index = torch.arange(self.max_steps, device=tracked.device)
@@ -290,11 +295,15 @@ def take_statistics(
     running = [rows(norm.running_mean) for norm in norms]
     running += [rows(norm.running_var) for norm in norms if norm.running_var is not None]
     towards = [part.to(running[0]) for part in (*means, *unbiased)]
-    momentum = norms[0].momentum
-    if momentum is not None:
-        torch._foreach_lerp_(running, towards, momentum)
-        return
-    rates = [count.to(towards[0].dtype).reciprocal().unsqueeze(1) for count in tracked]
-    rates += [rate for norm, rate in zip(norms, rates, strict=True) if norm.running_var is not None]
-    for old, new, rate in zip(running, towards, rates, strict=True):
-        old.lerp_(new, rate)  # the cumulative average
+    counted = [*zip(norms, tracked, strict=True)]
+    counted += [pair for pair in counted if pair[0].running_var is not None]
+    moves = [*zip(running, towards, counted, strict=True)]
+    for momentum in dict.fromkeys([norm.momentum for norm in norms]):  # mostly one
+        chosen = [move for move in moves if move[2][0].momentum == momentum]
+        if momentum is not None:
+            torch._foreach_lerp_(
+                [old for old, *_ in chosen], [new for _, new, _ in chosen], momentum
+            )
+            continue
+        for old, new, (_, count) in chosen:  # the cumulative average
+            old.lerp_(new, count.to(new.dtype).reciprocal().unsqueeze(1))

@@ -163,6 +163,11 @@ def check_shapes(call: Call) -> None:
                 (f"{name}.running_mean", norm.mean, (steps, features)),
                 (f"{name}.running_var", norm.var, (steps, features)),
             ]
+    check_expected(expected)
+
+
+def check_expected(expected: Sequence[tuple[str, Tensor | None, tuple[int, ...]]]) -> None:
+    """Raises ValueError unless each tensor has its shape; compiled code would read past its end."""
     for name, tensor, shape in expected:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
@@ -270,9 +275,37 @@ def recurrence(call: Call, *, states: list[tuple[Tensor, ...]] | None = None) ->
         )
         outputs.append(output)
         found.append(statistics)
+    if not torch.compiler.is_compiling():  # the compiler's code checks the tensors that it saves
+        *outputs, h, c = _Unchanged.apply(len(outputs) + 2, *outputs, h, c, *_read_again(call))
     output = torch.cat(outputs)
     joined = tuple(parts[0] and _concatenated(parts) for parts in zip(*found, strict=True))
     return Results(output, h.to(output.dtype), c.to(output.dtype), joined)
+
+
+def _read_again(call: Call) -> list[Tensor]:
+    """Returns what the second forward pass reads, without connecting it to the graph."""
+    norms = [norm for norm in call.norms if norm is not None]
+    tensors = [call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias]
+    tensors += [part for norm in norms for part in (norm.weight, norm.bias)]
+    return [tensor.detach() for tensor in tensors if tensor is not None]
+
+
+class _Unchanged(torch.autograd.Function):
+    """Passes the first `count` tensors on, and saves the others only so that torch checks them.
+
+    Checkpointing reads them again in the backward pass and would not notice an in-place change.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors[count:])
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # raises RuntimeError if one was changed in place
+        return None, *gradients, *[None] * len(saved)
 
 
 def _concatenated(parts: Sequence[Statistics]) -> Statistics:

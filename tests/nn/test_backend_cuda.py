@@ -102,6 +102,7 @@ def test_is_as_exact_as_the_reference_over_many_draws(interpreted: Run, name: st
 
 PROJECTIONS = ["mm"]  # W_x x_t
 STATISTICS = ["_foreach_add_", "_foreach_mul", "_foreach_lerp_"]
+STATES = ["stack", "stack"]  # h_n and c_n
 GRADIENTS = ["mm", "mm", "mm", "sum", "mm", "mm"]  # both projections, W_x x_t; γ_x, W_x, W_h
 PACKED_STATISTICS = ["_to_copy", "_foreach_add_", "sub", "div", "mul", "mul", "mul"]
 
@@ -131,7 +132,7 @@ def test_launches_of_a_training_step(
     assert kernels == [
         "before_forward", "forward", "before_backward", "backward", "normalize_inputs_backward",
     ]  # fmt: skip
-    assert operations == [*first, *PROJECTIONS, *statistics, *last, *GRADIENTS]
+    assert operations == [*first, *PROJECTIONS, *statistics, *STATES, *last, *GRADIENTS]
 
 
 @needs_triton

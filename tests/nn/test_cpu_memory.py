@@ -100,3 +100,27 @@ def test_a_layers_results_stay_as_they_were() -> None:
 def test_a_block_that_the_system_has_not_is_a_memory_error() -> None:
     with pytest.raises(MemoryError, match="MiB"):
         memory.acquire(1 << 60)
+
+
+def test_a_collection_that_frees_a_tensor_while_blocks_are_read(idle: deque) -> None:
+    """A collection may start at any allocation of Python, and gives the block back."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me, self.tensor = self, memory.empty(torch.empty(0), memory.LEAST)
+
+    for block in [memory.acquire(1 << 16) for _ in range(40)]:
+        memory.release(block)
+    thresholds = gc.get_threshold()
+    gc.collect()
+    try:
+        for count in range(60):
+            gc.disable()
+            Cycle()
+            gc.set_threshold(gc.get_count()[0] + count // 5, 1000, 1000)
+            gc.enable()
+            memory.acquire(3 * memory.LARGE_PAGE)
+            gc.collect(0)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.enable()

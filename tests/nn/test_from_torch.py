@@ -74,3 +74,12 @@ def test_dropout_with_one_layer_is_warned_of_once(layer_class):
     source = (nn.GRU if layer_class is GRU else nn.LSTM)(F, H)
     source.dropout = 0.5
     layer_class.from_torch(source)  # without a second warning
+
+
+def test_frozen_weights_stay_frozen():
+    lstm = nn.LSTM(2, 3)
+    for name in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        getattr(lstm, name).requires_grad_(False)
+    layer = ELSTMBN.from_torch(lstm)
+    frozen = {name for name, weight in layer.named_parameters() if not weight.requires_grad}
+    assert frozen == {"weight_hh_l0", "bias_l0"}

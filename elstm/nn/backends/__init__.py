@@ -61,7 +61,8 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     """
     in_python = unless_varying(reference.recurrence, call.x.shape[0])
     if name == "reference":
-        return name, in_python
+        transformed = call.recompute and why_unreadable_call(call) is not None
+        return name, _without_recompute if transformed else in_python
     spread = any(norm is not None and norm.counts is not None for norm in call.norms)
     general = _SPREAD if spread else why_unreadable_call(call)
     for candidate, module_name in _MODULES.items():

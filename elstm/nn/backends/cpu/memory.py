@@ -41,6 +41,12 @@ class Block:
 _idle: deque[Block] = deque()  # the longest idle first; its methods are atomic
 
 
+def _now_idle() -> list[Block]:
+    # Not a tuple, because its allocation may start a garbage collection. That may free a tensor and
+    # append its block while the deque is read, a RuntimeError. A list is allocated before.
+    return list(_idle)
+
+
 def acquire(size: int) -> Block:
     """Returns an uninitialised block of at least `size` bytes.
 
@@ -50,7 +56,7 @@ def acquire(size: int) -> Block:
     least = LARGE_PAGE if size > LARGE_PAGE // 8 else 1 << 16
     step = max(least, (1 << size.bit_length()) >> 4)  # of a large block at most an eighth too much
     size = -(-max(size, 1) // step) * step
-    for block in reversed(tuple(_idle)):
+    for block in reversed(_now_idle()):
         if block.size == size:
             try:
                 _idle.remove(block)
@@ -66,7 +72,7 @@ def acquire(size: int) -> Block:
 def release(block: Block) -> None:
     """Returns a block to the pool, for the next call."""
     _idle.append(block)
-    while sum(idle.size for idle in tuple(_idle)) > IDLE:
+    while sum(idle.size for idle in _now_idle()) > IDLE:
         with suppress(IndexError):  # another thread was faster
             _idle.popleft()
 
