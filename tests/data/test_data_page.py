@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -129,13 +128,3 @@ def test_a_source_is_added(files: Path) -> None:
     assert "answers: 58 training, 10 validation, 12 test sequences of 2 to 3 steps x 1 feature" in (
         result.stdout
     )
-
-
-def test_the_table_of_published_sets_is_that_of_the_archive() -> None:
-    spec = importlib.util.spec_from_file_location("ucr_table", ROOT / "scripts" / "ucr_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    table = "\n".join(script.table(ROOT / "outputs" / "paper" / "ucr"))
-    assert f"\n\n{table}\n\n" in PAGE
