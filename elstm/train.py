@@ -104,9 +104,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _mode(arguments: Sequence[str]) -> str | None:
-    """Returns hydra.mode if it is given."""
+    """Returns hydra.mode if it is given, with or without + signs."""
     modes = [
-        argument.partition("=")[2] for argument in arguments if argument.startswith("hydra.mode=")
+        argument.partition("=")[2]
+        for argument in arguments
+        if argument.lstrip("+").startswith("hydra.mode=")
     ]
     return modes[-1].strip("'\"").upper() if modes else None
 

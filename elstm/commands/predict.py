@@ -189,12 +189,10 @@ class _Predictor:
         self.own = "fingerprint" in self.facts
         source = None if self.own else DATA_SETS.get(self.facts["name"])
         self.box = None if source is None else source.box
-        self.full = self.box is None  # photographs and the like, which have no ground
-        if fit and self.full:
+        if fit and self.box is None:
             known = ", ".join(name for name, each in DATA_SETS.items() if each.box is not None)
             raise UserError(f"--fit places contents as in {known}; the run is on other pictures")
-        # A light frame is not informative in pictures of other kinds.
-        self.invert, self.fit = (invert or False) if self.full else invert, fit
+        self.invert, self.fit = invert, fit
         self.bad = 0
         self.notes: dict[str, tuple[Path, int]] = {}  # the first file and the number of files
 
@@ -213,18 +211,15 @@ class _Predictor:
                 batch.clear()
 
     def read(self, path: Path) -> np.ndarray:
-        from elstm.data.placement import read_image
+        from elstm.data.placement import read_as_trained
 
         def note(text: str) -> None:
             first, count = self.notes.get(text, (path, 0))
             self.notes[text] = first, count + 1
 
-        rows, columns = self.facts["image_size"]
-        return read_image(
-            path, rows, columns, channels=self.facts.get("channels", 1), exact=self.full,
-            eight_bits=self.own,  # as in training
-            invert=self.invert, fit=self.fit, box=self.box or 1.0,
-            dark_ground=self.full or self.facts["mean"] < 0.5, note=note,
+        return read_as_trained(
+            path, self.facts, self.box, eight_bits=self.own,  # as in training
+            invert=self.invert, fit=self.fit, note=note,
         )  # fmt: skip
 
     def probabilities(self, batch: list[tuple[Path, np.ndarray]]) -> list[list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elstm.commands.prediction_rows import shown_text
 from elstm.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def write_predictions(trained: TrainedModel, paths: Sequence[Path], rows: Rows) 
     from elstm.data.unseen import load_series
 
     read = [load_series(trained.config.data, trained.facts, str(path)) for path in paths]
-    rows.start(["id", "label"], trained.facts["class_names"], _shown)
+    rows.start(["id", "label"], trained.facts["class_names"], shown_text)
     for path, (data, part) in zip(paths, read, strict=True):
         number = 0
         for x, _ in data.eval_batches("test", trained.config.data.eval_batch_size):
@@ -48,9 +49,3 @@ def write_predictions(trained: TrainedModel, paths: Sequence[Path], rows: Rows) 
                 name = part.ids[number] if len(paths) == 1 else f"{path}: {part.ids[number]}"
                 rows.add([name, part.labels[number]], p)
                 number += 1
-
-
-def _shown(text: str, terminal: bool) -> str:
-    """Returns text for a cell that no spreadsheet reads as a formula."""
-    shown = f"'{text}" if text[:1] in ("=", "+", "@") else text
-    return "".join(c if c.isprintable() else "?" for c in shown) if terminal else shown

@@ -14,10 +14,21 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TextIO
 
 from elstm.errors import UserError
+from elstm.files.bounded import starts_formula
 
 GROUP = 10_000  # rows that are held in memory and written together
 
 Shown = Callable[[str, bool], str]
+
+
+def shown_text(text: str, terminal: bool) -> str:
+    """Returns text for a cell that no spreadsheet reads as a formula; a negative number is none.
+
+    Args:
+        terminal: whether control characters would be executed.
+    """
+    shown = f"'{text}" if starts_formula(text) else text
+    return "".join(c if c.isprintable() else "?" for c in shown) if terminal else shown
 
 
 class Rows(Protocol):
@@ -51,7 +62,8 @@ class CsvRows:
 
     def add(self, texts: Sequence[str], probabilities: Sequence[float]) -> None:
         best = _best(probabilities)
-        cells = [*(self.shown(text, self.terminal) for text in texts), self.classes[best]]
+        cells = [self.shown(text, self.terminal) for text in texts]
+        cells.append(shown_text(self.classes[best], self.terminal))
         numbers = [probabilities[best], *probabilities]
         self.writer.writerow([*cells, *(f"{value:.6f}" for value in numbers)])
 

@@ -50,6 +50,19 @@ def _main(arguments: argparse.Namespace) -> int:
     require_one_process(PROG)
     output = arguments.output
     if arguments.pack:
+        given = {
+            "--baseline": arguments.baseline,
+            "--thresholds": arguments.thresholds is not None,
+            "--ignore": arguments.ignore,
+            "--figures": arguments.figures is not None,
+            "--title": arguments.title is not None,
+        }
+        unused = [option for option, is_given in given.items() if is_given]
+        if unused:
+            raise UserError(
+                f"--pack packs all runs and makes no report, so {', '.join(unused)} would not be "
+                "used: give it when you make a report of the archive"
+            )
         if output is not None and len(arguments.folders) > 1:
             raise UserError("--pack writes one archive to -o: give one folder")
         for folder in arguments.folders:
@@ -59,7 +72,7 @@ def _main(arguments: argparse.Namespace) -> int:
         arguments.folders,
         Path("outputs/report") if output is None else output,
         figures=arguments.figures,
-        title=arguments.title,
+        title="Comparison of runs" if arguments.title is None else arguments.title,
         baselines=arguments.baseline,
         thresholds=arguments.thresholds,
         ignored=arguments.ignore,
@@ -122,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,NAME,...",
         help=f"the figures to draw: {', '.join(FIGURES)}, all (the default) or none",
     )
-    parser.add_argument("--title", default="Comparison of runs", help="the report's title")
+    parser.add_argument("--title", help="the report's title (default: Comparison of runs)")
     return parser
 
 

@@ -102,6 +102,17 @@ def load_image_set(name: str, root: str) -> ImageSet:
     return _split(source, folder)
 
 
+def files_exist(name: str, root: str) -> bool:
+    """Returns whether all files of a set of DATA_SETS are there; False for one without files."""
+    source = DATA_SETS[name]
+    if source.folder is None:
+        return False
+    try:
+        return not _missing(source, Path(root).expanduser().absolute() / source.place)
+    except (OSError, RuntimeError):
+        return False
+
+
 def _missing(source: DataSet, folder: Path) -> list[str]:
     """Returns the missing files by their published names."""
     found = found_files(source, folder)

@@ -121,6 +121,48 @@ def _label_text(value: object) -> str:
     return text if np.isinf(number) else _label_text(number)
 
 
+def with_classes(part: LabelledSet, names: Sequence[str]) -> LabelledSet:
+    """Returns the set with its labels spelled as the classes `names` where they mean the same.
+
+    Formats spell some labels differently. A truth value is True in CSV, and 1 in arrays and
+    Parquet. 0.1 in 32 bits is 0.10000000149011612, and CSV has 0.1. Labels that mean none of the
+    classes stay as they are.
+    """
+    known = {*names, UNLABELLED}
+    if known.issuperset(part.labels):
+        return part
+    truth = {_meaning(name, truth=True) for name in names} <= {"0", "1"}
+    places: dict[str, list[str]] = {}
+    for name in names:
+        places.setdefault(_meaning(name, truth=truth), []).append(name)
+
+    def spelled(label: str) -> str:
+        found = [label] if label in known else places.get(_meaning(label, truth=truth), [])
+        return found[0] if len(found) == 1 else label
+
+    return replace(part, labels=tuple(map(spelled, part.labels)))
+
+
+def _meaning(label: str, *, truth: bool) -> str:
+    """Returns a text that is the same for one label in all formats.
+
+    Args:
+        truth: whether the classes are truth values.
+    """
+    if truth and label.lower() in ("true", "false"):
+        return "1" if label.lower() == "true" else "0"
+    try:
+        number = number_of(label)
+    except ValueError:
+        return label
+    if np.isfinite(number) and not number.is_integer():
+        with np.errstate(over="ignore"):
+            for kind in (np.float16, np.float32):
+                if float(kind(number)) == number:
+                    return str(kind(number))
+    return label
+
+
 def number_of(text: str) -> float:
     """Returns the number that a cell holds.
 

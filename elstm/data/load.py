@@ -17,8 +17,8 @@ from torch import Tensor
 from elstm.data import preparing
 from elstm.data.augment import SeriesAugmentation
 from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_sizes, check_user_sizes
-from elstm.data.image_sets import Split, load_image_set, pixel_order, stratified
-from elstm.data.labelled import LabelledSet, Source, with_features
+from elstm.data.image_sets import Split, files_exist, load_image_set, pixel_order, stratified
+from elstm.data.labelled import LabelledSet, Source
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
@@ -133,6 +133,7 @@ def load_user_data(options: Any) -> SequenceData:
             )
         index = torch.tensor([sorted(set(train.labels)).index(label) for label in train.labels])
         parts["train"] = preparing.select_rows(train, stratified(index, options.train_size).numpy())
+    parts = preparing.alike(parts, options.path)
     check_user_sizes(options, len(parts["train"]))
     names = preparing.classes(parts)
     description = preparing.describe(parts, names)
@@ -144,6 +145,7 @@ def load_user_data(options: Any) -> SequenceData:
         del present["validation"]
     preparing.warn_of_missing_classes(names, present)
     preparing.warn_of_copies(parts)
+    preparing.note_same_ids(parts)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 
@@ -157,7 +159,7 @@ def raw_series(options: Any, split: str) -> LabelledSet:
     parts = preparing.split(
         read_user_data(options), _split_options(options), note=lambda *args: None
     )
-    return with_features(parts[split], parts["train"].features, f"the {split} split")
+    return preparing.alike(parts, options.path)[split]
 
 
 def _split_options(options: Any) -> preparing.SplitOptions:
@@ -180,16 +182,7 @@ def _series(
     checksum: str,
     description: str,
 ) -> SeriesData:
-    features = {name: part.values.shape[2] for name, part in parts.items()}
-    if len(set(features.values())) > 1:
-        raise UserError(
-            f"{options.path}: the splits have different numbers of features: {features}"
-        )
-    names_of_features = parts["train"].features
-    parts = {
-        name: with_features(part, names_of_features, f"the {name} split of {options.path}")
-        for name, part in parts.items()
-    }
+    preparing.warn_of_unlearned_features(parts)
     parts = preparing.fill_missing(parts, options.missing)
     mean, std = preparing.moments(parts["train"])
     if not options.standardize:
@@ -221,7 +214,7 @@ def _series(
         fingerprint=checksum,
         description=description,
         bucket=options.bucket,
-        features=names_of_features,
+        features=parts["train"].features,
     )
 
 
@@ -265,6 +258,27 @@ def _images(
     )
 
 
+def images_checksum(options: Any) -> str | None:
+    """Returns the checksum of a published set (`content`) by reading its files.
+
+    Returns None where files are missing, or come with a package; nothing is downloaded.
+    """
+    if not files_exist(options.name, options.root or "data"):
+        return None
+    images = load_image_set(options.name, options.root or "data")
+    if options.train_size is not None and options.train_size > len(images.train):
+        return None
+    return _checksum((_train_part(images.train, options.train_size), images.val, images.test))
+
+
+def _train_part(train: Split, size: int | None, *, stratify: bool = True) -> Split:
+    """Returns the training images that `train_size` selects."""
+    if size is None:
+        return train
+    rows = stratified(train.labels, size) if stratify else torch.arange(size)
+    return Split(train.images[rows], train.labels[rows])
+
+
 def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> ImageSequences:
     """Returns the image set that the options name, on the CPU, and downloads it if necessary.
 
@@ -284,11 +298,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
     images = load_image_set(options.name, getattr(options, "root", "") or "data")
     train, pixels = images.train, math.prod(images.image_size)
     check_sizes(options, pixels, len(train))
-    if options.train_size is not None:
-        rows = torch.arange(options.train_size)
-        if stratify:
-            rows = stratified(train.labels, options.train_size)
-        train = Split(train.images[rows], train.labels[rows])
+    train = _train_part(train, options.train_size, stratify=stratify)
     mean, std = mean_and_std(train.images)
     order = pixel_order(pixels, options.permute_seed) if options.permute else None
     names = images.class_names

@@ -8,7 +8,9 @@ and placed in 28 x 28 pixels so that its centre of mass lies in the middle (LeCu
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -90,6 +92,33 @@ def read_image(
         note(INVERTED if dark_ground else INVERTED_TO_DARK)
         invert = True
     return 255 - small if invert else small
+
+
+def read_as_trained(
+    path: Path,
+    facts: Mapping[str, Any],
+    box: float | None,
+    *,
+    eight_bits: bool = False,
+    invert: bool | None = None,
+    fit: bool = False,
+    note: Note = lambda text: None,
+) -> np.ndarray:
+    """Reads a picture in the form of the images that a run was trained on; see `read_image`.
+
+    Args:
+        facts: of the run's data.
+        box: of its published set (`DataSet.box`); None: pictures without a ground, of which none
+            is inverted by itself.
+    """
+    rows, columns = facts["image_size"]
+    full = box is None
+    return read_image(
+        path, rows, columns, channels=facts.get("channels", 1), exact=full, eight_bits=eight_bits,
+        # A light frame is not informative in photographs and the like.
+        invert=(invert or False) if full else invert, fit=fit, box=box or 1.0,
+        dark_ground=full or facts["mean"] < 0.5, note=note,
+    )  # fmt: skip
 
 
 def has_light_ground(image: np.ndarray) -> bool | None:

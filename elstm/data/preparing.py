@@ -16,8 +16,16 @@ import numpy as np
 import torch
 
 from elstm.data.image_sets import random_order
-from elstm.data.labelled import SPLITS, LabelledSet, Source, class_names
+from elstm.data.labelled import (
+    SPLITS,
+    LabelledSet,
+    Source,
+    class_names,
+    with_classes,
+    with_features,
+)
 from elstm.errors import UserError
+from elstm.files.bounded import one_line
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +185,27 @@ def _fold(
     return {"test": select_rows(part, rows), "train": select_rows(part, rest)}
 
 
+def alike(parts: dict[str, LabelledSet], path: str) -> dict[str, LabelledSet]:
+    """Returns the splits with the features and the spelling of the labels of the training split.
+
+    The splits of a folder may have other orders of columns, and may be CSV and Parquet.
+
+    Raises:
+        UserError: their features differ.
+    """
+    train = parts["train"]
+    features = {name: part.values.shape[2] for name, part in parts.items()}
+    if len(set(features.values())) > 1:
+        raise UserError(f"{path}: the splits have different numbers of features: {features}")
+    names = class_names(train.labels)
+    return {
+        name: with_features(
+            with_classes(part, names), train.features, f"the {name} split of {path}"
+        )
+        for name, part in parts.items()
+    }
+
+
 def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
     """Returns the classes of all splits.
 
@@ -223,6 +252,54 @@ def warn_of_copies(parts: dict[str, LabelledSet]) -> None:
                 "accuracy is too good, unless copies are to be expected",
                 count, len(parts[name]), what,
             )  # fmt: skip
+
+
+def note_same_ids(parts: dict[str, LabelledSet]) -> None:
+    """Logs ids that occur in the training split and in another one, as a person's may."""
+    known = set(parts["train"].ids)
+    for name, what in (("val", "validation"), ("test", "test")):
+        same = [each for each in parts[name].ids if each in known]
+        if same:
+            log.info(
+                "%d of %d ids of the %s split occur in the training split too, such as %s: if an "
+                "id means the same person or thing in both, that accuracy is too good",
+                len(same), len(parts[name]), what, one_line(same[0], 40),
+            )  # fmt: skip
+
+
+def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning for each feature that is constant or missing in training alone.
+
+    Training gives it neither a scale nor a meaning, and its other values reach the model unscaled.
+    """
+    train = _known_values(parts["train"])
+    for feature, values in enumerate(train):
+        if len(values) > 1:
+            continue
+        where = [
+            what
+            for name, what in (("val", "validation"), ("test", "test"))
+            if len(_known_values(parts[name])[feature] - values)
+        ]
+        if where:
+            names = parts["train"].features
+            log.warning(
+                "feature %s %s in all training steps, and has other values in the %s split, of "
+                "which the model learns nothing: leave the feature out",
+                names[feature] if names else feature,
+                "is the same" if values else "is missing", " and the ".join(where),
+            )  # fmt: skip
+
+
+def _known_values(part: LabelledSet) -> list[set[float]]:
+    """Returns up to two different values of each feature that are not missing."""
+    active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
+    found = []
+    for feature in range(part.values.shape[2]):
+        values = part.values[:, :, feature][active]
+        values = values[~np.isnan(values)]
+        found.append({float(values.min()), float(values.max())} if len(values) else set())
+    return found
 
 
 def fill_missing(

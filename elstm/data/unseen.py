@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from elstm.data import preparing
 from elstm.data.catalog import DATA_SETS, DataSet
 from elstm.data.image_sets import Split, load_files
-from elstm.data.labelled import UNLABELLED, LabelledSet, Source, with_features
+from elstm.data.labelled import UNLABELLED, LabelledSet, Source, with_classes, with_features
 from elstm.data.load import existing, labels_of, read_user_data, with_location
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
@@ -41,7 +44,7 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
             return _image_sequences(options, files, facts, names, path)
         source = _class_folders(published, facts, place, options.name)
     else:
-        source = read_user_data(with_location(options, path))
+        source = _read(options, facts, path)
         named = _named(source, path)
         if named is not None and named != split:
             raise UserError(
@@ -51,6 +54,7 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
     part = source.get("all", source.get(split))
     if part is None:
         raise UserError(f"{path} has no split {split}: it has {', '.join(source)}")
+    part = with_classes(part, names)
     unknown = sorted(set(part.labels) - set(names))
     if unknown:
         raise UserError(
@@ -73,7 +77,7 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     Raises:
         UserError: the files cannot be read, or do not fit the model.
     """
-    source = read_user_data(with_location(options, path), labelled=False)
+    source = _read(options, facts, path, labelled=False)
     named = _named(source, path)
     if named is not None:
         source = {named: source[named]}
@@ -81,8 +85,28 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     for each in parts:
         _check_features(each, facts, path)
     part = preparing.concatenated(parts)
-    plain = replace(part, labels=(UNLABELLED,) * len(part))
-    return _series(options, plain, facts, tuple(facts["class_names"]), path), part
+    plain, names = replace(part, labels=(UNLABELLED,) * len(part)), tuple(facts["class_names"])
+    return _series(options, plain, facts, names, path), with_classes(part, names)
+
+
+def _read(options: Any, facts: dict[str, Any], path: str, *, labelled: bool = True) -> Source:
+    """Reads files as those of the run; columns of a table that it was not trained on are left out.
+
+    Raises:
+        UserError: they cannot be read in the format of the run's.
+    """
+    options, features = with_location(options, path), tuple(facts.get("features", ()))
+    if features and hasattr(options, "features"):
+        options = replace(options, features=features)
+    try:
+        return read_user_data(options, labelled=labelled)
+    except UserError as error:
+        if re.search(r"\bdata\.(?!path=)[a-z_]+=", str(error)) is None:
+            raise
+        raise UserError(
+            f"{error} (in training; here the options data.* are those of the run, so change the "
+            "file)"
+        ) from error
 
 
 def _named(source: Source, path: str) -> str | None:
@@ -145,10 +169,14 @@ def _class_folders(
 ) -> dict[str, LabelledSet]:
     """Reads class folders of pictures, in the size and the colours of a published set.
 
+    Pictures are read as elstm-predict reads them, so that those that are dark on light are inverted
+    where the run's are light on dark.
+
     A folder has the name of a class, with - or _ in place of a slash, or its number from 0 where
     no class is named by a number.
     """
-    from elstm.data.readers.image_folders import read_image_folders  # and with it Pillow
+    from elstm.data.placement import read_as_trained  # and with it Pillow
+    from elstm.data.readers.image_folders import read_image_folders
 
     if not place.is_dir() or not any(entry.is_dir() for entry in place.iterdir()):
         files = "" if published.folder is None else f" the files of {name} or"
@@ -161,7 +189,11 @@ def _class_folders(
     spelled = {each.replace("/", sign): each for each in classes for sign in "-_/"}
     if not any(each.isdecimal() for each in classes):
         spelled |= {str(number): each for number, each in enumerate(classes)}
-    source = read_image_folders(place, published.channels, (rows, columns))
+
+    def decode(file: Path, note: Callable[[str], None]) -> np.ndarray:
+        return read_as_trained(file, facts, published.box, note=note)
+
+    source = read_image_folders(place, published.channels, (rows, columns), decode)
     return {
         split: replace(part, labels=tuple(spelled.get(label, label) for label in part.labels))
         for split, part in source.items()

@@ -22,6 +22,8 @@ MAX_STATUS_BYTES = 1_000_000
 MAX_NODES = 5_000  # of a config: aliases let a small YAML file unfold into a huge tree
 MAX_DEPTH = 20
 
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first character of a formula in a cell
+
 # YAML 1.1 reads 1e-3 as a string, Hydra as a number.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -209,7 +211,16 @@ def _column(cells: list[float]) -> np.ndarray:
 def spreadsheet_safe(text: str) -> str:
     """Returns a text as one line for a CSV cell that no spreadsheet takes for a formula."""
     text = one_line(text, 1000)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "＝", "＋", "－", "＠") else text
+    return f"'{text}" if text[:1] in FORMULA else text
+
+
+def starts_formula(text: str) -> bool:
+    """Returns whether a spreadsheet may take a text for a formula, and not for a negative number.
+
+    Spreadsheets skip a tab or a line end before it.
+    """
+    start = text.lstrip("\t\r\n")[:1]
+    return start in FORMULA and not (start == "-" and _NUMBER.fullmatch(text))
 
 
 def one_line(value: object, limit: int = 200) -> str:

@@ -108,7 +108,8 @@ class PackedIndices(NamedTuple):
 
     Attributes:
         counts: (T,) int32, the number of active rows at each step.
-        rows: (T * B,) the row of the packed data for each place; 0 where no sequence is active.
+        rows: (T * B,) the row of the packed data for each place; past a sequence's end that of its
+            first step, so that NaN in one sequence never reaches the gradient of another.
         active: (N,) the place of each row of the packed data.
         reversed: (T * B,) the place that each place has in its reversed sequence; inactive places
             stay.
@@ -152,7 +153,7 @@ def _packed_indices(sizes: tuple[int, ...], device: torch.device) -> PackedIndic
         b = torch.arange(batch, device="cpu")
         is_active = b < counts.unsqueeze(1)
         first = counts.cumsum(0) - counts
-        rows = torch.where(is_active, first.unsqueeze(1) + b, 0).flatten()
+        rows = torch.where(is_active, first.unsqueeze(1) + b, b).flatten()
         backwards = torch.where(is_active, is_active.sum(0) - 1 - t, t).mul_(batch).add_(b)
         active = is_active.flatten().nonzero_static(size=sum(sizes)).squeeze(1)
         found = PackedIndices(counts.int(), rows, active, backwards.flatten())

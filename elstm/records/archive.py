@@ -51,7 +51,7 @@ FIRST = ("run", "folder")
 STATE = "state"
 # Settings that have a column even if they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
-EXTENSIONS = "extensions"  # the one list of a status
+LISTS = ("extensions", "processes_changes")  # the lists of a status
 IN_CONFIG = ("model", "data", "data_description", "augmentation", "seed", "pid")
 
 MAX_RUNS = 20_000
@@ -83,8 +83,8 @@ class ArchivedRun:
         status: dict[str, Any] = {}
         for key, value in self.fields.items():
             group, _, name = key.partition(".")
-            if key == EXTENSIONS:
-                status[key] = _extensions(value)
+            if key in LISTS:
+                status[key] = _list(key, value)
             elif name:
                 status.setdefault(group, {})[name] = value
             else:
@@ -236,11 +236,11 @@ def pack(
     return files
 
 
-def _extensions(value: Value) -> Any:
-    """Returns the extensions of a run from their cell, which holds JSON."""
+def _list(key: str, value: Value) -> Any:
+    """Returns a list of a status from its cell, which holds JSON."""
     with suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value
-    raise Damaged(f"{RUNS}: the extensions of a run cannot be read")
+    raise Damaged(f"{RUNS}: the {key} of a run cannot be read")
 
 
 def _flat_status(status: dict[str, Any]) -> dict[str, Value]:
@@ -248,7 +248,7 @@ def _flat_status(status: dict[str, Any]) -> dict[str, Value]:
     fields: dict[str, Value] = {}
     for key, value in status.items():
         inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
-        if key == EXTENSIONS and isinstance(value, list):
+        if key in LISTS and isinstance(value, list):
             value = json.dumps(value)
         fields.update(inner or ({} if key in IN_CONFIG else {key: value}))
     return {k: v for k, v in fields.items() if v is None or isinstance(v, str | int | float)}

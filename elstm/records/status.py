@@ -18,7 +18,10 @@
                       of that best checkpoint, once done
     train_seconds, wall_seconds                     as in metrics.csv, summed over resumes
     parameters        number of trainable numbers
-    device, device_name, processes, threads, precision
+    device, device_name, threads, precision
+    processes         how many train the run together
+    processes_changes  [step, processes] from the start and from each resume with another number on;
+                      null for a run that was always trained by the same number
     weights           those that are evaluated: "raw", or with trainer.ema_decay "ema", the averaged
     backend           that the recurrence ran on
     extensions        settings that a resume changed, and from which step on: a list
@@ -41,6 +44,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -62,7 +66,8 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "test_accuracy", "test_accuracy_batch_stats", "test_balanced_accuracy", "test_macro_f1",
         "test_loss",
         "train_seconds", "wall_seconds", "parameters",
-        "device", "device_name", "processes", "threads", "precision", "weights", "backend",
+        "device", "device_name", "processes", "processes_changes", "threads", "precision",
+        "weights", "backend",
         "environment",
         "extensions", "init_from", "versions", "git_commit", "git_dirty", "pid", "started",
         "updated",
@@ -133,6 +138,33 @@ class Status:
             values = {k: None if _undefined(v) else v for k, v in self.fields.items()}
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
             write_atomic(self.path, text.encode(), sync=False)
+
+
+def training_processes(
+    before: Mapping[str, Any], step: int, processes: int, *, finished: bool
+) -> dict[str, Any]:
+    """Returns `processes` and `processes_changes` of a run.
+
+    Args:
+        before: status.json as it was before this resume; empty for a new run.
+        step: where the training starts or resumes. Parts that reached no later checkpoint are lost.
+        processes: how many there are now.
+        finished: whether nothing is left to train.
+    """
+    found: Any = before.get("processes_changes")
+    if not _are_changes(found):
+        found = [[0, before.get("processes")]]
+    parts = [part for part in found if type(part[1]) is int and part[0] < step]
+    if not finished and (not parts or parts[-1][1] != processes):
+        parts.append([step, processes])
+    last = parts[-1][1] if parts else processes
+    return {"processes": last, "processes_changes": parts if len(parts) > 1 else None}
+
+
+def _are_changes(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(part, list) and [type(each) for each in part] == [int, int] for part in value
+    )
 
 
 def _undefined(value: Any) -> bool:

@@ -107,6 +107,11 @@ def _validation(run: Run) -> float | None:
     return run.best_val_accuracy
 
 
+def _without_bars(text: str) -> str:
+    """Returns text in which no bar ends a cell of a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|")
+
+
 def settings_table(models: dict[str, list[RankedSetting]]) -> str:
     """Returns all settings of all models as a Markdown table, the best of each in bold."""
     lines = ["| model | setting | best validation accuracy, % | seeds |", "|---|---|--:|--:|"]
@@ -116,5 +121,6 @@ def settings_table(models: dict[str, list[RankedSetting]]) -> str:
             name = ", ".join(override.partition(".")[2] for override in setting.overrides)
             name = re.sub(r"gamma_c=(\S+), gamma_hh=\1, gamma_ih=\1,", r"gamma=\1,", name)
             mean = f"{mark}{100 * setting.mean:.2f}{mark}"
-            lines.append(f"| {model} | {mark}{name}{mark} | {mean} | {len(setting.bests)} |")
+            cells = model, f"{mark}{name}{mark}", mean, str(len(setting.bests))
+            lines.append(f"| {' | '.join(map(_without_bars, cells))} |")
     return "\n".join(lines)

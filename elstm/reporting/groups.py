@@ -158,7 +158,7 @@ def _groups(runs: Sequence[Run], skipped: Sequence[str]) -> tuple[list[Group], C
         kept = {key: value for key, value in config.items() if not _is_in(key, skipped)}
         if run.extensions:  # its schedule differs from that of a run planned at this length
             kept["extended"] = run.extensions
-        if run.processes > 1:  # a step then has the batches of all of them
+        if run.processes != 1:  # a step then has the batches of all of them
             kept["processes"] = run.processes
         members[frozenset(kept.items())].append(run)
     configs = [dict(items) for items in members]

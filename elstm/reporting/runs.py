@@ -81,10 +81,10 @@ class Run:
     content: str = ""  # of a published set: a checksum of the images that were read
 
     @property
-    def processes(self) -> int:
-        """Returns how many processes trained the run together."""
-        found = self.made_with.get("processes", "")
-        return int(found) if found.isascii() and found.isdecimal() else 1
+    def processes(self) -> int | str:
+        """Returns how many processes trained the run together; "4 then 1" if that changed."""
+        found = self.made_with.get("processes", "1")
+        return int(found) if found.isascii() and found.isdecimal() else found
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -269,6 +269,9 @@ def _age(updated: object, now: float | None) -> float:
 
 def _made_with(status: dict[str, Any]) -> dict[str, str]:
     facts = {key: text(status, key, 60) for key in MADE_WITH}
+    changes = status.get("processes_changes")
+    if isinstance(changes, list) and all(isinstance(part, list) and part for part in changes):
+        facts["processes"] = one_line(" then ".join(str(part[-1]) for part in changes), 60)
     versions = status.get("versions")
     if isinstance(versions, dict):
         for name in ("python", "torch", "elstm"):

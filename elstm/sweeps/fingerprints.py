@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from elstm.config.data_options import UserDataConfig
+from elstm.config.data_options import ImageSetConfig, UserDataConfig
 from elstm.config.schema import Config
+from elstm.errors import UserError
 from elstm.records.source import checksum, source_checkpoint
 
 # Settings of user data that affect how files are read; the others apply to the data afterwards.
@@ -34,6 +36,23 @@ class Fingerprints:
         key = repr(sorted((k, v) for k, v in vars(data).items() if k not in _NOT_READ))
         if key not in self._known:
             self._known[key] = data_fingerprint(data)
+        return self._known[key]
+
+    def of_images(self, config: Config) -> str | None:
+        """Returns the checksum of a published set's images; None where it cannot be known here.
+
+        Nothing is downloaded, and damaged files are left to the run, which names them.
+        """
+        data = config.data
+        if not isinstance(data, ImageSetConfig):
+            return None
+        from elstm.data.load import images_checksum  # torch: only where images have to be read
+
+        key = f"images {data.name} {data.root} {data.train_size}"
+        if key not in self._known:
+            self._known[key] = None
+            with suppress(UserError):
+                self._known[key] = images_checksum(data)
         return self._known[key]
 
     def of_source(self, config: Config) -> str | None:

@@ -211,7 +211,11 @@ class Plan:
         if run.config.sweep.rerun:
             return
         claimed = self._claims.claim(run.identity)
-        earlier = [(_state(folder), folder) for folder in self._earlier(run) if folder.is_dir()]
+        earlier = [
+            (_state(folder), folder)
+            for folder in self._earlier(run)
+            if folder.is_dir() and not self._has_other_images(run, read_status(folder) or {})
+        ]
         own_group = self.root / run.config.data.name / run.config.model.name
         own = [each for each in earlier if each[1].is_relative_to(own_group)]
         for found in (
@@ -221,6 +225,8 @@ class Plan:
             if found:
                 run.state, run.folder = found[-1]
         archived = self._archived.get(run.identity)
+        if archived is not None and self._has_other_images(run, archived.fields):
+            archived = None
         if archived is not None and run.state != "done":
             run.state, run.folder, run.archived = "done", archived.folder, archived
         if not claimed and run.state != "done":
@@ -256,6 +262,17 @@ class Plan:
 
     def close(self) -> None:
         self._claims.close()
+
+    def _has_other_images(self, run: PlannedRun, status: Mapping[str, Any]) -> bool:
+        """Returns whether an earlier run read other files of the published set than are there now.
+
+        Runs of earlier versions did not record what they read.
+        """
+        content = status.get("data_content")
+        return content is not None and self._fingerprints.of_images(run.config) not in (
+            None,
+            content,
+        )
 
     def _earlier(self, run: PlannedRun) -> list[Path]:
         """Returns the folders of runs with this config, oldest first."""
@@ -328,7 +345,8 @@ def _is_another(status: Mapping[str, Any]) -> bool:
     An extended run had another schedule than one that was planned with its settings. A step of a
     run in several processes has the batches of all of them; a sweep trains each run in one.
     """
-    return bool(status.get("extensions")) or status.get("processes") not in (None, 1)
+    several = status.get("processes_changes") or status.get("processes") not in (None, 1)
+    return bool(status.get("extensions") or several)
 
 
 def _state(folder: Path) -> str:

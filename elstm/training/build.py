@@ -136,9 +136,11 @@ def balanced_weights(data: SequenceData) -> Tensor:
 
     C counts the classes that occur; the weight of any other class is 0.
     """
-    counts = torch.bincount(data.train.labels, minlength=data.num_classes).double()
+    # On the CPU, because MPS has no float64.
+    counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes).double()
     weights = counts.sum() / (counts.count_nonzero() * counts)
-    return torch.where(counts > 0, weights, 0.0).to(torch.get_default_dtype())
+    weights = torch.where(counts > 0, weights, 0.0).to(torch.get_default_dtype())
+    return weights.to(data.train.labels.device)
 
 
 def build_limits(config: Config, data: SequenceData, processes: int) -> Limits:

@@ -199,8 +199,10 @@ def _is_plain(value: torch.Tensor) -> bool:
 def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
     """Returns the checkpoint to resume from, or None if the run wrote none.
 
-    It is last.pt. If that cannot be read, it is previous.pt or best.pt, the later one, with a
-    warning, and the unreadable file is renamed to damaged.pt.
+    It is last.pt, or best.pt if that is later because a kill came between the two writes. Without
+    it, a device that is not deterministic might not reach that best epoch again. If last.pt cannot
+    be read, it is previous.pt or best.pt, the later one, with a warning, and the unreadable file is
+    renamed to damaged.pt.
 
     Raises:
         UserError: there are checkpoints, and none can be read; last.pt is of a newer version; one
@@ -212,7 +214,7 @@ def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
     if not last.exists() and not others:
         return None
     try:
-        return load(last, limit)
+        return _later_best(load(last, limit), best_path(run_dir), limit)
     except Unreadable as error:
         problems, found = [str(error)], []
         for path in others:
@@ -236,6 +238,18 @@ def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
         with suppress(OSError):  # so that it does not become previous.pt
             last.replace(last.with_name("damaged.pt"))
         return content
+
+
+def _later_best(last: dict[str, Any], path: Path, limit: int | None) -> dict[str, Any]:
+    """Returns the checkpoint `path` if it is of the same run and a later step, else `last`."""
+    found: dict[str, Any] = {}
+    with suppress(UserError):
+        found = load(path, limit)
+    before, after = (_state(content).get("step") for content in (last, found))
+    if type(before) is not int or type(after) is not int or after <= before:
+        return last
+    same_run = repr(found.get("settings")) == repr(last.get("settings"))
+    return found if same_run else last
 
 
 def _state(content: dict[str, Any]) -> dict[str, Any]:

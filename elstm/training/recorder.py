@@ -52,7 +52,6 @@ def run_facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "max_epochs": config.trainer.max_epochs,
         "device": accelerator.device.type,
         "device_name": runtime.device_name(accelerator.device),
-        "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": config.trainer.precision,
         "weights": RAW if config.trainer.ema_decay is None else EMA,

@@ -21,7 +21,7 @@ from elstm.config.extras import require_extras
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
-from elstm.records.status import Status, read_status
+from elstm.records.status import Status, read_status, training_processes
 from elstm.records.tags import RAW_SCALARS
 from elstm.records.tracking import COLUMNS, Tracker
 from elstm.training import checkpoint, evaluation
@@ -108,7 +108,9 @@ def run(
         status = Status(run_dir, active=accelerator.is_main_process)
         loop: TrainingLoop | None = None
         try:
-            status.update(state="running", **run_facts(config, accelerator))
+            # Those that trained the run until now, until it is known from which step it resumes.
+            processes = status.before.get("processes") or accelerator.num_processes
+            status.update(state="running", processes=processes, **run_facts(config, accelerator))
             check_memory(config, accelerator.device)
             loop = set_up(
                 config, run_dir, resume, accelerator, tracker, status, signals, extend or {}
@@ -183,6 +185,10 @@ def set_up(
     status.set(init_from=init_from)
     snapshot = Snapshot(config, parts, state, sums, extensions, init_from)
     file_sizes = None if saved is None else snapshot.restore(saved, own)
+    before = {} if saved is None else status.before
+    status.set(
+        **training_processes(before, state.step, accelerator.num_processes, finished=state.finished)
+    )
     if changed:
         limits = build_limits(own, parts.data, accelerator.num_processes)
         tested = replace(state, limits=limits).finished

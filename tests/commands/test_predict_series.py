@@ -90,6 +90,7 @@ def write_table(path: str, columns: str) -> None:
     for i, values in enumerate(arrays["X"]):
         for t, (a, b) in enumerate(values):
             cells = {"i": i, "c": f"c{arrays['y'][i]}", "t": t, "a": a, "b": 10 + 5 * b}
+            cells |= {"unit": "m", "b2": 0}
             lines.append(",".join(str(cells[name]) for name in columns.split(",")))
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -101,6 +102,8 @@ def test_the_columns_of_a_table_go_by_their_names(capsys: pytest.CaptureFixture[
     write_table("new.csv", "b,t,a,i")
     _, rows = predicted(capsys, "new.csv")
     assert [{**row, "label": ""} for row in expected] == rows
+    write_table("more.csv", "b,t,a,i,unit,b2")  # columns that the training data had not
+    assert predicted(capsys, "more.csv")[1] == rows
     write_table("other.csv", "i,t,a")
     assert predict.main([str(the_run()), "other.csv"]) == 1
     assert "other.csv has the features a, and the training data have a, b" in (
@@ -141,3 +144,16 @@ def test_options_for_pictures_are_refused(capsys: pytest.CaptureFixture[str]) ->
     assert "--fit is for pictures" in capsys.readouterr().err
     assert predict.main([str(the_run()), "nothing.npz"]) == 1
     assert "nothing.npz: there is no such file" in capsys.readouterr().err
+
+
+def test_no_cell_is_a_formula() -> None:
+    out = io.StringIO()
+    rows = prediction_rows.CsvRows(out)
+    classes = ["=cmd()", "-1", "-cmd()"]
+    rows.start(["id", "label"], classes, prediction_rows.shown_text)
+    for best in range(3):
+        rows.add(["\t=x", classes[best]], [float(place == best) for place in range(3)])
+    found = list(csv.reader(io.StringIO(out.getvalue())))[1:]
+    assert [row[:3] for row in found] == [
+        ["'\t=x", text, text] for text in ("'=cmd()", "-1", "'-cmd()")
+    ]

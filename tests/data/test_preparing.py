@@ -1,5 +1,7 @@
 """Splits, folds, missing values and standardising of own data."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -195,3 +197,29 @@ def test_buckets_leave_out_no_sequence_for_ever():
     batches = [rows.tolist() for epoch in range(20) for rows in data.train_rows(0, epoch)]
     assert {row for rows in batches for row in rows} == set(range(10))
     assert all(rows == sorted(rows) for rows in batches)
+
+
+def test_splits_of_other_spellings_and_orders_are_alike(caplog):
+    """As of train.csv and test.parquet; copies are found whatever the order of the columns."""
+    train = dataclasses.replace(make(["True", "False"]), features=("a", "b"))
+    values = train.values[:, :, ::-1]
+    test = dataclasses.replace(make(["1", "0"], values), features=("b", "a"))
+    parts = preparing.alike({"train": train, "val": make([]), "test": test}, "x")
+    assert parts["test"].labels == train.labels
+    np.testing.assert_array_equal(parts["test"].values, train.values)
+    with caplog.at_level("INFO"):
+        preparing.warn_of_copies(parts)
+        preparing.note_same_ids(parts)
+    assert "2 of 2 test sequences are equal" in caplog.text
+    assert "2 of 2 ids of the test split occur in the training split too, such as s0" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "phrase"), [(np.nan, "is missing"), (3.0, "is the same")])
+def test_features_that_only_other_splits_have_are_reported(value, phrase, caplog):
+    train = make("ab")
+    train.values[:, :, 1] = value
+    preparing.warn_of_unlearned_features({"train": train, "val": train, "test": make("ab")})
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith(
+        f"feature 1 {phrase} in all training steps, and has other values in the test split, of"
+    )

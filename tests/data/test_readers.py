@@ -13,7 +13,7 @@ from PIL import Image
 
 from elstm.config.data_options import TsConfig
 from elstm.data import labelled
-from elstm.data.labelled import class_names, label_text
+from elstm.data.labelled import LabelledSet, class_names, label_text, with_classes
 from elstm.data.placement import read_image
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
@@ -584,3 +584,19 @@ def test_pictures_that_do_not_fit_into_memory(tmp_path, monkeypatch):
     picture(tmp_path / "cat" / "a.png", 1)
     with pytest.raises(UserError, match="GB of memory"):
         read_image_folders(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "expected"),
+    [
+        (("0", "1"), ("True", "FALSE", "1"), ("1", "0", "1")),
+        (("False", "True"), ("1", "0"), ("True", "False")),
+        (("0", "1", "2"), ("True", "1"), ("True", "1")),  # no truth values
+        (("0.1", "0.5"), (str(float(np.float32(0.1))), "0.5"), ("0.1", "0.5")),
+        ((str(float(np.float16(0.1))), "2"), ("0.1", "2"), (str(float(np.float16(0.1))), "2")),
+        (("16777216", "5"), ("16777217", ""), ("16777217", "")),
+    ],
+)
+def test_labels_mean_the_same_class_in_all_formats(classes, labels, expected):
+    part = LabelledSet(np.zeros((len(labels), 1, 1)), np.ones(1), labels, labels, ())
+    assert with_classes(part, classes).labels == expected

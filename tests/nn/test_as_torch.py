@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -107,3 +108,17 @@ def test_texts():
     for layer in (ELSTMBN(F, H).eval(), LSTM(F, H, state_noise=0.1)):
         with pytest.raises(ValueError, match=r"unbatched input must be 2-D.* got \(1, 1, 4\)"):
             layer(torch.randn(T, F), (torch.zeros(1, 1, H),) * 2)
+
+
+def test_eps_and_momentum_of_a_layer_are_those_of_its_norms():
+    layer = ELSTMBN(F, H, 2, max_steps=T, bidirectional=True, dropout=0.1)
+    layer.eps, layer.momentum = 0.5, None
+    copied = pickle.loads(pickle.dumps(layer))
+    for each in (layer, copied):
+        assert (each.eps, each.momentum) == (0.5, None)
+        assert {(n.eps, n.momentum) for _, n in statistics_norms(each)} == {(0.5, None)}
+    layer.eps = None
+    assert [layer.get_submodule(f"norm_{name}_l0").eps for name in ("hh", "c")] == [0.1, 9.0]
+    for name in ("eps", "momentum"):
+        with pytest.raises(ValueError, match=f"{name} must be .*got -1"):
+            setattr(layer, name, -1)

@@ -226,3 +226,15 @@ def test_packed_batches_on_a_cpu_are_those_of_torch(kind: type, lengths: list[in
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert layer.last_backend == ("torch" if kind is GRU else "cpu")
+
+
+@pytest.mark.parametrize("options", [{}, DEEP], ids=["one layer", "deep"])
+def test_nan_in_one_sequence_stays_out_of_the_others(options: dict[str, object]) -> None:
+    layer = GRU(F, H, **options)
+    x = torch.randn(T, B, F)
+    x[0, 1] = torch.nan  # the longest sequence
+    x.requires_grad_()
+    output, _ = layer(packed(x, LENGTHS))
+    others = torch.nn.utils.rnn.pad_packed_sequence(output)[0][:, [0, 2, 3]]
+    gradient = torch.autograd.grad(others.sum(), x)[0][:, [0, 2, 3]]
+    assert bool(gradient.isfinite().all())

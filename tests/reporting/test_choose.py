@@ -10,7 +10,7 @@ from synthetic_runs import write_run
 
 from elstm.commands import report
 from elstm.errors import UserError
-from elstm.reporting.choose import best_overrides, read_settings, settings_table
+from elstm.reporting.choose import RankedSetting, best_overrides, read_settings, settings_table
 
 
 def tuned(folder: Path) -> Path:
@@ -122,3 +122,8 @@ def test_a_setting_is_given_with_all_its_digits(tmp_path: Path) -> None:
     note = "x, " * 20
     assert best.overrides == (f'model.note="{note}"', "optimizer.lr=0.0012345678912345")
     assert other.overrides == ("model.note=y", "optimizer.lr=1e-05")
+
+
+def test_a_bar_in_a_name_ends_no_cell() -> None:
+    setting = RankedSetting("a|b", ("model.x='c|d'",), (0.5,))
+    assert "| a\\|b | **x='c\\|d'** | **50.00** | 1 |" in settings_table({"a|b": [setting]})

@@ -169,3 +169,8 @@ def test_an_archive_of_other_runs_is_not_overwritten(tmp_path, capsys):
     (target / "curves.csv").unlink()
     assert main(["--pack", str(tmp_path / "a"), "-o", str(target)]) == 0
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_options_of_reports_are_refused(tmp_path, capsys):
+    message = fails(capsys, tmp_path, "--title", "x", "--ignore", "seed")
+    assert "makes no report, so --ignore, --title would not be used" in message

@@ -426,6 +426,9 @@ def test_other_files_of_a_published_set_are_another_task(make):
 def test_runs_in_several_processes_are_a_group_of_their_own(make):
     [section] = make(("lstm", 0, {"status": {"processes": 4}}), ("lstm", 1))
     assert labels(section) == ["lstm", "lstm processes=4"]
+    resumed = {"processes": 1, "processes_changes": [[0, 4], [120, 1]]}
+    [section] = make(("lstm", 2, {"status": resumed}), ("lstm", 1))
+    assert labels(section) == ["lstm", "lstm processes=4", "lstm processes=4 then 1"]
 
 
 def test_initial_weights_are_known_by_their_content(make):

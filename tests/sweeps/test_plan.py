@@ -197,6 +197,25 @@ def test_a_run_in_several_processes_is_another_run(training):
     assert seeds(training) == [1, 1]
 
 
+def test_hydra_mode_starts_a_sweep_with_or_without_plus_signs(training):
+    assert main(["++hydra.mode=MULTIRUN", "seed=1,2"]) == 0
+    assert seeds(training) == [1, 2]
+
+
+def test_other_images_of_a_published_set_are_trained_on(training, monkeypatch):
+    """Nothing is known of the images of earlier versions, or where files are missing."""
+    found = {"content": "aa"}
+    monkeypatch.setattr("elstm.data.load.images_checksum", lambda options: found["content"])
+    command = ["-m", "data=mnist", "seed=1", "trainer.device=cpu"]
+    assert main(command) == 0
+    (path,) = Path("outputs/mnist").glob("*/*/*/status.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_content": "aa"}))
+    for content, runs in (("aa", 1), (None, 1), ("bb", 2)):
+        found["content"] = content
+        assert main(command) == 0
+        assert seeds(training) == [1] * runs
+
+
 @pytest.mark.parametrize(
     ("words", "runs"),
     [

@@ -175,6 +175,11 @@ def test_the_latest(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step, file in enumerate((best, path, path)):
         checkpoint.save({"state": {"step": step}, "names": [f"step {step}"]}, file)
     assert names() == ["step 2"]
+    checkpoint.save({"state": {"step": 3}, "names": ["killed before last.pt"]}, best)
+    assert names() == ["killed before last.pt"]
+    checkpoint.save({"state": {"step": 3}, "names": [], "settings": {"seed": 9}}, best)
+    assert names() == ["step 2"]  # of another run
+    checkpoint.save({"state": {"step": 0}, "names": ["step 0"]}, best)
     assert caplog.text == ""
 
     damaged = path.read_bytes()[:-50]

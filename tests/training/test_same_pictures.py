@@ -18,7 +18,7 @@ from elstm.commands import evaluate
 from elstm.config.schema import ImageSetConfig
 from elstm.data.catalog import DATA_SETS, IDX_FILES
 from elstm.data.image_sets import load_image_set
-from elstm.data.load import load_data
+from elstm.data.load import images_checksum, load_data
 from elstm.data.unseen import load_unseen
 from elstm.errors import UserError
 from elstm.training.trained import load_trained
@@ -132,3 +132,20 @@ def test_fashion_mnists_test_images_as_class_folders(
     assert_same("data.batch_size=64", "trainer.max_epochs=2", "trainer.device=cpu",
                 "trainer.progress=false", "model.hidden_size=64", "optimizer.lr=0.003")  # fmt: skip
     print(f"test accuracy of both: {metrics(Path('a'))[-1]['test_accuracy']}")
+
+
+def test_pictures_that_are_dark_on_light_are_inverted_as_by_a_prediction(small: Pictures) -> None:
+    options = ImageSetConfig(name="mnist", root="idx", batch_size=16)
+    facts = load_data(options).facts()
+    images, labels = (part[small["test"][1] > 0] for part in small["test"])  # 0 fills the frame
+    write_class_folders(Path("dark"), 255 - images, labels.astype(str))
+    data = load_unseen(options, facts, "dark", "test")
+    torch.testing.assert_close(data.test.images, torch.from_numpy(images).flatten(1))
+
+
+def test_the_checksum_of_images_is_that_of_a_run(small: Pictures) -> None:
+    for size in (None, 100):
+        options = ImageSetConfig(name="mnist", root="idx", batch_size=16, train_size=size)
+        assert images_checksum(options) == load_data(options).content  # type: ignore[attr-defined]
+    Path("idx/MNIST/raw", IDX_FILES[0]).unlink()
+    assert images_checksum(options) is None

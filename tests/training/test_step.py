@@ -122,3 +122,22 @@ def test_balanced_weights_are_those_of_classes_that_occur() -> None:
     few = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=labels))
     expected = [4 / 6, 0.0, 2.0, *[0.0] * 7]
     torch.testing.assert_close(balanced_weights(few), torch.tensor(expected))
+
+
+class OnMps(torch.Tensor):
+    """Stands for a tensor on a device without float64."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if func is torch.Tensor.double:
+            raise TypeError("MPS has no float64")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_balanced_weights_need_no_float64_on_the_device() -> None:
+    data = built(small_config()).data
+    labels = data.train.labels.as_subclass(OnMps)
+    moved = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=labels))
+    torch.testing.assert_close(balanced_weights(moved), balanced_weights(data))

@@ -17,6 +17,8 @@ MODES = {1: "L", 3: "RGB"}
 GROUND = 0  # black, behind transparent parts; elstm-predict takes the same for such a run
 
 Note = Callable[[Path, str], None]  # receives a file and a message for the user about it
+# Reads a picture in the requested size, raises ValueError, and gives its messages to the function.
+Decode = Callable[[Path, Callable[[str], None]], np.ndarray]
 
 
 class ImageFolderOptions(Protocol):
@@ -49,7 +51,10 @@ def parse_size(text: int | str | None) -> tuple[int, int] | None:
 
 
 def read_image_folders(
-    path: Path, channels: int = 1, image_size: tuple[int, int] | None = None
+    path: Path,
+    channels: int = 1,
+    image_size: tuple[int, int] | None = None,
+    decode: Decode | None = None,
 ) -> Source:
     """Reads DIR/CLASS/* or DIR/{train,val,test}/CLASS/*.
 
@@ -57,6 +62,7 @@ def read_image_folders(
         path: the folder. Hidden files and folders are skipped.
         channels: 1 for grey, 3 for red, green and blue.
         image_size: rows and columns that all pictures are brought to; None: they have one size.
+        decode: reads a picture in another way, in the size `image_size`.
 
     Raises:
         UserError: there are no pictures, an empty class, a picture that cannot be read, or pictures
@@ -83,7 +89,8 @@ def read_image_folders(
     found: Source = {}
     size = image_size
     for split, folder in parts.items():
-        found[split] = _read(path, folder, channels, size, fixed=image_size is not None)
+        fixed = image_size is not None
+        found[split] = _read(path, folder, channels, size, fixed=fixed, decode=decode)
         size = found[split].image_size
     return found
 
@@ -130,8 +137,9 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 
 def _read(
-    root: Path, folder: Path, channels: int, size: tuple[int, int] | None, *, fixed: bool
-) -> LabelledSet:
+    root: Path, folder: Path, channels: int, size: tuple[int, int] | None, *, fixed: bool,
+    decode: Decode | None,
+) -> LabelledSet:  # fmt: skip
     notes: dict[str, list[Path]] = {}
 
     def note(file: Path, text: str) -> None:
@@ -144,7 +152,7 @@ def _read(
     check_memory(str(folder), len(files) * size[0] * size[1] * channels // 4)
     images = np.empty((len(files), *size, channels), np.uint8)
     for row, (_, file) in enumerate(files):
-        pixels = _pixels(file, channels, size if fixed else None, note)
+        pixels = _pixels(file, channels, size if fixed else None, note, decode)
         if pixels.shape[:2] != size:
             height, width = pixels.shape[:2]
             raise UserError(
@@ -168,12 +176,20 @@ def _sentence(root: Path, text: str, files: list[Path]) -> str:
     return f"{files[0].relative_to(root)}{more} {text}"
 
 
-def _pixels(file: Path, channels: int, size: tuple[int, int] | None, note: Note) -> np.ndarray:
+def _pixels(
+    file: Path, channels: int, size: tuple[int, int] | None, note: Note,
+    decode: Decode | None = None,
+) -> np.ndarray:  # fmt: skip
     """Returns uint8 (rows, columns, channels) of one picture, upright."""
+
+    def note_file(text: str) -> None:
+        note(file, text)
+
     try:
-        full = read_full(
-            file, MODES[channels], None, GROUND, lambda text: note(file, text), eight_bits=True
-        )
+        if decode is not None:
+            image = decode(file, note_file)
+            return image.reshape(*image.shape[:2], channels)
+        full = read_full(file, MODES[channels], None, GROUND, note_file, eight_bits=True)
     except ValueError as error:
         raise UserError(f"{file} cannot be read as a picture: {error}") from error
     rows, columns = size or (full.height, full.width)

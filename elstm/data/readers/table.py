@@ -46,6 +46,7 @@ class Columns:
         features: the columns that are fed to the model; None: all others.
         separator: between the cells of a CSV file.
         label_required: False: cells of the label may be empty.
+        trained: the features are those of a run, and the option data.features does not exist.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Columns:
     features: tuple[str, ...] | None = None
     separator: str = ","
     label_required: bool = True
+    trained: bool = False
 
 
 @dataclass
@@ -70,7 +72,7 @@ class TableOptions(Protocol):
     id: str
     label: str
     time: str | None
-    features: str | None
+    features: str | tuple[str, ...] | None  # a tuple: those that a run was trained on
     separator: str
 
 
@@ -82,11 +84,13 @@ def read_unlabelled(options: TableOptions) -> Source:
 def read(options: TableOptions, *, labelled: bool = True) -> Source:
     """Reads the source `table`; see `read_table`."""
     features = options.features
-    names = None if features is None else tuple(name.strip() for name in features.split(","))
+    trained = isinstance(features, tuple)
+    if isinstance(features, str):
+        features = tuple(name.strip() for name in features.split(","))
     separator = {r"\t": "\t"}.get(options.separator, options.separator)
     if len(separator) != 1:
         raise UserError(f"data.separator={options.separator}: has to be one character, or \\t")
-    columns = Columns(options.id, options.label, options.time, names, separator)
+    columns = Columns(options.id, options.label, options.time, features, separator, trained=trained)
     return read_table(Path(options.path), columns, labelled=labelled)
 
 
@@ -189,6 +193,12 @@ def _places(
     if same:
         raise UserError(f"{' and '.join(same)} name the same column: give each another one")
     given = columns.features
+    if columns.trained and given is not None and not set(given) <= set(names):
+        others = [name for name in names if name not in wanted.values()]
+        raise UserError(
+            f"{path} has the features {', '.join(others[:20])}, and the training data have "
+            f"{', '.join(given[:20])}"
+        )
     for option, name in [*wanted.items(), *(("data.features", name) for name in given or ())]:
         if name not in names:
             hint = ""
