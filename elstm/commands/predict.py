@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from elstm.cli import FAILED, Parser, command, home_path, plural, print_line
 from elstm.commands.prediction_rows import CsvRows, Rows, check_output, rows_for
 from elstm.errors import UserError
+from elstm.files.bounded import FORMULA
 from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def _shown(name: str, terminal: bool) -> str:
     A spreadsheet would read a name that starts with = as a formula, and a terminal would execute
     control characters.
     """
-    name = f"./{name}" if name[0] in "=+-@\t\r" else name
+    name = f"./{name}" if name[0] in (*FORMULA, "\t", "\r") else name
     if not terminal:
         return name
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)

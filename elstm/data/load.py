@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elstm.data import preparing
+from elstm.data import checks, preparing
 from elstm.data.augment import SeriesAugmentation
 from elstm.data.catalog import DATA_SETS, READERS, DataOptions, check_sizes, check_user_sizes
 from elstm.data.image_sets import Split, files_exist, load_image_set, pixel_order, stratified
@@ -143,9 +143,9 @@ def load_user_data(options: Any) -> SequenceData:
     present = {"training": set(parts["train"].labels), "validation": set(parts["val"].labels)}
     if not len(parts["val"]):
         del present["validation"]
-    preparing.warn_of_missing_classes(names, present)
-    preparing.warn_of_copies(parts)
-    preparing.note_same_ids(parts)
+    checks.warn_of_missing_classes(names, present)
+    checks.warn_of_copies(parts)
+    checks.note_same_ids(parts)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 
@@ -182,7 +182,7 @@ def _series(
     checksum: str,
     description: str,
 ) -> SeriesData:
-    preparing.warn_of_unlearned_features(parts)
+    checks.warn_of_unlearned_features(parts)
     parts = preparing.fill_missing(parts, options.missing)
     mean, std = preparing.moments(parts["train"])
     if not options.standardize:
@@ -320,7 +320,7 @@ def load_image_sequences(options: DataOptions, *, stratify: bool = True) -> Imag
         what: {names[label] for label in split.labels.unique().tolist()}
         for what, split in splits.items()
     }
-    preparing.warn_of_missing_classes(names, present, "image")
+    checks.warn_of_missing_classes(names, present, "image")
     return ImageSequences(
         name=options.name,
         class_names=images.class_names,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from elstm.data import preparing
+from elstm.data import checks, preparing
 from elstm.data.labelled import LabelledSet
 from elstm.data.preparing import SplitOptions, split
 from elstm.data.series import SeriesData, SeriesSplit
@@ -95,7 +95,7 @@ def test_classes(caplog):
     names = preparing.classes(parts)
     assert names == ("2", "3", "10")
     present = {"training": parts["train"].labels, "validation": parts["val"].labels}
-    preparing.warn_of_missing_classes(names, present)
+    checks.warn_of_missing_classes(names, present)
     assert "the training split holds no sequence of classes 3, 10" in caplog.text
     assert "the validation split holds no sequence of classes 2, 3" in caplog.text
     with pytest.raises(UserError, match="all sequences have the label 'a'"):
@@ -107,7 +107,7 @@ def test_copies_in_two_splits_are_reported(caplog):
     longer = np.zeros((2, 5, 2), np.float32)
     longer[0, :3], longer[1] = make("ab").values[1], 7
     parts = {"train": make("ab"), "val": make("a", longer[1:]), "test": make("bc", longer, [3, 5])}
-    preparing.warn_of_copies(parts)
+    checks.warn_of_copies(parts)
     assert [record.getMessage()[:50] for record in caplog.records] == [
         "1 of 2 test sequences are equal to training sequen"
     ]
@@ -208,8 +208,8 @@ def test_splits_of_other_spellings_and_orders_are_alike(caplog):
     assert parts["test"].labels == train.labels
     np.testing.assert_array_equal(parts["test"].values, train.values)
     with caplog.at_level("INFO"):
-        preparing.warn_of_copies(parts)
-        preparing.note_same_ids(parts)
+        checks.warn_of_copies(parts)
+        checks.note_same_ids(parts)
     assert "2 of 2 test sequences are equal" in caplog.text
     assert "2 of 2 ids of the test split occur in the training split too, such as s0" in caplog.text
 
@@ -218,7 +218,7 @@ def test_splits_of_other_spellings_and_orders_are_alike(caplog):
 def test_features_that_only_other_splits_have_are_reported(value, phrase, caplog):
     train = make("ab")
     train.values[:, :, 1] = value
-    preparing.warn_of_unlearned_features({"train": train, "val": train, "test": make("ab")})
+    checks.warn_of_unlearned_features({"train": train, "val": train, "test": make("ab")})
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith(
         f"feature 1 {phrase} in all training steps, and has other values in the test split, of"

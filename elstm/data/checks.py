@@ -1,0 +1,98 @@
+"""Logs what may be wrong with the splits of a data set, and is no error."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from elstm.data.labelled import LabelledSet
+from elstm.files.bounded import one_line
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_missing_classes(
+    names: Sequence[str], present: Mapping[str, Collection[str]], what_it_holds: str = "sequence"
+) -> None:
+    """Logs a warning for each split that lacks a class, because the file may be sorted.
+
+    Args:
+        present: the classes of each split, by the split's name.
+        what_it_holds: the noun for the members of a split.
+    """
+    for what, found in present.items():
+        missing = [name for name in names if name not in found]
+        if missing:
+            log.warning(
+                "the %s split holds no %s of %s %s", what, what_it_holds,
+                "class" if len(missing) == 1 else "classes", ", ".join(missing),
+            )  # fmt: skip
+
+
+def warn_of_copies(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning where training sequences validate or test too, value for value."""
+
+    def keys(part: LabelledSet) -> list[bytes]:
+        rows = (row[:length] for row, length in zip(part.values, part.lengths, strict=True))
+        return [hashlib.sha256(row.tobytes()).digest() for row in rows]
+
+    known = set(keys(parts["train"]))
+    for name, what in (("val", "validation"), ("test", "test")):
+        count = sum(key in known for key in keys(parts[name]))
+        if count:
+            log.warning(
+                "%d of %d %s sequences are equal to training sequences in all values: that "
+                "accuracy is too good, unless copies are to be expected",
+                count, len(parts[name]), what,
+            )  # fmt: skip
+
+
+def note_same_ids(parts: dict[str, LabelledSet]) -> None:
+    """Logs ids that occur in the training split and in another one, as a person's may."""
+    known = set(parts["train"].ids)
+    for name, what in (("val", "validation"), ("test", "test")):
+        same = [each for each in parts[name].ids if each in known]
+        if same:
+            log.info(
+                "%d of %d ids of the %s split occur in the training split too, such as %s: if an "
+                "id means the same person or thing in both, that accuracy is too good",
+                len(same), len(parts[name]), what, one_line(same[0], 40),
+            )  # fmt: skip
+
+
+def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning for each feature that is constant or missing in training alone.
+
+    Training gives it neither a scale nor a meaning, and its other values reach the model unscaled.
+    """
+    train = _known_values(parts["train"])
+    for feature, values in enumerate(train):
+        if len(values) > 1:
+            continue
+        where = [
+            what
+            for name, what in (("val", "validation"), ("test", "test"))
+            if len(_known_values(parts[name])[feature] - values)
+        ]
+        if where:
+            names = parts["train"].features
+            log.warning(
+                "feature %s %s in all training steps, and has other values in the %s split, of "
+                "which the model learns nothing: leave the feature out",
+                names[feature] if names else feature,
+                "is the same" if values else "is missing", " and the ".join(where),
+            )  # fmt: skip
+
+
+def _known_values(part: LabelledSet) -> list[set[float]]:
+    """Returns up to two different values of each feature that are not missing."""
+    active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
+    found = []
+    for feature in range(part.values.shape[2]):
+        values = part.values[:, :, feature][active]
+        values = values[~np.isnan(values)]
+        found.append({float(values.min()), float(values.max())} if len(values) else set())
+    return found
