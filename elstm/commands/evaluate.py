@@ -23,8 +23,8 @@ SPLITS = ("train", "val", "test")
 MAX_NAME = 24  # characters of a class's name in the table
 DESCRIPTION = """\
 Evaluates the model of a run. It prints accuracy with population statistics (the result) and with
-the statistics of each batch, balanced accuracy, macro F1, loss and a table by class, and writes
-the confusion matrix as a picture to RUN_DIR.
+the statistics of each batch, balanced accuracy, macro F1, loss and a table by class. It writes the
+confusion matrix as a picture to RUN_DIR.
 """
 
 

@@ -63,9 +63,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--fit", action="store_true",
-        help="find the content of each picture, crop it, and scale and centre it as in the "
-        "training images (MNIST: into a box of 20 x 20), for pictures of your own; without it "
-        "the full picture is scaled",
+        help="find the content of each picture, then crop, scale and centre it as in the training "
+        "images (MNIST: into a box of 20 x 20), for your own pictures. Without it the full picture "
+        "is scaled",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=home_path, metavar="FILE",

@@ -94,9 +94,9 @@ class ImageProgram(Program):
 class SeriesProgram(Program):
     """Takes series (B, T, F) float32 as they are in the files, for any B and T.
 
-    Where the run's data have several lengths, it takes the number of steps of each series as well,
-    int64 (B,): what lies beyond is ignored, and the series are padded with anything. Steps beyond
-    the longest training sequence take the statistics of its last one, as in elstm-predict.
+    If the run's data have several lengths, it also takes the number of steps of each series, int64
+    (B,). Values beyond are ignored, so the padding may be anything. Steps beyond the longest
+    training sequence take the statistics of its last one, as in elstm-predict.
 
     Args:
         facts: how they are scaled (elstm.data.sequences.SequenceData.facts).

@@ -1,8 +1,8 @@
 """Augments pictures by shifts, rotations, crops and mirror images, on the device.
 
-The pictures are changed before they are permuted and cut into steps. torchvision's own random
-transforms draw one set of parameters a call, which would move all pictures of a batch alike, and a
-call for each picture takes many times as long. So this module defines a transform of its v2 with
+The pictures are changed before they are permuted and cut into steps. torchvision's random
+transforms draw one set of parameters a call, which would move all pictures of a batch alike. A call
+for each picture takes many times as long. So this module defines a transform of its v2 with
 parameters for each picture.
 """
 
@@ -76,8 +76,8 @@ def affine_maps(
         flip: whether left and right are swapped, bool (N,).
 
     Returns:
-        (N, 2, 3). The pixel at (x, y) comes from map @ (x, y, 1), where x and y count pixels from
-        the middle, and the picture reaches from -1 to 1 on both axes.
+        (N, 2, 3). The pixel at (x, y) comes from map @ (x, y, 1). Here x and y count pixels from
+        the middle, and the source picture reaches from -1 to 1 on both axes.
     """
     height, width = size
     cos, sin = torch.cos(torch.deg2rad(angle)), torch.sin(torch.deg2rad(angle))

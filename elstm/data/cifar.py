@@ -1,7 +1,7 @@
 """Reads the binary version of CIFAR-10.
 
-Format: records of a byte for the label and 3,072 bytes for the pixels, 1,024 of red, then green,
-then blue, each row by row; batches.meta.txt names the classes, a line each
+A file has records of a byte for the label and 3,072 bytes for the pixels: 1,024 of red, then green,
+then blue, each row by row. batches.meta.txt names the classes, one per line
 (www.cs.toronto.edu/~kriz/cifar.html). The Python version is a pickle, which is never loaded.
 """
 

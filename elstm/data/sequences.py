@@ -28,8 +28,8 @@ Inputs = Tensor | PackedSequence  # (T, B, F), or sequences of several lengths
 class SequenceData(ABC):
     """Holds a data set in splits, and makes batches of sequences from them.
 
-    All batches lie on the device of the tensors (`to`); every order is a function of (seed, epoch)
-    alone and is drawn on the CPU, so that it is the same on every device.
+    All batches lie on the device of the tensors (`to`). Every order depends on (seed, epoch) alone
+    and is drawn on the CPU, so that it is the same on every device.
 
     Attributes:
         name: the name in runs and reports.

@@ -90,8 +90,8 @@ def _loader(text: str) -> Any:
 
     libyaml is ten times faster, but overflows the C stack on deeply nested text.
 
-    Each level of nesting costs a bracket or a column, so that few brackets and short lines bound
-    the depth; anything else goes to the Python loader, which raises RecursionError instead.
+    Each level of nesting needs a bracket or a column, so that few brackets and short lines bound
+    the depth. All other text goes to the Python loader, which raises RecursionError instead.
     """
     brackets = text.count("[") + text.count("{")
     columns = max((len(line) for line in text.splitlines()), default=0)

@@ -89,9 +89,9 @@ _ARGUMENTS = """
         backend: "auto", which uses the fastest that serves a call, or a name from
             elstm.nn.BACKENDS.
         recompute: save fewer values for the backward pass, and compute them again there, for long
-            sequences. The results are the same. In numbers of T * B * H beside the output, float32:
-            "cpu" saves 1 instead of 5 (9 where input_size > 16) for one more product W_h h per
-            step; "reference" saves what sqrt(T) steps need, for a second forward pass; "triton"
+            sequences. The results are the same. In numbers of T * B * H beside the output, "cpu"
+            saves 1 instead of 5 (9 if input_size > 16) in float32, for one more product W_h h per
+            step. "reference" saves the values of sqrt(T) steps, for a second forward pass. "triton"
             saves 1 in any case. It cannot be combined with sync_batch_stats.
         sync_batch_stats: in training with torch.distributed, use the statistics over the sequences
             of all processes, as torch.nn.SyncBatchNorm does. (Its convert_sync_batchnorm does not
@@ -104,9 +104,9 @@ _ARGUMENTS = """
         process_group: for sync_batch_stats, a torch.distributed.ProcessGroup; None: all processes.
 """
 _CALL = """
-    Call: output, (h_n, c_n) = layer(x, (h_0, c_0), start_step=0) with torch.nn.LSTM's shapes:
-    x (T, B, I), or (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence;
-    output (T, B, D * H), h_n and c_n (L * D, B, H), for D directions and L layers.
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0), start_step=0) with the shapes of torch.nn.LSTM.
+    x is (T, B, I), or (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence.
+    output is (T, B, D * H), and h_n and c_n are (L * D, B, H), for D directions and L layers.
 
     To run a long sequence in parts, pass each part the state of the part before it and its
     position: output, state = layer(x[5:], state, start_step=5). Step t of such a call uses and

@@ -122,9 +122,9 @@ class GRU(RecurrentBase, nn.GRU):
         backend: "auto", torch's code (on a CPU with packed sequences padded, which is faster), or
             "reference", the equations as a loop.
 
-    Call: output, h_n = layer(x, h_0) with torch.nn.GRU's shapes: x (T, B, I), or (B, T, I) with
-    batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H), h_n
-    (L * D, B, H), for D directions and L layers.
+    Call: output, h_n = layer(x, h_0) with the shapes of torch.nn.GRU. x is (T, B, I), or (B, T, I)
+    with batch_first, (T, I) for one sequence, or a PackedSequence. output is (T, B, D * H), and h_n
+    is (L * D, B, H), for D directions and L layers.
 
     Parameters, for layer k (the reverse direction ends in _reverse), are as in torch.nn.GRU, with
     gate order r, z, n: weight_ih_lk (3H, I), where I is D * H above the first layer,

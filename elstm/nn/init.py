@@ -62,9 +62,8 @@ def init_gate_bias(
 ) -> None:
     """Sets b (4H,) to `forget_bias` and `input_bias` in their blocks, and to zero elsewhere.
 
-    "chrono" (Tallec and Ollivier 2018, arXiv 1804.11188, equation 16) draws
-    b_f ~ log U(1, T - 1) and sets b_i = -b_f, so that the memories of the units spread over T
-    steps; T is `steps`.
+    "chrono" (Tallec and Ollivier 2018, arXiv 1804.11188, equation 16) draws b_f ~ log U(1, T - 1)
+    and sets b_i = -b_f. The memories of the units then spread over T steps; T is `steps`.
     """
     bias.zero_()
     b_i, b_f, _, _ = bias.chunk(4)

@@ -51,13 +51,13 @@ class LayerNormLSTM(SingleBiasWeights):
             none, as torch.nn.LSTM.
         learn_initial_state: h_0 and c_0 are parameters, used where the call gives no state. By
             default such a call starts from zeros, as torch.nn.LSTM.
-        backend: "cpu", which is compiled at first use; "triton" for CUDA tensors, a kernel for all
-            steps, each way, which has not been timed on a GPU yet; "reference", the equations by
-            torch's operators; or "auto": "cpu" where it serves a call, else "reference".
+        backend: "auto" uses "cpu" if it serves a call, else "reference". "cpu" is C code, which is
+            compiled at first use. "triton" is one kernel for all steps on CUDA, each way, which has
+            not been timed on a GPU yet. "reference" is a loop of torch's operators.
 
-    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
-    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
-    h_n and c_n (L * D, B, H), for D directions and L layers.
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with the shapes of torch.nn.LSTM.
+    x is (T, B, I), or (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence.
+    output is (T, B, D * H), and h_n and c_n are (L * D, B, H), for D directions and L layers.
 
     Parameters, for layer k (the reverse direction ends in _reverse), gate order i, f, g, o:
     weight_ih_lk (4H, I), where I is D * H above the first layer, weight_hh_lk (4H, H), bias_lk

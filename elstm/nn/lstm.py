@@ -52,10 +52,10 @@ class LSTM(RecurrentBase, nn.LSTM):
         recompute: save fewer values for the backward pass, and compute them again there, as BNLSTM
             does; "auto" then takes the fastest of elstm.nn.BACKENDS.
 
-    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with torch.nn.LSTM's shapes: x (T, B, I), or
-    (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence; output (T, B, D * H),
-    h_n and c_n (L * D, B, H), for D directions and L layers. With proj_size, output and h_n have P
-    in place of H.
+    Call: output, (h_n, c_n) = layer(x, (h_0, c_0)) with the shapes of torch.nn.LSTM.
+    x is (T, B, I), or (B, T, I) with batch_first, (T, I) for one sequence, or a PackedSequence.
+    output is (T, B, D * H), and h_n and c_n are (L * D, B, H), for D directions and L layers.
+    With proj_size, output and h_n have P in place of H.
 
     Parameters, for layer k (the reverse direction ends in _reverse), are as in torch.nn.LSTM, with
     gate order i, f, g, o: weight_ih_lk (4H, I), where I is D * H above the first layer,

@@ -23,8 +23,8 @@ class ImageTest:
 
     With c = 1 where a run classifies an image correctly, and else 0, the difference of an image is
     the mean of c - c_baseline over the pairs. `difference` is its mean over the N images, and `low`
-    to `high` is the 95 % t interval of that mean over images: it covers the choice of the test
-    images, not that of the seeds.
+    to `high` is the 95 % t interval of that mean over images. The interval covers the choice of the
+    test images, not that of the seeds.
 
     Attributes:
         only_group, only_baseline: mean number of images that one of the two runs alone classifies

@@ -33,7 +33,7 @@ class Folds:
     The training sets of two folds share most of their sequences, so that results of folds depend on
     each other, and a plain t-test would be too optimistic. Intervals and tests over folds therefore
     take (1/k + 1/(K - 1)) s² as the variance of a mean over k of K folds, where independent values
-    have s²/k: the corrected resampled t-test of Nadeau and Bengio, "Inference for the
+    have s²/k. This is the corrected resampled t-test of Nadeau and Bengio, "Inference for the
     Generalization Error", Machine Learning 52, 2003, whose term n_test / n_train is 1/(K - 1) here.
     Values of one fold, which differ in the seed, are averaged first.
     """

@@ -1,7 +1,7 @@
 """Reads the ranges and choices that a search varies, with types from the config.
 
-The grammar is Hydra's: `interval(a,b)` and `tag(log, interval(a,b))` have the key's type, integers
-for model.hidden_size and floats for optimizer.lr; `range(a,b,step)` has steps; a list,
+The grammar is that of Hydra. `interval(a,b)` and `tag(log, interval(a,b))` have the key's type,
+integers for model.hidden_size and floats for optimizer.lr. `range(a,b,step)` has steps. A list,
 `choice(...)` and `glob(...)` are choices without an order.
 """
 

@@ -1,9 +1,9 @@
 """Chooses which implementation of the recurrence serves a call.
 
-A backend is a module of this package with two functions of a Call: `recurrence`, which does what
-`elstm.nn.recurrence.recurrence` does, and `refuses`, which returns why it cannot serve the call, or
-None where it can. It is imported when the first call reaches it. Calls that no compiled code can
-serve (elstm.nn.backends.plain) do not reach it.
+A backend is a module of this package with two functions of a Call. `recurrence` does what
+`elstm.nn.recurrence.recurrence` does. `refuses` returns why it cannot serve the call, or None. It
+is imported when the first call reaches it. Calls that no compiled code can serve
+(elstm.nn.backends.plain) do not reach it.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ It serves float32 and float64 and the cell norms none, output, update and center
 norms of the projections. One pass over time in each direction does everything, products included;
 see call.h for how threads share the work.
 
-Kept for the backward pass, in units of T * B * H numbers: the products W_h h (4) and the raw cell
-(1), beside the output (1), which the caller has anyway; W_x x is computed again where the input is
-narrow and kept (4) where it is not. With `recompute` the raw cell alone (1): the products are
-computed again, in the same order of sums, so that every gradient has the same bits; the
-statistics of the batch are kept (18 T H at most). torch.nn.LSTM keeps about 15.5 beside its output.
+The forward pass saves for the backward pass, in units of T * B * H numbers, the products W_h h (4)
+and the raw cell (1), beside the output (1), which the caller has anyway. W_x x is computed again if
+the input is narrow, and saved (4) if not. With `recompute` only the raw cell (1) is saved. The
+products are then computed again, in the same order of sums, so that every gradient has the same
+bits. The batch statistics are saved (18 T H at most). torch.nn.LSTM keeps about 15.5 beside its
+output.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python check.py LIBRARY 32|64
 
 A compiler's flags can make the library wrong, or use instructions that this CPU does not have,
-which ends the process that runs them. So the check runs elsewhere, on the standard library alone:
-tiny calls with batch and with population statistics and with layer normalisation, forward and
-backward, against the equations of elstm.nn.recurrence in Python's floats and their central
-differences.
+which ends the process that runs them. So the check runs elsewhere, with the standard library alone.
+It makes tiny calls with batch statistics, with population statistics and with layer normalisation,
+forward and backward. The results are compared with the equations of elstm.nn.recurrence in Python's
+floats, and with their central differences.
 """
 
 from __future__ import annotations

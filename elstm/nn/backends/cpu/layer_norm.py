@@ -1,8 +1,8 @@
 """Runs the recurrence with layer normalisation by the C library (layer_norm.h).
 
-Kept for the backward pass, in numbers of T * B * H: W_h h (4) and the cell (1), beside the output
-(1); W_x x is computed again where the input is narrow and kept (4) where it is not, as backend.py
-does. The four numbers that normalise a row at a step are kept as well.
+The forward pass saves for the backward pass, in numbers of T * B * H, W_h h (4) and the cell (1),
+beside the output (1). W_x x is computed again if the input is narrow, and saved (4) if not, as in
+backend.py. The four numbers that normalise a row at a step are saved as well.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ graph, by torch.cuda.graph or torch.cuda.make_graphed_callables. What to mind:
 
 Launches of a training step, forward and backward: 5 kernels and 13 operations of torch, with a
 packed batch 20 to 22 operations. On an H200 (torch 2.11, Triton 3.6) the GPU works 0.51 ms on a
-step of rows, 0.35 of them in the two kernels that go step by step, and 12.3 ms on one of pixels,
-6.0 in `backward` and 4.6 in `forward`. Without a graph, rows takes 2.3 to 2.8 ms, because of the
-host.
+step of rows, 0.35 of them in the two kernels that go step by step. A step of pixels takes 12.3 ms,
+6.0 of them in `backward` and 4.6 in `forward`. Without a graph, rows takes 2.3 to 2.8 ms, because
+of the host.
 """
 
 from elstm.nn.backends.cuda.autograd import recurrence, refuses
