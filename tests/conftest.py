@@ -36,7 +36,7 @@ def folders(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the pictures of a run."""
+    """Disables the pictures of runs."""
     from training_runs import without_pictures  # and with it torch: not for every test
 
     without_pictures(monkeypatch)

@@ -1,4 +1,4 @@
-"""What the runs of a sweep under ./outputs say of themselves while it goes on."""
+"""Reads the status of the runs of a sweep under ./outputs while it is active."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PATIENCE = 600  # seconds, of a machine that has much else to do
 
 
 def statuses() -> list[dict[str, Any]]:
-    """Of all runs under ./outputs."""
+    """Returns the status of all runs under ./outputs."""
     return [json.loads(p.read_text()) for p in Path("outputs").glob("*/*/*/*/status.json")]
 
 

@@ -33,7 +33,7 @@ MODULES = module_names()
 
 
 def imports(module, *, late):
-    """What a module imports, by full name; late: within functions and for type checkers as well."""
+    """Returns a module's imports by full name; late: within functions and for type checkers too."""
     package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     found = set()
 

@@ -128,7 +128,7 @@ def test_statistics_are_kept_for_each_step():
 
 @pytest.mark.parametrize("config_class", sorted({type(c) for c in CONFIGS.values()}, key=str))
 def test_a_config_is_the_layer_s_arguments_with_the_layer_s_defaults(config_class):
-    """But for the biases, because the runner knows the length that "chrono" spreads over.
+    """Checks all but the biases, because the runner knows the length for "chrono".
 
     max_steps follows from the data, and what the runner has no use for stays out.
     """

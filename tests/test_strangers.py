@@ -87,7 +87,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def refused_by_all(run: Path, image: Path, capsys: pytest.CaptureFixture[str], said: str) -> None:
-    """By elstm-predict, which reads as elstm-eval does, and elstm-train, in one line each."""
+    """Checks the messages of elstm-predict, which reads as elstm-eval does, and of elstm-train."""
     for command, words in (
         (predict.main, [str(run), str(image)]),
         (train.main, [f"trainer.resume={run}"]),
@@ -110,7 +110,7 @@ def test_the_run_itself_works(run: Path, image: Path) -> None:
 def test_a_run_with_a_setting_that_was_removed(
     run: Path, image: Path, capsys: pytest.CaptureFixture[str], value: str, loads: bool
 ) -> None:
-    """At its default it loads; at another value every command refuses it."""
+    """Checks that the run loads with the default, and that every command refuses other values."""
     path = run / ".hydra" / "config.yaml"
     path.write_text(path.read_text().replace("trainer:\n", f"trainer:\n  on_nonfinite: {value}\n"))
     if not loads:
@@ -261,7 +261,7 @@ def test_a_huge_checkpoint_is_refused_before_it_is_read(
 def test_a_checkpoint_of_another_model_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str], word: str
 ) -> None:
-    """Whatever the shapes: the settings that made the numbers are compared."""
+    """Checks that the settings of the checkpoint are compared, whatever the shapes are."""
     other = run.with_name("other")
     words = [word, *WORDS[1:]] if word.startswith("model=") else [*WORDS, word]
     _, config = Composer().compose(words)
@@ -278,7 +278,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 
 
 def test_a_checkpoint_without_settings_loads(run: Path, image: Path) -> None:
-    """As the first versions wrote them."""
+    """Loads a checkpoint as the first versions wrote it."""
     everywhere(run, lambda p: p.exists() and change(p, lambda c: c.pop("settings")))
     assert predict.main([str(run), str(image)]) == 0
     assert train.main([f"trainer.resume={run}"]) == 0

@@ -32,7 +32,7 @@ FACTS = {
 
 
 def model_and_logits(config: Any) -> tuple[Any, torch.Tensor]:
-    """With statistics that are no longer 0 and 1, of 16 steps, of which the last have none."""
+    """Returns a model with statistics other than 0 and 1 for all but the last of 16 steps."""
     torch.manual_seed(0)
     model = build_model(config.name, config.options(), input_size=4, num_steps=16, num_classes=5)
     with torch.no_grad():

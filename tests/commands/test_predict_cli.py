@@ -215,7 +215,7 @@ def test_a_folder_and_a_file_that_may_not_be_read(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As an ordinary user; root may read everything."""
+    """Runs as an ordinary user, because root may read everything."""
     path = saved(Image.fromarray(SHAPE), tmp_path / "a.png")
 
     def denied(name: object, *_: object, **__: object) -> None:
@@ -268,7 +268,7 @@ def test_dark_on_light_is_recognised_and_reported(
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_of_a_users_own_are_taken_as_in_training(tmp_path: Path, channels: int) -> None:
-    """By the reader of the training images, in colour, and never inverted by itself."""
+    """Checks that the reader of the training images is used, in colour, without inversion."""
     light = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     light[:3] = light[-3:] = light[:, :3] = light[:, -3:] = 250
     (tmp_path / "a").mkdir()

@@ -114,7 +114,7 @@ def batches(data: SequenceData, size: int, rank: int = 0, ranks: int = 1) -> dic
 @pytest.mark.usefixtures("waves")
 @pytest.mark.parametrize("make", [lambda: digits(ALL), lambda: arrays(SERIES)])
 def test_draws_are_those_of_seed_epoch_and_sequence(make: Any) -> None:
-    """Neither batch size nor number of processes matters, nor what ran before."""
+    """Checks that batch size, number of processes and earlier draws make no difference."""
     one = batches(make(), 6)
     data = make()
     list(data.train_batches(0, 0))

@@ -104,7 +104,7 @@ def test_settings_in_a_file(files: Path) -> None:
 
 
 def test_a_source_is_added(files: Path) -> None:
-    """In a process of its own, because the table of sources is read when elstm is imported."""
+    """Runs in another process, because the table of sources is read when elstm is imported."""
     (reader,) = _blocks("python")
     Path("my_lines.py").write_text(reader, encoding="utf-8")
     Path("configs/data").mkdir(parents=True)

@@ -315,7 +315,7 @@ print(read, peak())
 @LINUX
 @pytest.mark.parametrize("count", [400, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_damaged_images_end_in_a_reason_in_bounded_memory(tmp_path: Path, count: int) -> None:
-    """In a process that may have 3 GB."""
+    """Runs in a process that may use 3 GB."""
     done = subprocess.run(
         [sys.executable, "-c", MUTATED, str(count), str(tmp_path / "a"), "0"],
         env=own_process(), capture_output=True, text=True, check=False,

@@ -103,7 +103,7 @@ def test_classes(caplog):
 
 
 def test_copies_in_two_splits_are_reported(caplog):
-    """What lies past a sequence's end makes no difference."""
+    """Checks that values past a sequence's end make no difference."""
     longer = np.zeros((2, 5, 2), np.float32)
     longer[0, :3], longer[1] = make("ab").values[1], 7
     parts = {"train": make("ab"), "val": make("a", longer[1:]), "test": make("bc", longer, [3, 5])}

@@ -320,7 +320,7 @@ def test_times_are_sorted_exactly(csv, tmp_path, monkeypatch):
 
 
 def test_labels_that_only_some_sequences_have(csv, npz, tmp_path):
-    """For a prediction labels may be missing, in each format."""
+    """Checks that labels may be missing for a prediction, in each format."""
     path = csv(TABLE.replace("dog", ""))
     assert read_table(path, COLUMNS, labelled=False)["all"].labels == ("cat", "")
     arrays = npz(X=X, y=[1.0, np.nan])

@@ -215,7 +215,7 @@ def sequences(*shape, seed=0, dtype=torch.float64):
 
 
 def packed(x, lengths):
-    """Of x (T, B, I), unsorted."""
+    """Returns an unsorted PackedSequence of x (T, B, I)."""
     return pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
 
 

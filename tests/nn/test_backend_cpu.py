@@ -52,7 +52,7 @@ def check(**case):
 
 
 def pooled(function, dtype, **case):
-    """Over several draws, so that a small case has numbers enough to speak of an error."""
+    """Pools errors over several draws, because a small case has too few numbers."""
     refuses = cpu.refuses if function is cpu.recurrence else None
     draws = [served(function, dtype, "cpu", seed=n, refuses=refuses, **case) for n in range(4)]
     return {name: torch.cat([found[name].flatten() for found in draws]) for name in draws[0]}
@@ -83,7 +83,7 @@ def test_packed_with_population_statistics(cell_norm, batch_steps):
 @pytest.mark.parametrize("sizes", [None, [25, 11, 1]])
 @pytest.mark.parametrize("cell_norm", CELLS)
 def test_population_statistics_with_rows_shared_out(cell_norm, sizes, threads):
-    """In eval mode threads own sequences instead of units, where there are enough of them."""
+    """Covers eval mode, in which threads share sequences instead of units if there are enough."""
     shape = {"steps": 3, "batch": 25, "inputs": 3, "hidden": 37}  # random statistics: errors grow
     for norm in (True, False):
         check(cell_norm=cell_norm, batch_steps=0, sizes=sizes, norm_ih=norm, norm_hh=norm, **shape)
@@ -116,7 +116,7 @@ def test_recomputing_gives_the_same_bits(cell_norm, norm_ih, norm_hh, threads):
 
 @pytest.mark.parametrize(("inputs", "recompute", "expected"), [(1, 0, 5), (40, 0, 9), (40, 1, 1)])
 def test_what_is_kept_for_the_backward_pass(inputs, recompute, expected):
-    """In numbers of T * B * H beside the output, as the module and the layers document it."""
+    """Counts numbers of T * B * H beside the output, as the module and the layers document it."""
     kept = []
     x = torch.randn(20, 50, inputs, requires_grad=True)
     layer = ELSTMBN(inputs, 64, backend="cpu", recompute=bool(recompute))

@@ -88,7 +88,7 @@ def test_a_library_that_is_wrong_is_not_kept(cache):
 
 @pytest.mark.parametrize("flags", ["-ffast-math", "-Ofast", "-ffinite-math-only -flto"])
 def test_flags_that_change_results_are_undone(cache, monkeypatch, flags):
-    """With -ffinite-math-only the compiler takes x != x for false."""
+    """Checks flags such as -ffinite-math-only, by which the compiler assumes x != x to be false."""
     monkeypatch.setenv("CC", f"cc {flags}")
     assert answer(build.load("small.c")) == 7
 

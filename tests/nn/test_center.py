@@ -37,7 +37,7 @@ def test_training_moves_the_means(backend, max_steps, momentum):
 
 
 def test_the_means_alone_move():
-    """Without norms of the projections no statistics have a variance."""
+    """Checks that no statistics have a variance without norms of the projections."""
     layer = make(normalize_input=False, normalize_hidden=False, momentum=1.0)
     layer(sequences(T, B, F))
     with batch_statistics(layer):

@@ -183,7 +183,7 @@ def test_autocast(cell, training):
 
 
 def test_autocast_sums_the_statistics_in_float32():
-    """Of 4096 values beside 100, a variance of 1 survives; summed in bf16 it would be lost."""
+    """Checks that a variance of 1 of 4096 values near 100 survives, which bf16 sums would lose."""
     layer = ELSTMBN(1, 1, max_steps=1, cell_norm="none", normalize_hidden=False, momentum=1.0)
     nn.init.ones_(layer.weight_ih_l0)
     x = (100 + 4 * sequences(1, 4096, 1)).bfloat16().float()
@@ -214,7 +214,7 @@ def _fresh_compiler():
     ],
 )
 def test_compiled(cell, backend, options):
-    """In one graph, by every backend; torch.nn.LSTM stays as it is, as dynamo leaves it out."""
+    """Compiles in one graph, by every backend; dynamo does not trace torch.nn.LSTM."""
     layer = make(cell, backend=backend, **options)
     whole = cell != "lstm"
     compiled = torch.compile(copy.deepcopy(layer), backend="aot_eager", fullgraph=whole)

@@ -80,7 +80,7 @@ def test_tensors_in_blocks_change_in_place() -> None:
 
 
 def test_a_layers_results_stay_as_they_were() -> None:
-    """Neither a later call nor its backward touches what a user still holds."""
+    """Checks that a later call and its backward pass change no tensor that is still referenced."""
     torch.manual_seed(0)
     layer = ELSTMBN(8, 64, max_steps=32, backend="cpu")
     x = torch.randn(32, 128, 8, requires_grad=True)

@@ -157,7 +157,7 @@ def test_projections_are_refused():
 
 
 def test_with_a_head():
-    """As the runner uses it: the loss of a classifier on the final state."""
+    """Uses the loss of a classifier on the final state, as the runner does."""
     layer, head = make("update"), nn.Linear(H, 3, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])
     norms = hidden_gradient_norms(

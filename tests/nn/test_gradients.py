@@ -53,7 +53,7 @@ def compare(found, expected):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_hessian(layers, training):
-    """Of a sum: the gradient that comes from above is a constant, as once_differentiable missed."""
+    """Differentiates a sum, whose constant upstream gradient once_differentiable missed."""
     results = []
     for layer in layers:
         layer.train(training)

@@ -121,7 +121,7 @@ def test_initial_weights():
 
 
 def test_chrono_biases_spread_the_memory_over_the_sequence():
-    """Without input or state, z keeps a state for 1 / (1 - z) steps: uniform from 2 to T."""
+    """Checks that z, without input or state, retains a state for 1 / (1 - z) steps, 2 to T."""
     steps, units = 784, 400
     layer = GRU(F, units, update_bias="chrono", max_steps=steps, dtype=torch.float64)
     r, z, n = layer.bias_ih_l0.detach().chunk(3)

@@ -102,7 +102,7 @@ def test_follows_the_equations(options, lengths):
 
 @pytest.mark.parametrize(("inputs", "units"), [(1, 33), (40, 17)])
 def test_c_code_in_float32(inputs, units):
-    """At sizes that fill no vector, on numbers with a mean that the norms have to take off."""
+    """Uses sizes that fill no vector, and numbers with a mean that the norms have to subtract."""
     layer = randomize(LayerNormLSTM(inputs, units, backend="cpu"))
     x = 3 + sequences(T, B, inputs, dtype=torch.float32)
     output, (h_n, c_n) = layer(x)

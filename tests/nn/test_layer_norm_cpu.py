@@ -119,7 +119,7 @@ def test_float32_is_as_exact_as_torch(shape):
 
 @pytest.mark.parametrize(("inputs", "expected"), [(1, 5), (40, 9)])
 def test_what_is_kept_for_the_backward_pass(inputs, expected):
-    """In numbers of T * B * H beside the output, as the module documents it."""
+    """Counts numbers of T * B * H beside the output, as the module documents it."""
     kept = []
     x = torch.randn(20, 50, inputs, requires_grad=True)
     layer = LayerNormLSTM(inputs, 64, backend="cpu")

@@ -154,7 +154,7 @@ def test_names_and_shapes_of_parameters_and_statistics(cell_norm):
 
 
 def test_eps_of_each_norm():
-    """By default no less than γ² where the result is carried: no deviation grows step by step."""
+    """Checks the default eps, which is at least γ² for a carried result, so no deviation grows."""
     for cell_norm, carried in {"output": False, "increment": False, "update": True}.items():
         layer = ELSTMBN(F, H, cell_norm=cell_norm)
         assert layer.norm_ih_l0.eps == layer.norm_hh_l0.eps == 0.1

@@ -111,7 +111,7 @@ def test_steps_from_batch_steps_on_read_the_population(steps):
 
 @pytest.mark.parametrize("batch_steps", [0, 3])
 def test_padding_is_ignored(batch_steps):
-    """What lies after a sequence's end changes neither results nor gradients, and gets none."""
+    """Checks that values after a sequence's end affect no results or gradients, and get none."""
     layer = make("update_output")
     x = sequences(T, B, F)
     dead = torch.arange(B) >= torch.tensor(SIZES)[:, None]  # (T, B)
@@ -159,7 +159,7 @@ def test_gradients(cell_norm, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cell_norm", ["update", "terms", "center"])
 def test_recomputed_in_chunks_of_steps(cell_norm, mode):
-    """In chunks of two steps; the state stays float32 between them under autocast."""
+    """Recomputes chunks of two steps; between them the state stays float32 under autocast."""
     for dtype in (torch.float64, torch.float32):
         layer = make(cell_norm).to(dtype)
         results = []
@@ -195,7 +195,7 @@ def test_half_precision_computes_in_float32():
 
 
 def test_packed_matches_each_length_alone():
-    """In eval mode sequences do not meet: each one alone gives what it gives in the batch."""
+    """Checks that each sequence gives the same results alone as in a batch, in eval mode."""
     layer = make("terms").eval()
     x = sequences(T, B, F)
     output, (h_n, c_n) = layer(packed(x, LENGTHS))

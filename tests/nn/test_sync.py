@@ -18,7 +18,7 @@ PROCESSES = 2
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """What each process found, by case."""
+    """Returns the results of each process, by case."""
     folder = tmp_path_factory.mktemp("sync")
     here = Path(sync_worker.__file__)
     path = os.pathsep.join(

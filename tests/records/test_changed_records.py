@@ -155,7 +155,7 @@ def test_a_log_that_is_removed_during_the_run_starts_again(
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_nothing_but_a_plain_file_is_opened_for_appending(kind: str, tmp_path: Path) -> None:
-    """Whatever was checked before: the file is refused when it is opened."""
+    """Checks that a file is refused when it is opened, whatever was checked before."""
     path = tmp_path / "file"
     victim = tmp_path / "victim"
     victim.write_text("mine")

@@ -38,7 +38,7 @@ def expected() -> bytes:
 
 @pytest.mark.parametrize("kind", ["text", "binary", "pipe"])
 def test_settings_of_the_folder_the_user_and_the_environment(tmp_path: Path, kind: str) -> None:
-    """In a process of its own, because matplotlib reads them while it is imported."""
+    """Runs in another process, because matplotlib reads them while it is imported."""
     here, elsewhere = tmp_path / "matplotlibrc", tmp_path / "elsewhere"
     elsewhere.write_text(TEX + "font.family: no such font\n")
     environment = {"MATPLOTLIBRC": str(elsewhere), "MPLBACKEND": "nonsense"}

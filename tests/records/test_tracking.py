@@ -1,4 +1,4 @@
-"""What a run writes: metrics.csv, its one event file, status.json; and the bar."""
+"""Tests the files of a run: metrics.csv, its one event file, status.json; and the bar."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def drop_validation(run: Path) -> None:
 
 
 def test_settings_that_only_some_runs_have(tmp_path: Path) -> None:
-    """As those of one optimizer; an extended run is no setting."""
+    """Covers settings such as those of one optimizer; an extended run is no setting."""
     sgd = {"name": "sgd", "lr": 0.003, "momentum": 0.9}
     write_run(tmp_path / "a", epochs=1, optimizer=sgd, offset=0.05)
     for name, beta in (("b", 0.8), ("c", 0.9)):

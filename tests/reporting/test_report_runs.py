@@ -413,7 +413,7 @@ def test_an_older_run_without_a_new_option_of_the_data_is_on_the_same_task(make)
 
 
 def test_other_files_of_a_published_set_are_another_task(make):
-    """As two folders data.root hold them; a run that recorded nothing may be on either."""
+    """Compares the files of two folders data.root; a run without a record may use either."""
     read = [{"status": {"data_content": name}} for name in ("aa", "bb")]
     sections = make(("lstm", 0, read[0]), ("lstm", 1, read[1]), ("lstm", 2),
                     ("lstm", 3, {"data__pixels_per_step": 4, **read[0]}),

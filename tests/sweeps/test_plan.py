@@ -73,7 +73,7 @@ PUBLISHED = [
 
 
 def test_runs_of_bn_lstm_with_the_published_settings_count_if_they_are_done(training, capsys):
-    """As experiment=mnist_pixels made them before model=bn_lstm_published existed."""
+    """Uses runs as experiment=mnist_pixels made them before model=bn_lstm_published existed."""
     training.answer = lambda c: RuntimeError("broken") if c.seed == 1 else "done"
     for seed in (0, 1):
         main(["model=bn_lstm", *PUBLISHED, f"seed={seed}"])

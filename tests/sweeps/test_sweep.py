@@ -137,7 +137,7 @@ def test_the_same_command_again_skips_what_is_done(training, capsys):
 
 
 def test_a_done_run_of_before_a_setting_was_removed_counts(training):
-    """Where the setting had its default; at another value it is another run."""
+    """Checks that it counts if the setting had its default, and at no other value."""
     assert main(SWEEP) == 0
     for folder, value in zip(run_dirs(), ("stop", "stop", "skip", "stop"), strict=True):
         path = folder / ".hydra" / "config.yaml"
@@ -350,7 +350,7 @@ def test_the_end_names_the_report_and_the_reason_of_a_failure(training, capsys):
 
 
 def test_a_run_that_fails_at_its_start_leaves_no_folder(training, capsys):
-    """Nor one that names its changes; a folder that was there stays."""
+    """Checks that no folder of its changes is left, and that earlier folders stay."""
     kept = Path("outputs/digits/lstm/lr-1_seed-0")
     kept.mkdir(parents=True)
 

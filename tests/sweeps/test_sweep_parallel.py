@@ -203,7 +203,7 @@ def test_joblib_trains_several_at_once_stops_them_and_goes_on(train):
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(train):
-    """Of a terminal, whose Ctrl-C goes to all processes; one of the runs hangs."""
+    """Interrupts like a terminal, whose Ctrl-C goes to all processes, while one run hangs."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "model=lstm",
              "optimizer.lr=1e-2", "trainer.max_epochs=30"]  # fmt: skip

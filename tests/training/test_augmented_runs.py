@@ -39,7 +39,7 @@ def config(**trainer: Any) -> Config:
 def test_a_resume_in_the_middle_of_an_epoch_is_exact(
     folders: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the interruption nor an evaluation in between changes the draws."""
+    """Checks that an interruption and an evaluation in between do not change the draws."""
     caplog.set_level(logging.INFO)
     complete, resumed, plain = (next(folders) for _ in range(3))
     run(config(), complete)

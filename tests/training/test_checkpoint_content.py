@@ -127,7 +127,7 @@ def mutations(value: Any) -> Iterator[Any]:
 
 
 def is_of_its_own_kind(place: str) -> bool:
-    """Not one of many that are alike: of parameters, classes, settings, the first few."""
+    """Returns whether a value is not one of many alike; only the first few of each kind are."""
     group, _, rest = place[1:].partition(".")
     if group == "model":
         return rest.endswith("_l0") or "norm_c" in rest or not rest
@@ -210,7 +210,7 @@ def _with(content: dict[str, Any], place: str, mutant: Any) -> dict[str, Any]:
 
 
 def _copy(value: Any) -> Any:
-    """Of the containers alone."""
+    """Copies the containers alone."""
     if isinstance(value, dict):
         return {k: _copy(v) for k, v in value.items()}
     return [_copy(v) for v in value] if isinstance(value, list) else value

@@ -59,7 +59,7 @@ def test_settings_for_accelerate_change_nothing(tmp_path, monkeypatch, no_pictur
 
 
 def test_every_variable_that_accelerate_reads_is_hidden_from_it():
-    """Also those of a later version; the exceptions have nothing to do with training."""
+    """Covers variables of later versions too; the exceptions are unrelated to training."""
     folder = Path(accelerate.__file__).parent
     skipped = ("commands", "test_utils", "launch.py", "launchers.py", "tracking.py")
     text = "\n".join(

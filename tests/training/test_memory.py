@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused; what torch raises becomes one message."""
+"""Tests that runs which cannot fit into memory are refused, in one message each."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is named as the cause when a loss or gradient is not finite."""
+"""Tests the message about the cause of a loss or gradient that is not finite."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_the_plateau_is_resumed(folders: Any, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_many_interruptions(folders: Any, name: str) -> None:
-    """At each third step, whatever the window, the epoch and the checkpoints."""
+    """Interrupts at each third step, whatever the window, the epoch and the checkpoints."""
     config = small_config(name, max_epochs=3, log_every=4, model=RANDOM_MODEL)
     complete, folder = next(folders), next(folders)
     run(config, complete)

@@ -25,7 +25,7 @@ from elstm.training.step import StepResult, TrainStep
 
 @pytest.fixture(autouse=True)
 def quick(request: pytest.FixtureRequest) -> None:
-    """Without pictures, but for one test."""
+    """Disables pictures for all tests but one."""
     if request.function is not test_a_full_run:
         request.getfixturevalue("no_pictures")
 
@@ -177,7 +177,7 @@ def test_a_run_that_was_pruned_can_be_finished(folders: Any) -> None:
 
 
 def test_the_population_is_recomputed_before_an_evaluation(folders: Any) -> None:
-    """With the moving averages alone the model would look far worse after one epoch."""
+    """Checks it by a model that the moving averages alone would score far worse."""
     moving, exact = next(folders), next(folders)
     run(small_config(max_epochs=1, recompute_batches=0), moving)
     run(small_config(max_epochs=1), exact)
@@ -243,7 +243,7 @@ def test_early_stopping(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_one_process_runs_jobs_of_different_settings(folders: Any) -> None:
-    """As a sweep does: precision, threads and determinism are each job's own."""
+    """Checks that precision, threads and determinism are separate for each job, as in a sweep."""
     threads = torch.get_num_threads()
     losses = set()
     for trainer in (
