@@ -1,4 +1,4 @@
-/* One call as Python lays it out (the order of fields is shared with library.py), and what the threads share.
+/* One call as Python lays it out (the order of fields is shared with structs.py), and what the threads share.
 
    Units are cut into slices of LANES, and a thread owns whole slices: all four gates of its units, for
    every row, so that the statistics of the batch need nothing from other threads. Per step only h
@@ -43,7 +43,7 @@ struct call {
     real *saved_zh, *saved_zx;           /* (slices, T, B, GATES): W_h h and W_x x; null: not kept */
     real *saved_c;                       /* (slices, T, B, LANES): f c' + i g, before its norm; or null */
     const real *d_output, *d_h_n, *d_c_n; /* gradients of the results; null: zero */
-    real *d_x, *d_h_0, *d_c_0;           /* null: not wanted */
+    real *d_x, *d_h_0, *d_c_0;           /* null: not needed */
     real *d_w_x, *d_w_h, *d_bias;
     char *workspace;                     /* elstm_workspace bytes, aligned to 128 */
     struct pool pool;
