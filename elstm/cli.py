@@ -1,4 +1,4 @@
-"""Runs commands; each error becomes one message, and the exit code tells how the command ended.
+"""Runs commands; each error becomes one message, and the exit code shows how the command ended.
 
 0    success                    129  the terminal was closed (SIGHUP)
 1    an error of the user's     130  interrupted (Ctrl-C)

@@ -29,12 +29,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         few = sweep(Path(folder) / "few", args.jobs, args.jobs)[0]
-        whole, rows = sweep(Path(folder) / "runs", args.runs, args.jobs)
+        total, rows = sweep(Path(folder) / "runs", args.runs, args.jobs)
         again, _ = sweep(Path(folder) / "runs", args.runs, args.jobs)
     more = args.runs - args.jobs
-    worker = (whole - few) * args.jobs / more
+    worker = (total - few) * args.jobs / more
     own = sum(float(row["wall_seconds"]) for row in rows) / len(rows)
-    print(f"{args.runs} runs, {args.jobs} at once: {whole:.1f} s; {args.jobs} runs: {few:.1f} s")
+    print(f"{args.runs} runs, {args.jobs} at once: {total:.1f} s; {args.jobs} runs: {few:.1f} s")
     print(f"the same command again, all of them done: {again:.1f} s")
     print(f"of a worker's time {1000 * worker:.0f} ms for each further run,")
     print(f"  {1000 * own:.0f} ms its own, {1000 * (worker - own):.0f} ms overhead")

@@ -265,7 +265,7 @@ def _shown(name: str, terminal: bool) -> str:
 def _write_output(path: Path, write: Callable[[Rows], None]) -> None:
     """Writes a file that the user has named, at once or not at all.
 
-    A link is followed and the file's permissions are kept. A pipe or a device is written to.
+    A link is followed, and the file's permissions are preserved. A pipe or a device is written to.
     """
     from elstm.files.atomic import write_atomic, writing
 

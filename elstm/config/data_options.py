@@ -33,8 +33,8 @@ class AugmentPicturesConfig:
     )  # fmt: skip
     flip: bool = setting(
         False,
-        help="Swaps left and right of half of the training pictures. Classes have to be the same "
-        "in a mirror, as those of photos mostly are and characters are not.",
+        help="Swaps left and right of half of the training pictures. Their mirror images "
+        "have to belong to the same class, as those of photos mostly do and of characters do not.",
     )
     fill: int = bounded(
         0, ge=0, le=255,

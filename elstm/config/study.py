@@ -13,9 +13,10 @@ A file holds:
                       from its own runs, which earlier parts have trained
     parts             several of the above; each part takes what it does not name from the study,
                       and its settings count after the chosen ones
-    quick settings for --quick, which count last, and `seeds`, how many of them alone true: one run
-    at a time, whatever --jobs is, because times are compared gpu true: trained only where there is
-    a GPU report title, baselines, figures; `with`: runs of other studies, as NAME/DATA/MODEL,
+    quick             settings for --quick, which count last, and `seeds`, their number
+    alone             true: one run at a time, whatever --jobs is, because times are compared
+    gpu               true: trained only if there is a GPU
+    report            title, baselines, figures; `with`: runs of other studies, as NAME/DATA/MODEL,
                       where * stands for any text
     tables            FILE.md: PATH, the settings of the runs below PATH as a table, best first
 """

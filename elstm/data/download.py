@@ -206,7 +206,7 @@ def _fetch(urls: Sequence[str], md5: str, scratch: Path, limit: int) -> str | No
                 return
 
     # This is a thread because resolving a name has no time limit, and a daemon because one that
-    # hangs must not keep the program from ending.
+    # hangs must not prevent the program from ending.
     thread = threading.Thread(target=work, name="download", daemon=True)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)

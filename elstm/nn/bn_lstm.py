@@ -44,7 +44,7 @@ _TORCH_ARGUMENTS = """
         dropout: probability of dropout on the output of each layer but the last, in training.
         bidirectional: a second set of weights and statistics reads each sequence from its end; its
             steps are counted from there.
-        proj_size: must be 0; it keeps the place that it has in torch.nn.LSTM.
+        proj_size: must be 0; it has the same position as in torch.nn.LSTM.
         device, dtype: of the parameters; statistics are float32 at least.
 """
 _CELL_NORM_ARGUMENT = """
@@ -72,7 +72,7 @@ _ARGUMENTS = """
             in a carried cell it cuts the memory to about two steps. gamma_c=None: 1, but 3 for a
             norm whose result is carried to the next step. With its eps such a norm divides by
             sqrt(1 + var / gamma_c ** 2), so the cell's standard deviation grows to about gamma_c
-            before the norm shrinks what is remembered. At 784 steps of MNIST, 1 forgets too soon
+            before the norm shrinks the memory. At 784 steps of MNIST, 1 forgets too soon
             (outputs/paper/pixels); far above 1 the cell is hardly normalised.
         forget_bias, input_bias: initial biases of the two gates, or "chrono" (over max_steps). In a
             cell that is normalised at each step, forgetting is relative: the ratio of the two gates

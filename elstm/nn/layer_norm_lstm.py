@@ -38,7 +38,7 @@ class LayerNormLSTM(SingleBiasWeights):
         batch_first: input and output are (B, T, F) instead of (T, B, F).
         dropout: probability of dropout on the output of each layer but the last, in training.
         bidirectional: a second set of weights reads each sequence from its end.
-        proj_size: must be 0; it keeps the place that it has in torch.nn.LSTM.
+        proj_size: must be 0; it has the same position as in torch.nn.LSTM.
         device, dtype: of the parameters.
         max_steps: T of the chrono biases; used for nothing else.
         eps: added to the variance, 1e-5 as in torch.nn.LayerNorm.

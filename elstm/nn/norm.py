@@ -51,11 +51,11 @@ class StepBatchNorm(nn.Module):
         num_batches_tracked: (max_steps,), the number of batches that reached each step.
 
     Training moves row t by `momentum` towards the batch's statistics of step t (the unbiased
-    variance, as torch.nn.BatchNorm1d does; None: the cumulative average). The last row stands for
-    step max_steps - 1 and all later ones: a longer batch moves it once, towards the mean and
-    variance pooled over those steps. Evaluation reads row t, or, for steps beyond those that any
-    batch has reached, the last row that one has. In eval mode of this module (not of the layer that
-    holds it) the population statistics are used and stay as they are.
+    variance, as torch.nn.BatchNorm1d does; None: the cumulative average). The last row serves step
+    max_steps - 1 and all later ones. A longer batch moves it once, towards the mean and variance
+    pooled over those steps. Evaluation reads row t, or, for steps beyond those that any batch has
+    reached, the last row that one has. In eval mode of this module (not of the layer that holds it)
+    the population statistics are used and stay as they are.
 
     A state dict leaves out the last rows if no batch has reached them. One that was saved with
     another max_steps can be loaded: rows beyond max_steps are dropped, and missing rows repeat the

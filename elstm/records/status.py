@@ -5,8 +5,8 @@
     error             why it failed, in one line, or null; where the state is another one, why it
                       could not be resumed
     model, data, seed
-    data_fingerprint, data_description   of user data: a checksum of what was read, and what that is
-                      in one line; the fingerprint is null for a published data set
+    data_fingerprint, data_description   of user data: a checksum, and a summary in one line; the
+                      fingerprint is null for a published data set
     data_content      of a published set of images: a checksum of all its images and labels
     augmentation      how training sequences are changed by chance; null where they are not
     epoch, step       done so far; max_epochs
@@ -27,9 +27,9 @@
     extensions        settings that a resume changed, and from which step on: a list
                       (elstm.training.extension), or null for a run as it was planned
     init_from         path, step and sha256 of the checkpoint with the initial weights, which of its
-                      weights were taken ("raw" or "ema"), and whether its head was; null for a run
+                      weights were used ("raw" or "ema"), and whether its head was; null for a run
                       with new weights
-    environment       variables that torch took from the environment (elstm.training.environment)
+    environment       variables that torch read from the environment (elstm.training.environment)
     versions          python, elstm, torch and the other libraries
     git_commit, git_dirty   of elstm's own repository; null where it was installed from a package
     pid, started, updated   UTC, ISO 8601

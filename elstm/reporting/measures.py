@@ -251,8 +251,8 @@ def common_horizon(groups: Sequence[Group]) -> float | None:
 def common_start(groups: Sequence[Group]) -> float | None:
     """Returns the first epoch from which every finished run has a curve.
 
-    A curve of a run that is evaluated every 5 epochs begins at epoch 5, and its mean height would
-    be too high beside one that begins at epoch 1.
+    A curve of a run that is evaluated every 5 epochs starts at epoch 5, and its mean height would
+    be too high beside one that starts at epoch 1.
     """
     starts = [
         float(run.validation.epoch[0])

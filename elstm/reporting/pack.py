@@ -106,7 +106,7 @@ def _first_lines(path: Path) -> list[bytes]:
 
 
 def _which(run: StoredRun) -> tuple[object, ...]:
-    """Returns what tells a run from others of the same folder name; a resume leaves it the same."""
+    """Returns values that distinguish runs with the same folder name; a resume changes none."""
     config = run.config()
     return (*(config.get(key) for key in ALWAYS), run.status().get("started"))
 

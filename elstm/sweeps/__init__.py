@@ -18,7 +18,7 @@ The last three commands need an extra: joblib, submitit and optuna, or sweeps fo
 - slurm submits a job array (conf/hydra/launcher/slurm.yaml has its settings). A job whose time is
   up or that is preempted (SIGUSR1, SIGUSR2, SIGTERM) saves, is requeued, and resumes in its folder.
 - optuna samples ranges with TPE (`hydra.sweeper.sampler=gp` or `random`), stops runs that fall
-  behind in validation accuracy (`hydra.sweeper.pruner`: median, hyperband, none), and keeps its
+  behind in validation accuracy (`hydra.sweeper.pruner`: median, hyperband, none), and stores its
   study in outputs/studies. The same command resumes the study, and `n_trials` may grow. With a
   launcher, `hydra.sweeper.n_jobs` trials are chosen together.
 

@@ -1,10 +1,10 @@
 """Extends runs, which are then trained further than planned, or with another schedule.
 
-Each is an entry of `extensions` in status.json, and in every later checkpoint:
+Each extension is an entry of `extensions` in status.json, and in every later checkpoint:
 
-    step, epoch     from where the settings hold
+    step, epoch     from which the settings hold
     when            UTC, ISO 8601
-    changed         [old, new] of each setting that differs; null for one that is not there
+    changed         [old, new] of each setting that differs; null for a missing one
     settings        all settings that an extension may change, as they are from there on
     best_val_accuracy, best_epoch                             up to that step
     test_accuracy, test_loss, ...                             of a run that was tested there

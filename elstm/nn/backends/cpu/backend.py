@@ -8,7 +8,7 @@ The forward pass saves for the backward pass, in units of T * B * H numbers, the
 and the raw cell (1), beside the output (1), which the caller has anyway. W_x x is computed again if
 the input is narrow, and saved (4) if not. With `recompute` only the raw cell (1) is saved. The
 products are then computed again, in the same order of sums, so that every gradient has the same
-bits. The batch statistics are saved (18 T H at most). torch.nn.LSTM keeps about 15.5 beside its
+bits. The batch statistics are saved (18 T H at most). torch.nn.LSTM saves about 15.5 beside its
 output.
 """
 

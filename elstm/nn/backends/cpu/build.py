@@ -1,10 +1,10 @@
 """Compiles a C source of this package with the user's compiler, once, verifies it and loads it.
 
-The library is kept in a private folder ($XDG_CACHE_HOME/elstm or ~/.cache/elstm), under a name that
-follows from the sources, the flags, the compiler and the CPU. So a home shared between machines
-holds one file for each kind of machine, and a new version of this package never loads an old file.
-The file beside it (.sha256) holds the library's checksum, because loading a file that a full disk
-or a power failure cut short would kill the process (SIGBUS).
+The library is stored in a private folder ($XDG_CACHE_HOME/elstm or ~/.cache/elstm), under a name
+that follows from the sources, the flags, the compiler and the CPU. So a home shared between
+machines holds one file for each kind of machine, and a new version of this package never loads an
+old file. The file beside it (.sha256) holds the library's checksum, because loading a file that a
+full disk or a power failure cut short would kill the process (SIGBUS).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Constants(NamedTuple):
     cell: int  # enum cell of call.h
     eps: tuple[float, ...]
     population: tuple[Tensor | None, ...]  # mean and var, (T, F), of each
-    recompute: bool  # keep the raw cell alone for backward
+    recompute: bool  # save only the raw cell for backward
 
 
 class Learned(NamedTuple):

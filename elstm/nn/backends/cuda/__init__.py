@@ -7,7 +7,7 @@ Triton's interpreter, with one process for each program where they exchange data
 It serves cell_norm none, output and update, in float32: lower precisions are cast to it, and the
 output is cast back. W_x x_t of all steps, dW_x, dx and dW_h are large products by torch.mm, which
 uses TF32 if the user allows it. The products inside the kernels never use it. For the backward pass
-the forward pass keeps h_t and c_t, 2 T B H numbers. The projections are computed again there, so
+the forward pass saves h_t and c_t, 2 T B H numbers. The projections are computed again there, so
 that `recompute` changes nothing; they take 8 T B H numbers while it runs.
 
 No call here reads a tensor on the host or waits for the GPU, so a layer can be captured in a CUDA
