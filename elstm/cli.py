@@ -185,24 +185,27 @@ class Parser(argparse.ArgumentParser):
     def add_run(self) -> None:
         """Adds the run that a command works on, and the checkpoint."""
         self.add_argument(
-            "run_dir", type=home_path, metavar="RUN_DIR", help="outputs/DATA/MODEL/CHANGES/RUN"
+            "run_dir",
+            type=home_path,
+            metavar="RUN_DIR",
+            help="folder of the run, outputs/DATA/MODEL/CHANGES/RUN",
         )
         self.add_argument(
             "--checkpoint", default="best", metavar="best|last|PATH",
             type=lambda text: str(home_path(text)),
-            help="best by validation accuracy (the default), last, or a file",
+            help="checkpoint to load: best by validation accuracy (the default), last, or a file",
         )  # fmt: skip
         self.add_argument(
             "--weights", choices=("ema", "raw"),
-            help="of a run with trainer.ema_decay: the averaged weights (ema, the default), or the "
-            "raw ones",
+            help="weights of a run with trainer.ema_decay: the averaged ones (ema, default), or "
+            "the raw ones",
         )  # fmt: skip
 
     def add_data_root(self) -> None:
         self.add_argument(
             "--data-root",
             metavar="PATH",
-            help="where the data lie now: data.root, or the file or folder of data.path",
+            help="present place of the data: data.root, or the file or folder of data.path",
         )
 
     def error(self, message: str) -> NoReturn:

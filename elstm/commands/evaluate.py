@@ -37,17 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
-    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="split to evaluate (default: test)"
+    )
     parser.add_data_root()
     parser.add_argument(
         "--data", metavar="PATH",
         help="other labelled data in the format of the run's data; for a run on a published image "
         "set a folder with files of that format, or with a folder of pictures for each class. "
         "All sequences of files without splits are used. The statistics of the run's training "
-        "split scale them",
+        "split scale them.",
     )  # fmt: skip
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda", "mps"), help="default: the run's"
+        "--device", choices=("auto", "cpu", "cuda", "mps"), help="device (default: the run's)"
     )
     return parser.parse_args(arguments)
 

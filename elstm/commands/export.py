@@ -45,17 +45,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
-        "--format", choices=("all", *FORMATS), default="all", help="default: both of them"
+        "--format", choices=("all", *FORMATS), default="all", help="format (default: both)"
     )
     parser.add_argument(
-        "-o", "--output", type=home_path, metavar="DIR", help="default: RUN_DIR/export"
+        "-o",
+        "--output",
+        type=home_path,
+        metavar="DIR",
+        help="folder for the programs (default: RUN_DIR/export)",
     )
     parser.add_argument(
         "--images",
         type=int,
         default=1000,
         metavar="N",
-        help="test images, or test sequences, of the check (1000)",
+        help="number of test images or sequences in the check (default: 1000)",
     )
     parser.add_data_root()
     args = parser.parse_args(arguments)

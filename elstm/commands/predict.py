@@ -69,8 +69,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", type=home_path, metavar="FILE",
-        help="default: standard output. A name that ends in .parquet gives Parquet, which needs "
-        "pip install 'elstm[parquet]'",
+        help="file to write (default: standard output). A name that ends in .parquet gives "
+        "Parquet, which needs pip install 'elstm[parquet]'.",
     )  # fmt: skip
     args = parser.parse_intermixed_args(list(_with_values(arguments)))
     if not args.images:
