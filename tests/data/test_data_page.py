@@ -111,7 +111,7 @@ def test_a_source_is_added(files: Path) -> None:
     Path("configs/data/lines.yaml").write_text(_blocks("yaml")[1], encoding="utf-8")
     answers = "".join(f"yes: {i} 2 3\nno: 1 {i}\n" for i in range(40))
     Path("answers.txt").write_text(answers, encoding="utf-8")
-    (line,) = re.findall(r"Add a line to `READERS` .*?: `(.*?)`", PAGE)
+    (line,) = re.findall(r"Add an entry to `READERS` .*?: `(.*?)`", PAGE)
     (command,) = re.findall(r"`(elstm-train --config-dir configs data=lines .*?)`", PAGE)
     program = (
         f"from elstm.data import catalog\ncatalog.READERS.update({{{line}}})\n"
