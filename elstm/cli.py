@@ -22,11 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from elstm.errors import UserError
+from elstm.errors import UserError, in_full, out_of_memory
 from elstm.files.streams import lasting_streams
 
 FAILED, USAGE = 1, 2
-MAX_COLUMNS = 80  # of a line on a terminal
+MIN_COLUMNS, MAX_COLUMNS = 20, 80  # of a line on a terminal
 
 
 class Ended(KeyboardInterrupt):
@@ -101,8 +101,20 @@ def _command(prog: str, body: Callable[[], int]) -> int:
     except Exception as error:
         if os.environ.get("ELSTM_TRACEBACK") == "1":
             traceback.print_exc()
-        print_error(prog, f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)")
+        print_error(prog, _described(error))
         return FAILED
+
+
+def _described(error: Exception) -> str:
+    """Describes an error that no code expected.
+
+    A path that cannot be used, for example because its name is too long, is not a bug.
+    """
+    if out_of_memory(error):
+        return f"out of memory ({summary(error)})"
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+        return f"cannot use {in_full(error.filename)}: {error.strerror}"
+    return f"{summary(error)} (a bug; ELSTM_TRACEBACK=1 shows where)"
 
 
 def interrupted_by(interrupt: KeyboardInterrupt) -> str:
@@ -160,7 +172,8 @@ def fitted(text: str, stream: TextIO) -> str:
     """
     if not stream.isatty():
         return text
-    width = min(shutil.get_terminal_size().columns, MAX_COLUMNS)
+    # A terminal without a size has 0 columns in Python 3.10.
+    width = min(max(shutil.get_terminal_size().columns, MIN_COLUMNS), MAX_COLUMNS)
     return "\n".join(
         textwrap.fill(
             line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+
 
 class UserError(Exception):
     """Reports an error that the user can fix: what was wrong, what is allowed, and how to fix it.
@@ -22,6 +24,14 @@ class OtherProcessError(Exception):
     def __init__(self, summary: str, details: str) -> None:
         super().__init__(summary)
         self.details = details
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether memory ran out, that of the machine or of a GPU."""
+    text = " ".join(str(error).split())
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    )
 
 
 def show(value: Any) -> str:

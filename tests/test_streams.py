@@ -1,6 +1,8 @@
-"""Closed streams, readers that leave, signals of a terminal, and ~ in paths."""
+"""Closed streams, readers that leave, odd terminals and names, signals, and ~ in paths."""
 
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,8 @@ from small_sets import own_process
 from elstm import cli
 from elstm.config.overrides import with_home
 from elstm.errors import UserError
+from elstm.records.status import Status, read_status
+from elstm.sweeps.job import run_log
 from elstm.train import main
 
 REPOSITORY = Path(__file__).parents[1]
@@ -76,6 +80,58 @@ def test_the_streams_of_a_caller_are_left_alone(capsys):
     assert cli.command("elstm-x", lambda: print("here") or 0) == 0
     assert sys.stdout is before
     assert capsys.readouterr().out == "here\n"
+
+
+ODD = """
+import sys
+from elstm import cli
+sys.exit(cli.command("x", lambda: print("\\u03b3 \\udcff") or 0))
+"""
+
+
+def test_a_terminal_may_lack_characters():
+    done = subprocess.run(
+        [sys.executable, "-c", ODD], capture_output=True,
+        env={**own_process(), "PYTHONIOENCODING": "ascii"}, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u03b3 \\udcff\n", b"")
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"w\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes only texts")
+    with run_log(folder, on_terminal=False):
+        logging.getLogger("elstm").info("in %s", folder)
+    assert "w\\udcff" in (folder / "train.log").read_text(encoding="utf-8")
+    Status(folder).update(error=str(folder))
+    assert read_status(folder)["error"] == str(folder)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_without_a_size(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((0, 0)))
+    assert cli.fitted("an error", sys.stderr) == "an error"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(36, "File name too long", "abc"), "x: error: cannot use abc: File name too long"),
+        (MemoryError(), "x: error: out of memory (MemoryError)"),
+        (RuntimeError("CUDA out of memory."), "x: error: out of memory (RuntimeError: CUDA "),
+        (ValueError("z"), "x: error: ValueError: z (a bug; ELSTM_TRACEBACK=1 shows where)"),
+    ],
+)
+def test_which_errors_are_bugs(error, said, capsys):
+    def body():
+        raise error
+
+    assert cli.command("x", body) == 1
+    assert capsys.readouterr().err.startswith(said)
 
 
 # --- signals

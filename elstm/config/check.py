@@ -124,8 +124,11 @@ def _take(schema: type[Any], prefix: str, flat: dict[str, Any]) -> Any:
         elif key in flat:
             values[each.name] = flat.pop(key)
     for name, value in values.items():
-        if type(value) is int and float in types_of(schema, name) and abs(value) < 2**53:
+        kinds = types_of(schema, name)
+        if type(value) is int and float in kinds and abs(value) < 2**53:
             values[name] = float(value)
+        elif type(value) is int and int not in kinds and str in kinds:
+            values[name] = show(value)  # data.path=2020, as Hydra composes it
     return schema(**values)
 
 

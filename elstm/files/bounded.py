@@ -7,7 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +24,25 @@ MAX_DEPTH = 20
 
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first character of a formula in a cell
 
-# YAML 1.1 reads 1e-3 as a string, Hydra as a number.
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+# YAML 1.1 reads 1e-3 as a text, Hydra as a number. A text in quotes stays one, such as '2020'.
+_WITH_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII)
+_Fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """Reads plain values, with Hydra's numbers."""
+
+
+class _FastLoader(_Fastest):
+    """Does the same by libyaml where it is installed."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that the loaders would read as a number."""
+
+
+for _kind in (_SafeLoader, _FastLoader, _Dumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _WITH_EXPONENT, list("-+.0123456789"))
 
 
 class Damaged(Exception):
@@ -74,15 +91,20 @@ def read_config(path: Path) -> Config:
 
 
 def read_tree(path: Path) -> dict[Any, Any]:
-    """Reads a small YAML file of plain values. Aliases may let it unfold: `flatten` counts."""
-    text = read_text(path, MAX_CONFIG_BYTES)
-    try:
-        tree = yaml.load(text, Loader=_loader(text))
-    except Exception as error:  # the loaders raise AttributeError, OverflowError and others too
-        raise Damaged(f"{path.name} is not plain YAML ({one_line(error, 80)})") from None
+    """Reads a small YAML file of settings. Aliases may let it unfold: `flatten` counts."""
+    tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise Damaged(f"{path.name} holds no settings")
     return tree
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a small YAML file of plain values."""
+    text = read_text(path, MAX_CONFIG_BYTES)
+    try:
+        return yaml.load(text, Loader=_loader(text))
+    except Exception as error:  # the loaders raise AttributeError, OverflowError and others too
+        raise Damaged(f"{path.name} is not plain YAML ({one_line(error, 80)})") from None
 
 
 def _loader(text: str) -> Any:
@@ -96,8 +118,17 @@ def _loader(text: str) -> Any:
     brackets = text.count("[") + text.count("{")
     columns = max((len(line) for line in text.splitlines()), default=0)
     if brackets < 500 and columns < 1000:
-        return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.SafeLoader
+        return _FastLoader
+    return _SafeLoader
+
+
+def to_yaml(tree: Mapping[Any, Any], **options: Any) -> str:
+    """Returns plain values as YAML, from which `read_tree` reads the same values.
+
+    Args:
+        options: of yaml.dump.
+    """
+    return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
 
 
 def flatten(tree: dict[Any, Any], file: str) -> Config:
@@ -131,8 +162,6 @@ def flatten(tree: dict[Any, Any], file: str) -> Config:
 
 def _scalar(value: Any) -> Value:
     if isinstance(value, str):
-        if len(value) < 40 and _NUMBER.fullmatch(value):
-            return float(value)
         return value
     if isinstance(value, int) and value.bit_length() > 64:
         return f"{value:#x}"[:40]  # Python refuses to print it in decimal

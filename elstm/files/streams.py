@@ -1,4 +1,6 @@
-"""Makes standard streams outlast their reader, such as a pipe or a terminal that was closed.
+"""Makes standard streams outlast their reader, and write any text.
+
+The reader may be a pipe or a terminal that was closed.
 
 print, logging and tqdm then see no error, so a run does not end because `| head -1` or a closed
 terminal no longer reads its output.
@@ -80,8 +82,10 @@ def lasting_streams() -> Iterator[Streams]:
         # progress bar and the messages on standard output would reach the terminal in another
         # order.
         buffer: Any = raw if stream.write_through else io.BufferedWriter(raw)
+        # A terminal may lack a character of a message, and a path may hold bytes that are no text.
+        errors = "backslashreplace" if stream.errors == "strict" else stream.errors
         lasting = io.TextIOWrapper(
-            buffer, stream.encoding, stream.errors,
+            buffer, stream.encoding, errors,
             line_buffering=stream.line_buffering, write_through=stream.write_through,
         )  # fmt: skip
         setattr(sys, name, lasting)

@@ -27,8 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from elstm.files.bounded import (
     Config,
     Damaged,
@@ -37,6 +35,7 @@ from elstm.files.bounded import (
     open_regular,
     read_text,
     read_tree,
+    to_yaml,
 )
 from elstm.records.cells import decode, encode, settings_tree
 from elstm.records.stored import TABLES, StoredRun, table_rows
@@ -86,7 +85,10 @@ class ArchivedRun:
             if key in LISTS:
                 status[key] = _list(key, value)
             elif name:
-                status.setdefault(group, {})[name] = value
+                inner = status.setdefault(group, {})
+                if not isinstance(inner, dict):
+                    raise Damaged(f"{RUNS}: {group} is both a value and a group")
+                inner[name] = value
             else:
                 status[key] = value
         return status
@@ -139,16 +141,16 @@ class Archive:
             number, folder = row[0], row[1]
             if not _is_inner(folder):
                 raise Damaged(f"{RUNS}, row {line}: the folder is not below the archive's")
-            runs.append(
-                ArchivedRun(
-                    name=folder,
-                    folder=self.folder / folder,
-                    archive=self,
-                    number=number,
-                    settings=_values(keys, row[2:at], line),
-                    fields=_values(fields, row[at:], line),
-                )
+            run = ArchivedRun(
+                name=folder,
+                folder=self.folder / folder,
+                archive=self,
+                number=number,
+                settings=_values(keys, row[2:at], line),
+                fields=_values(fields, row[at:], line),
             )
+            run.status()  # a damaged one is found here
+            runs.append(run)
         for what in ({run.number for run in runs}, {run.folder for run in runs}):
             if len(what) != len(runs):
                 raise Damaged(f"{RUNS} holds a run twice")
@@ -223,7 +225,7 @@ def pack(
         cells += [encode(status[key]) if key in status else "" for key in fields]
         table.append([str(number), folder, *cells])
     tree = {"format": FORMAT, "config": settings_tree(configs[0])}
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+    text = to_yaml(tree, width=100)
     files = {ARCHIVE: (_HEADER + text).encode(), RUNS: _csv(table)}
     for name, archived in ARCHIVED.items():
         chosen = name in ("metrics.csv", "test_correct.csv")
@@ -238,7 +240,7 @@ def pack(
 
 def _list(key: str, value: Value) -> Any:
     """Returns a list of a status from its cell, which holds JSON."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(value) if isinstance(value, str) else value
     raise Damaged(f"{RUNS}: the {key} of a run cannot be read")
 

@@ -8,14 +8,11 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from elstm.config.fields import leaf, leaf_values
 from elstm.config.schema import Config, settings_without_effect
-from elstm.files.bounded import Damaged, read_text
-
-MAX_BYTES = 100_000  # of .hydra/overrides.yaml
+from elstm.files.bounded import Damaged, read_yaml, to_yaml
 
 
 def hparams(config: Config) -> dict[str, int | float | str]:
@@ -43,7 +40,7 @@ def hparams(config: Config) -> dict[str, int | float | str]:
 
 def describe_run(config: Config, run_dir: Path, model: nn.Module) -> dict[str, str]:
     """Returns texts by tag; the command is missing where the folder does not have it."""
-    tree = yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    tree = to_yaml(asdict(config))
     texts = {"run/config": _code(tree), "run/model": model_table(model)}
     with suppress(TypeError):
         texts["run/command"] = _code(shlex.join(["elstm-train", *_overrides(run_dir)]))
@@ -57,8 +54,8 @@ def changed_keys(run_dir: Path) -> list[str]:
 
 def _overrides(run_dir: Path) -> Any:
     """Returns the list in .hydra/overrides.yaml; None where the folder does not have it."""
-    with suppress(Damaged, yaml.YAMLError):
-        found = yaml.safe_load(read_text(run_dir / ".hydra" / "overrides.yaml", MAX_BYTES))
+    with suppress(Damaged):
+        found = read_yaml(run_dir / ".hydra" / "overrides.yaml")
         return found if isinstance(found, list) else None
     return None
 

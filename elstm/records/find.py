@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from elstm.errors import UserError
+from elstm.errors import UserError, in_full
 from elstm.files.bounded import Damaged, one_line, read_text
 from elstm.records.archive import ARCHIVE, RUNS, Archive
 from elstm.records.stored import RunFolder, StoredRun
@@ -19,7 +19,9 @@ LEVELS = 4  # a run lies at DATA/MODEL/CHANGES/RUN below its study, formerly at 
 
 
 def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, str]]]:
-    """Finds every run at or below the roots once, and (name, reason) of damaged archives.
+    """Finds every run at or below the roots once.
+
+    Returns the runs, and (name, reason) of damaged archives and of folders that cannot be read.
 
     A root may be the place of a run or of a group of runs that an archive above it holds. If a run
     is in an archive and its folder still exists, the folder is taken. The runs of a sweep's folder
@@ -32,17 +34,23 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
     found: dict[Path, StoredRun] = {}
     damaged: dict[str, str] = {}
     for root in roots:
-        top = root.resolve()
+        try:
+            top, is_folder = root.resolve(), root.is_dir()
+        except (OSError, RuntimeError) as error:  # a name that is too long; a loop of links
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{in_full(str(root))} cannot be read: {reason}") from error
         archives = [folder for folder in [*top.parents][:LEVELS] if (folder / RUNS).is_file()]
         archives = [folder for folder in archives if (folder / ARCHIVE).is_file()]
-        if not root.is_dir() and not archives:
+        if not is_folder and not archives:
             near = f"; did you mean {root.parent}?" if root.is_file() else ""
             raise UserError(
                 f"{root} is not a folder: give run folders or folders that hold them{near}"
             )
         folders: list[Path] = []
-        for folder, is_run in _folders_below(top):
+        unreadable: dict[Path, str] = {}
+        for folder, is_run in _folders_below(top, unreadable):
             (folders if is_run else archives).append(folder)
+        damaged |= {_shown(path, top): one_line(text) for path, text in unreadable.items()}
         of_root: dict[Path, StoredRun] = {}
         for folder in archives:
             try:
@@ -58,7 +66,7 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
         of_root = {path: of_root[path] for path in sorted(of_root, key=lambda path: path.parts)}
         for folder in _folders_of_sweep(top):
             of_root.setdefault(folder, RunFolder(_shown(folder, top), folder))
-        if not root.is_dir() and not of_root:
+        if not is_folder and not of_root:
             raise UserError(f"{root} is neither a folder nor in the archive above it")
         for path, run in of_root.items():
             found.setdefault(path, run)
@@ -70,9 +78,18 @@ def _shown(path: Path, top: Path) -> str:
     return one_line(shown.as_posix(), 300)
 
 
-def _folders_below(top: Path) -> Iterator[tuple[Path, bool]]:
-    """Yields each run folder with True, and each folder of an archive with False."""
-    for number_of_folders, (folder, inner, files) in enumerate(os.walk(top)):
+def _folders_below(top: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Path, bool]]:
+    """Yields each run folder with True, and each folder of an archive with False.
+
+    Args:
+        unreadable: receives the folders that cannot be read, each with the reason.
+    """
+
+    def note(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):  # removed meanwhile
+            unreadable[Path(error.filename)] = f"cannot be read: {error.strerror}"
+
+    for number_of_folders, (folder, inner, files) in enumerate(os.walk(top, onerror=note)):
         if number_of_folders > MAX_FOLDERS:
             raise UserError(f"{top} holds more than {MAX_FOLDERS:,} folders: give inner ones")
         inner.sort()
@@ -95,7 +112,17 @@ def _folders_of_sweep(top: Path) -> Iterator[Path]:
     for row in rows:
         name = row.get("run_dir") or ""
         for base in list(top.parents)[:3]:
-            folder = (base / name).resolve()
-            if name and folder.is_relative_to(base) and (folder / ".hydra").is_dir():
+            folder = _run_in(base, name)
+            if folder is not None:
                 yield folder
                 break
+
+
+def _run_in(base: Path, name: str) -> Path | None:
+    """Returns the run folder of this name below `base`, or None."""
+    try:
+        folder = (base / name).resolve()
+        is_run = folder.is_relative_to(base) and (folder / ".hydra").is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long; a NUL in it; a loop of links
+        return None
+    return folder if name and is_run else None

@@ -137,7 +137,9 @@ class Status:
         if self.active:
             values = {k: None if _undefined(v) else v for k, v in self.fields.items()}
             text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-            write_atomic(self.path, text.encode(), sync=False)
+            # A path may hold bytes that are no text; JSON has an escape for each.
+            content = text.encode(errors="backslashreplace")
+            write_atomic(self.path, content, sync=False)
 
 
 def training_processes(

@@ -188,7 +188,8 @@ class _LogFile(WatchedFileHandler):
     """
 
     def _open(self) -> TextIOWrapper:
-        return TextIOWrapper(open_append(Path(self.baseFilename)), encoding="utf-8")
+        file = open_append(Path(self.baseFilename))
+        return TextIOWrapper(file, encoding="utf-8", errors="backslashreplace")
 
     def emit(self, record: logging.LogRecord) -> None:
         before = self.stream
@@ -251,4 +252,5 @@ def _append(run_dir: Path, text: str) -> None:
         return
     # The folder may be gone or the disk full, which the message on the terminal reports.
     with suppress(OSError, UserError), open_append(run_dir / LOG) as file:
-        file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n".encode())
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text.rstrip()}\n"
+        file.write(line.encode(errors="backslashreplace"))

@@ -8,7 +8,7 @@
 Each holds everything that a resume needs (elstm.training.snapshot), so that the others can replace
 a damaged last.pt. They are torch.save's zip files, sealed with a SHA-256 of all their bytes in
 the archive's comment, which torch.load skips: `load` checks it, and unpickles with
-`weights_only=True`.
+`weights_only=True` what `_check_pickle` accepts.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import hashlib
 import io
 import logging
 import os
+import pickletools
+import re
 import struct
 import zipfile
 from contextlib import suppress
@@ -33,6 +35,14 @@ VERSION = 2  # increased when the format changes; 1 had no seal, only the CRC-32
 # Limits of a checkpoint's content: some hundred values for each layer. Data with many features or
 # classes have more, and each of these takes at least NODE_BYTES of the file.
 MAX_NODES, MAX_DEPTH, NODE_BYTES = 100_000, 20, 8
+# What a pickle may call, since torch.save writes nothing else for the values that `save` takes, and
+# the opcodes that make more of a few bytes than a number or a text.
+CALLS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Z][A-Za-z0-9]*Storage"
+)
+BUILDING = {"MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_SET", "EMPTY_TUPLE", "TUPLE", "TUPLE1",
+            "TUPLE2", "TUPLE3", "LIST", "DICT", "REDUCE", "NEWOBJ", "BUILD"}  # fmt: skip
+MAX_BUILT = 10 * MAX_NODES  # a tensor takes about ten of them
 SEAL = b"elstm sha256 "
 SEAL_SIZE = len(SEAL) + 64
 
@@ -128,7 +138,13 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
                 stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
                 stored = stored and sum(e.file_size for e in entries) <= size
                 intact = sealed is not False and stored and archive.testzip() is None
-            if not intact:
+                if not intact:
+                    raise zipfile.BadZipFile
+                for entry in entries:
+                    if entry.filename.lower().endswith("data.pkl"):
+                        _check_pickle(archive.read(entry))
+            file.seek(0)
+            if file.read(4) != b"PK\x03\x04":  # torch would read what lies before the zip
                 raise zipfile.BadZipFile
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -150,6 +166,23 @@ def load(path: Path, limit: int | None = None) -> dict[str, Any]:
     if version > 1 and sealed is None:
         raise Unreadable(f"the checkpoint {path} is damaged: its checksum is missing")
     return content
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Raises ValueError if torch.load would call or build more than `save` makes necessary.
+
+    With weights_only=True it still calls bytearray and others, and a number in the file decides how
+    much memory they take. A byte can stand for an empty dict, which takes 64.
+    """
+    built = 0
+    for opcode, argument, _ in pickletools.genops(pickled):
+        built += opcode.name in BUILDING
+        if built > MAX_BUILT:
+            raise ValueError("too many values")
+        if opcode.name == "GLOBAL" and not CALLS.fullmatch(
+            str(argument)
+        ):  # torch reads no other kind
+            raise ValueError(f"it calls {argument}")
 
 
 def _check_plain(content: Any, size: int) -> None:

@@ -26,13 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from elstm.config.changes import changes, extended_settings, may_extend, with_settings
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, write_atomic
-from elstm.files.bounded import Damaged, read_tree
+from elstm.files.bounded import Damaged, read_tree, to_yaml
 from elstm.records.correct import TABLE
 from elstm.records.status import Status, now
 from elstm.records.tags import SCALARS
@@ -190,9 +188,7 @@ class Extension:
             new[group] = {**(new.get(group) or {}), name: value}
         if new != tree:
             self._keep(path)
-            text = yaml.safe_dump(
-                {key: new[key] for key in [*tree, *new]}, sort_keys=False, allow_unicode=True
-            )
+            text = to_yaml({key: new[key] for key in [*tree, *new]})
             write_atomic(path, text.encode())
 
 

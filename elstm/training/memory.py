@@ -9,10 +9,9 @@ import torch
 
 from elstm.config.schema import AdamConfig, Config, DigitsConfig, GRUConfig
 from elstm.data.catalog import DATA_SETS
-from elstm.errors import UserError
+from elstm.errors import UserError, out_of_memory
 
 _CGROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 _ADVICE = "lower model.hidden_size, model.num_layers or data.batch_size"
 
 
@@ -66,9 +65,7 @@ def total_memory(device: torch.device) -> int | None:
 def explained(error: Exception) -> Exception:
     """Returns a UserError if memory ran out or a backend refuses a call, else the error itself."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-    ):
+    if out_of_memory(error):
         return UserError(f"out of memory ({text[:160] or type(error).__name__}): {_ADVICE}")
     if isinstance(error, ValueError) and text.startswith("backend "):
         return UserError(

@@ -17,6 +17,7 @@ from elstm.commands.programs import ImageProgram, export_program
 from elstm.config.schema import ELSTMBNConfig
 from elstm.data.load import load_data
 from elstm.data.sequences import to_sequences
+from elstm.errors import UserError
 from elstm.models import build_model
 from elstm.nn import CELL_NORMS
 from elstm.records import pictures as figures
@@ -110,6 +111,7 @@ def test_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[1].startswith("model.pt2   300 test images in torch: the same predictions")
     path = tmp_path / "new" / "folder" / "model.pt2"
     assert [p.name for p in path.parent.iterdir()] == ["model.pt2"]
+    export._check_replaceable(path, export.MARKS["pt2"])
     said = {"elstm.json": ""}
     program = torch.export.load(path, extra_files=said).module()
     facts = json.loads(said["elstm.json"])
@@ -121,6 +123,31 @@ def test_the_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         expected = model(data.sequences(data.test.images)).softmax(1)
         found = program(data.test.images.view(-1, 8, 8))[1]
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_file_that_is_no_export_stays(name: str, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / f"model.{name}").write_bytes(b"of another program")
+    assert export.main([str(tmp_path / "run"), "-o", str(tmp_path)]) == 1
+    assert f"model.{name} was not written by elstm-export: move it away" in capsys.readouterr().err
+    assert (tmp_path / f"model.{name}").read_bytes() == b"of another program"
+
+
+def test_programs_may_differ_by_rounding_alone() -> None:
+    expected = torch.tensor([[1.0, 1.0 + 1e-6], [0.0, 9.0], [3.0, 0.0]])
+    inputs = (torch.zeros(3, 8, 8, dtype=torch.uint8),)
+
+    def check(change: torch.Tensor) -> str:
+        found = iter((expected + change).split((1, 2)))
+        return export._check("pt2", lambda images: next(found), "torch", inputs, expected)
+
+    assert "the same predictions, logits" in check(torch.zeros(3, 2))
+    tie = torch.tensor([[1e-5, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert "the same predictions but for 1 where two classes tie" in check(tie)
+    for wrong in (0.5, torch.nan):
+        with pytest.raises(UserError, match=r"model\.pt2 was not written"):
+            check(torch.tensor([[0.0, 0.0], [0.0, wrong], [0.0, 0.0]]))
 
 
 def test_what_differs_is_not_written(

@@ -366,6 +366,23 @@ def test_the_config_of_a_run_is_read_back(composer, run_dir):
     assert isinstance(load_run_config(str(run_dir)), Config)
 
 
+@pytest.mark.parametrize("path", ["2020", "'1e5'", "007.csv"])
+def test_a_text_that_looks_like_a_number_stays_one(composer, tmp_path, path):
+    """A file, a column or a project may have the name 2020; it is a text after each reading."""
+    from omegaconf import OmegaConf, open_dict
+
+    words = ["data=table", f"data.path={path}", "data.id=1", "data.label='2e3'"]
+    cfg, config = composer.compose(words)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    assert load_run_config(tmp_path) == config
+    (override,) = composer.parse(["data.path=2021"])
+    moved = load_run_config(tmp_path, {"data.path": override.value()})
+    assert moved.data.path == "2021"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [

@@ -38,6 +38,21 @@ def study(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "cells"), [(["extensions"], ["[" * 100_000]), (["x", "x.y"], ["5", "7"])]
+)
+def test_a_status_that_cannot_be_read_damages_only_its_archive(study, tmp_path, fields, cells):
+    folder = packed(study, tmp_path / "packed").folder
+    header = ["run", "folder", "model.name", "data.name", "seed", "state", *fields]
+    row = ["1", "a", "lstm", "digits", "0", "done", *cells]
+    (folder / "runs.csv").write_text(f"{','.join(header)}\n{','.join(row)}\n")
+    runs, damaged = find_runs([tmp_path])
+    assert len(runs) == 3
+    ((name, reason),) = damaged
+    assert name.endswith("packed")
+    assert reason.startswith("runs.csv")
+
+
+@pytest.mark.parametrize(
     "value",
     [
         None, True, False, 0, -3, 10**20, 0.1, -1e-8, 1e30, math.inf, -math.inf, "", "lstm", "null",

@@ -3,13 +3,14 @@ import io
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic_runs import write_run
 
 from elstm.errors import UserError
-from elstm.files.bounded import Damaged, parse_metrics, read_config
+from elstm.files.bounded import Damaged, parse_metrics, read_config, to_yaml
 from elstm.records.find import find_runs
 from elstm.records.stored import RunFolder
 from elstm.reporting.document import Table, to_markdown
@@ -184,11 +185,14 @@ def test_configs_run_no_code(folder, tmp_path):
 
 def test_a_config_is_flat_with_hydras_numbers(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("a: {b: 1e-3, c: [x, 2], d: null, e: {}}\nf: ${g}\nh: .nan\ni: '12'")
+    path.write_text("a: {b: 1e-3, c: [x, 2], d: null, e: {}}\nf: ${g}\nh: .nan\ni: '12'\nj: '1e5'")
     assert read_config(path) == {
         "a.b": 0.001, "a.c.0": "x", "a.c.1": 2, "a.d": None, "a.e": "{}", "f": "${g}",
-        "h": "nan", "i": 12.0,
+        "h": "nan", "i": "12", "j": "1e5",
     }  # fmt: skip
+    tree = {"a": "12", "b": "1e5", "c": 1e-5, "d": "true", "e": ".5e1"}
+    path.write_text(to_yaml(tree))
+    assert read_config(path) == tree
 
 
 def test_columns_that_are_absent_are_nan():
@@ -216,8 +220,33 @@ def test_a_sweeps_folder_names_its_runs(tmp_path):
     names = ["outputs/digits/lstm/b", "outputs/gone", "../outside", str(tmp_path / "outside"), ""]
     (sweep / "sweep.csv").write_text("seed,run_dir\n" + "".join(f"0,{n}\n" for n in names))
     assert [run.folder for run in find_runs([sweep])[0]] == [top / "outputs/digits/lstm/b"]
+    (sweep / "loop").symlink_to("loop")
+    names = ["a\0b", "x" * 5000, "outputs/sweeps/2025/loop/x"]
+    (sweep / "sweep.csv").write_text("run_dir\n" + "".join(f"{n}\n" for n in names))
+    assert find_runs([sweep]) == ([], [])
     (sweep / "sweep.csv").write_text("\0")
     assert find_runs([sweep]) == ([], [])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    write_run(tmp_path / "outputs/a", epochs=1)
+    (tmp_path / "outputs/closed").mkdir()
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found, damaged = find_runs([tmp_path / "outputs"])
+    assert [run.name for run in found] == ["outputs/a"]
+    assert damaged == [("outputs/closed", "cannot be read: Permission denied")]
+    for name in ("x" * 300, "loop"):
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(UserError, match=f"{name[:20]}.* "):
+            find_runs([tmp_path / name])
 
 
 def test_a_root_that_is_no_folder_is_an_error(tmp_path):

@@ -127,6 +127,30 @@ def test_foreign_files_are_refused_and_run_nothing(
         checkpoint.load(path)
 
 
+class Call:
+    """Becomes a call of bytearray, which torch.load(weights_only=True) makes."""
+
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (2**62,)
+
+
+@pytest.mark.parametrize("kind", ["call", "many", "before the zip"])
+def test_a_pickle_is_checked_before_torch_reads_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Few bytes could otherwise take all memory."""
+    content = {"format": checkpoint.FORMAT, "version": 1, "x": Call() if kind == "call" else 0}
+    torch.save(content, path)
+    if kind == "many":
+        monkeypatch.setattr(checkpoint, "MAX_BUILT", 100)
+        torch.save({**content, "x": [[] for _ in range(101)]}, path)
+    if kind == "before the zip":
+        path.write_bytes(pickle.dumps(content) + path.read_bytes())
+    monkeypatch.setattr(torch, "load", lambda *_, **options: {**content, "x": 0})
+    with pytest.raises(checkpoint.Unreadable, match="damaged or was not written by elstm"):
+        checkpoint.load(path)
+
+
 def test_compressed_entries_are_refused(path: Path) -> None:
     """A small file must not burst into a large one."""
     checkpoint.save(CONTENT, path)
