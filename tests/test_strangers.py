@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ from synthetic_runs import write_run
 
 from elstm import train
 from elstm.commands import evaluate, export, predict, report
+from elstm.commands.prediction_rows import CsvRows
 from elstm.config.compose import Composer
 from elstm.config.run_config import load_run_config
 from elstm.errors import UserError
@@ -123,6 +125,24 @@ def test_a_run_with_a_setting_that_was_removed(
     assert evaluate.main([str(run)]) == 0
     assert export.main([str(run)]) == 0
     assert train.main([f"trainer.resume={run}"]) == 0
+
+
+def test_names_of_classes_run_nothing() -> None:
+    """Neither in a terminal nor in a spreadsheet."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    names = ["=cmd()", "\x1b[31m"]
+    for out in (io.StringIO(), Terminal()):
+        rows = CsvRows(out)
+        rows.start(["file"], names, lambda text, terminal: text)
+        rows.add(["a"], [0.75, 0.25])
+        header, row = out.getvalue().splitlines()
+        assert row == "a,'=cmd(),0.750000,0.750000,0.250000"
+        assert ("\x1b" in header) == (not out.isatty())
+    assert "\x1b" not in evaluate._table(torch.eye(2, dtype=torch.int64), names, "images")
 
 
 # --- checkpoints

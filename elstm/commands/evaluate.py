@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from elstm.cli import Parser, command, data_root_as, print_line, summary
 from elstm.data.catalog import name_from_path
-from elstm.errors import UserError
+from elstm.errors import UserError, printable
 from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def _table(confusion: Tensor, class_names: Sequence[str], what: str) -> str:
     """
     from elstm.training import scores
 
-    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in class_names]
+    shown = [printable(name) for name in class_names]  # whoever made the run has chosen them
+    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in shown]
     width = max(len("class"), *map(len, names))
     lines = [f"{'class':<{width}}  {what}  recall  precision      F1  mostly taken for"]
     columns = scores.recalls, scores.precisions, scores.f1_scores

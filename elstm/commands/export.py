@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -163,7 +164,14 @@ def _served(trained: Any, data: Any, source: Any) -> tuple[Program, Inputs]:
 def _check_replaceable(path: Path, mark: bytes) -> None:
     """Raises UserError if a file of this name is not from an earlier export."""
     try:
-        foreign = path.exists() and not (path.is_file() and mark in path.read_bytes())
+        foreign = path.exists()
+        if path.is_file() and path.stat().st_size:
+            # Not read at once, because a model may be larger than the memory.
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                foreign = content.find(mark) < 0
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if foreign:

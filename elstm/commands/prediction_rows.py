@@ -58,7 +58,7 @@ class CsvRows:
 
     def start(self, names: Sequence[str], classes: Sequence[str], shown: Shown) -> None:
         self.classes, self.shown = classes, shown
-        self.writer.writerow(_header(names, classes))
+        self.writer.writerow(shown_text(cell, self.terminal) for cell in _header(names, classes))
 
     def add(self, texts: Sequence[str], probabilities: Sequence[float]) -> None:
         best = _best(probabilities)

@@ -24,6 +24,7 @@ MAX_DEPTH = 20
 
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # the first character of a formula in a cell
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 # YAML 1.1 reads 1e-3 as a text, Hydra as a number. A text in quotes stays one, such as '2020'.
 _WITH_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII)
 _Fastest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

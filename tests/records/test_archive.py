@@ -37,6 +37,14 @@ def study(tmp_path):
     return tmp_path / "study"
 
 
+def test_half_a_million_images_are_read(tmp_path):
+    correct = np.arange(600_000) % 3 == 0
+    (tmp_path / "test_correct.csv").write_bytes(encode_correct(correct))
+    found = read_correct(RunFolder("x", tmp_path))
+    assert found is not None
+    assert (found == correct).all()
+
+
 @pytest.mark.parametrize(
     ("fields", "cells"), [(["extensions"], ["[" * 100_000]), (["x", "x.y"], ["5", "7"])]
 )
