@@ -19,7 +19,7 @@ from elstm.records.source import checksum, source_checkpoint
 from elstm.training import checkpoint
 from elstm.training.content import MAX_STEPS, check_weights, integer, mapping
 from elstm.training.ema import EMA, RAW, chosen_weights
-from elstm.training.trained import NOT_TRAINED, OWN_DATA_LIMIT
+from elstm.training.trained import NOT_TRAINED, OWN_DATA_LIMIT, size_of
 
 HEAD = "head."
 SETTING = (str, int, float, type(None))  # of the values of settings
@@ -43,7 +43,7 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
     given = str(config.trainer.init_from)
     path = source_checkpoint(given)
     digest = checksum(path)
-    content = checkpoint.load(path, OWN_DATA_LIMIT)
+    content = checkpoint.load(path, size_of(model, OWN_DATA_LIMIT))
     if checksum(path) != digest:
         raise UserError(f"{show(str(path))} was replaced while it was read: start again")
     head = config.trainer.init_head

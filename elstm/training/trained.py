@@ -19,7 +19,7 @@ from elstm.training.content import check_weights, describe, integer, mapping, sa
 from elstm.training.data_facts import check_facts, expected_facts, model_sizes
 from elstm.training.ema import EMA, RAW, check_ema, chosen_weights
 
-OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint
+OWN_DATA_LIMIT = 2**31  # bytes of a checkpoint beside those that the model's layers need
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,22 @@ def _compare_settings(content: dict[str, Any], expected: dict[str, Any]) -> None
 def size_limit(config: Config) -> int:
     """Returns the largest size in bytes of a checkpoint of this config; no more is read."""
     facts = expected_facts(config.data)
-    if facts is None:  # user data: only their files determine the size of the model
-        return OWN_DATA_LIMIT
+    # Of user data only the files determine the number of features, steps and classes.
+    sizes = {"input_size": 1, "num_steps": 1, "num_classes": 2}
     with torch.device("meta"):
-        model = _build(config, facts).state_dict()
-    weights = sum(value.numel() * value.element_size() for value in model.values())
-    return 8 * weights + 2**26  # optimizers hold up to three more; random states, names
+        model = build_model(
+            config.model.name,
+            config.model.options(),
+            **(sizes if facts is None else model_sizes(facts)),
+        )
+    return size_of(model, 2**26 if facts is not None else OWN_DATA_LIMIT)
+
+
+def size_of(model: SequenceClassifier, more: int) -> int:
+    """Returns the largest size in bytes of a checkpoint of this model.
+
+    Args:
+        more: bytes for what its weights do not determine, such as random states and names.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return 8 * weights + more  # averaged weights; optimizers hold up to three more of each

@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from elstm.config.data_options import ArraysConfig
+from elstm.config.model_options import LSTMConfig
+from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files import atomic as files
 from elstm.training import checkpoint
+from elstm.training.trained import size_limit
 
 CONTENT = {
     "model": {"weight": torch.arange(40.0).view(5, 8), "count": torch.tensor([1, 2])},
@@ -38,6 +42,13 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
         assert content["state"] == CONTENT["state"]
         assert torch.load(file, weights_only=True)["names"] == ["a", "b"]
     assert sorted(p.name for p in path.parent.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_the_largest_size_that_is_read_grows_with_the_model() -> None:
+    """A run on user data could otherwise save what it does not load again."""
+    config = Config(LSTMConfig(hidden_size=16_384), ArraysConfig(name="x", path="x.npz"))
+    weights = 4 * 4 * config.model.hidden_size**2
+    assert size_limit(config) > 4 * weights  # with two moments and averaged weights
 
 
 def test_data_of_many_features_are_loaded(path: Path) -> None:
