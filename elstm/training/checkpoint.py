@@ -247,7 +247,7 @@ def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
     if not last.exists() and not others:
         return None
     try:
-        return _later_best(load(last, limit), best_path(run_dir), limit)
+        return _with_later_best(last, load(last, limit), best_path(run_dir), limit)
     except Unreadable as error:
         problems, found = [str(error)], []
         for path in others:
@@ -273,16 +273,20 @@ def latest(run_dir: Path, limit: int | None = None) -> dict[str, Any] | None:
         return content
 
 
-def _later_best(last: dict[str, Any], path: Path, limit: int | None) -> dict[str, Any]:
-    """Returns the checkpoint `path` if it is of the same run and a later step, else `last`."""
+def _with_later_best(
+    path: Path, last: dict[str, Any], best: Path, limit: int | None
+) -> dict[str, Any]:
+    """Returns best.pt, and copies it to last.pt, if it is a later step of the run; else `last`."""
     found: dict[str, Any] = {}
     with suppress(UserError):
-        found = load(path, limit)
+        found = load(best, limit)
     before, after = (_state(content).get("step") for content in (last, found))
     if type(before) is not int or type(after) is not int or after <= before:
         return last
-    same_run = repr(found.get("settings")) == repr(last.get("settings"))
-    return found if same_run else last
+    if repr(found.get("settings")) != repr(last.get("settings")):
+        return last
+    write_atomic(path, best.read_bytes(), keep=previous_path(path.parents[1]))
+    return found
 
 
 def _state(content: dict[str, Any]) -> dict[str, Any]:

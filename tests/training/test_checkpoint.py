@@ -207,13 +207,15 @@ def test_the_latest(path: Path, caplog: pytest.LogCaptureFixture) -> None:
         return content["names"]  # type: ignore[no-any-return]
 
     assert checkpoint.latest(run_dir) is None
-    for step, file in enumerate((best, path, path)):
+    for step, file in enumerate((best, path)):
         checkpoint.save({"state": {"step": step}, "names": [f"step {step}"]}, file)
-    assert names() == ["step 2"]
-    checkpoint.save({"state": {"step": 3}, "names": ["killed before last.pt"]}, best)
-    assert names() == ["killed before last.pt"]
+    assert names() == ["step 1"]
     checkpoint.save({"state": {"step": 3}, "names": [], "settings": {"seed": 9}}, best)
-    assert names() == ["step 2"]  # of another run
+    assert names() == ["step 1"]  # of another run
+    checkpoint.save({"state": {"step": 2}, "names": ["killed before last.pt"]}, best)
+    assert names() == ["killed before last.pt"]
+    assert path.read_bytes() == best.read_bytes()
+    assert checkpoint.load(previous)["names"] == ["step 1"]
     checkpoint.save({"state": {"step": 0}, "names": ["step 0"]}, best)
     assert caplog.text == ""
 

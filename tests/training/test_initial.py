@@ -252,7 +252,7 @@ def test_the_weights_are_part_of_what_a_run_is(run: Path) -> None:
     assert start("new", "trainer.init_from=run") == 0
     shown = load_run(RunFolder("new", Path("new"))).config["trainer.init_from"]
     digest = checksum(run / "checkpoints" / "best.pt")
-    assert shown == f"run (step 5, {digest[:8]})"
+    assert shown == f"{digest[:8]} (step 5)"
     before = _identity_in(Path("new"))
     assert digest in str(before)
     config = load_run_config("new")
