@@ -60,7 +60,7 @@ def run_and_be_killed(config: Config, folder: Path, moment: str, number: int) ->
     training.run(config, folder, resume=True)
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", [pytest.param("lstm", marks=pytest.mark.slow), "elstm_bn"])
 def test_kills_at_any_moment(name: str, tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["elstm.training.run", "sklearn.datasets", "torch._dynamo"])
