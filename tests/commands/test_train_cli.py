@@ -267,7 +267,7 @@ def test_the_config_is_shown(training, capsys):
     assert "name: lstm" in out
     assert "hydra" not in out
     assert main(["--cfg", "job", "--package", "optimizer", "--resolve"]) == 0
-    assert capsys.readouterr().out.startswith("# @package optimizer\nname: adam\n")
+    assert capsys.readouterr().out.startswith("# @package optimizer\nname: adamw\n")
     assert main(["model=lstm", "--cfg", "job", "--help"]) == 0
     commented = capsys.readouterr().out
     assert commented.count("  # ") > 40

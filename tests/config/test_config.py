@@ -53,8 +53,10 @@ def test_every_option_composes_to_its_dataclass(composer, group):
 def test_the_default(composer):
     _, config = composer.compose([])
     assert (config.model.name, config.data.name, config.optimizer.name) == (
-        "elstm_bn", "digits", "adam",
+        "elstm_bn", "digits", "adamw",
     )  # fmt: skip
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.decay_all) == (0.01, 0.1, False)
     assert config.scheduler.name == "cosine"
     assert config.model == ELSTMBNConfig(forget_bias="chrono", input_bias="chrono")
     assert config.seed == 0
