@@ -1,1 +1,1 @@
-"""The tables of the study: scripts/tables.py prints them."""
+"""Makes the tables of the study, which scripts/tables.py prints."""

@@ -44,7 +44,7 @@ class Task:
 
 @dataclass
 class Compared:
-    """The measures of each model on one task, and eLSTM-BN less each other model.
+    """Holds the measures of each model on one task, and eLSTM-BN less each other model.
 
     `to_best` of a result refers to the best validation accuracy of the LSTM.
     """

@@ -1,4 +1,4 @@
-"""The table of small published sets in elstm/data/README.md, with published accuracies."""
+"""Makes the table of small published sets in elstm/data/README.md, with published accuracies."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = (*AGAINST, OURS)
 
 
 def small_sets(archives: Archives) -> list[str]:
-    """Returns the table of the seven sets; one family of 14 tests."""
+    """Compares the main three models on the seven sets, with one correction for the 14 tests."""
     found = [archives.compare(Task(name, "ucr", {"data.name": name})) for name in PUBLISHED]
     correct(found, AGAINST, planned=len(found) * len(AGAINST))
     lines = []

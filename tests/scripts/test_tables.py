@@ -17,6 +17,8 @@ PAPER = ROOT / "outputs" / "paper"
 PAGES = {
     "headline": [ROOT / "README.md", PAPER / "README.md"],
     "rows": [PAPER / "README.md"],
+    "default": [PAPER / "README.md"],
+    "epochs": [PAPER / "README.md"],
     "ucr": [ROOT / "elstm" / "data" / "README.md"],
 }
 
