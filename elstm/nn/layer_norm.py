@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elstm.nn.recurrence import at_least_float32, check_expected
+from elstm.nn.recurrence import at_least_float32, cell_shapes, check_expected
 from elstm.nn.sequences import keep_ended, zero_ended
 
 Norm = Callable[[Tensor], Tensor]
@@ -58,15 +58,8 @@ class LayerNormCall(NamedTuple):
 
 def check_layer_norm_shapes(call: LayerNormCall) -> None:
     """Raises ValueError unless all tensors of a call fit its input and state."""
-    _, batch, inputs = call.x.shape
     units = call.h_0.shape[-1]
-    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("h_0", call.h_0, (batch, units)),
-        ("c_0", call.c_0, (batch, units)),
-        ("weight_ih", call.weight_ih, (4 * units, inputs)),
-        ("weight_hh", call.weight_hh, (4 * units, units)),
-        ("bias", call.bias, (4 * units,)),
-    ]
+    expected = cell_shapes(call)
     for name in ("norm_ih", "norm_hh", "norm_c"):
         norm, features = getattr(call, name), units if name == "norm_c" else 4 * units
         expected += [

@@ -141,19 +141,13 @@ class Results(NamedTuple):
 
 
 Recurrence = Callable[[Call], Results]
+ExpectedShape = tuple[str, Tensor | None, tuple[int, ...]]  # a tensor of a call, by name
 
 
 def check_shapes(call: Call) -> None:
     """Raises ValueError unless all tensors of a call fit its input and state."""
-    steps, batch, inputs = call.x.shape
-    units = call.h_0.shape[-1]
-    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("h_0", call.h_0, (batch, units)),
-        ("c_0", call.c_0, (batch, units)),
-        ("weight_ih", call.weight_ih, (4 * units, inputs)),
-        ("weight_hh", call.weight_hh, (4 * units, units)),
-        ("bias", call.bias, (4 * units,)),
-    ]
+    steps, units = call.x.shape[0], call.h_0.shape[-1]
+    expected = cell_shapes(call)
     for name, norm in zip(("norm_ih", "norm_hh", "norm_c", "norm_c2"), call.norms, strict=True):
         if norm is not None:
             features = units if name.startswith("norm_c") else 4 * units
@@ -166,7 +160,20 @@ def check_shapes(call: Call) -> None:
     check_expected(expected)
 
 
-def check_expected(expected: Sequence[tuple[str, Tensor | None, tuple[int, ...]]]) -> None:
+def cell_shapes(call: Any) -> list[ExpectedShape]:
+    """Returns the state, weights and bias of a call with the shapes that they must have."""
+    _, batch, inputs = call.x.shape
+    units = call.h_0.shape[-1]
+    return [
+        ("h_0", call.h_0, (batch, units)),
+        ("c_0", call.c_0, (batch, units)),
+        ("weight_ih", call.weight_ih, (4 * units, inputs)),
+        ("weight_hh", call.weight_hh, (4 * units, units)),
+        ("bias", call.bias, (4 * units,)),
+    ]
+
+
+def check_expected(expected: Sequence[ExpectedShape]) -> None:
     """Raises ValueError unless each tensor has its shape; compiled code would read past its end."""
     for name, tensor, shape in expected:
         if tensor is not None and tensor.shape != shape:

@@ -1,4 +1,4 @@
-"""What status.json keeps of the processes that trained a run."""
+"""Checks what status.json keeps of the processes that trained a run."""
 
 from __future__ import annotations
 
