@@ -69,14 +69,13 @@ def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:
     Training gives it neither a scale nor a meaning, and its other values reach the model unscaled.
     """
     train = _known_values(parts["train"])
+    if all(len(values) > 1 for values in train):
+        return
+    others = {"validation": _known_values(parts["val"]), "test": _known_values(parts["test"])}
     for feature, values in enumerate(train):
         if len(values) > 1:
             continue
-        where = [
-            what
-            for name, what in (("val", "validation"), ("test", "test"))
-            if len(_known_values(parts[name])[feature] - values)
-        ]
+        where = [what for what, known in others.items() if known[feature] - values]
         if where:
             names = parts["train"].features
             log.warning(
