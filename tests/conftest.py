@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -7,6 +8,17 @@ from pathlib import Path
 
 import pytest
 from fake_training import FakeTraining
+
+
+def pytest_configure() -> None:
+    """Restores the signals that a shell ignores in the background, or nohup anywhere.
+
+    Child processes inherit ignored signals, and several tests send these.
+    """
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -401,7 +401,7 @@ def test_a_broken_example_is_noticed(trains, example):
 # --- the real thing, as a process of its own
 
 
-def test_a_real_run_is_interrupted_and_goes_on(tmp_path):
+def test_a_real_run_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
     train = command(
         "model=lstm", "model.hidden_size=8", "trainer.max_epochs=100000", "trainer.threads=1",
         "data.train_size=320",
@@ -429,9 +429,10 @@ def test_a_real_run_is_interrupted_and_goes_on(tmp_path):
         .read_text()
         .replace("100000", str(int(status["epoch"]) + 1))
     )
-    again = command(f"trainer.resume={folder}", cwd=tmp_path / "outputs")
-    out, err = again.communicate(timeout=60)
-    assert (again.returncode, err) == (0, "")
+    monkeypatch.chdir(tmp_path / "outputs")
+    assert main([f"trainer.resume={folder}"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "done: test accuracy" in out
     assert len(list((tmp_path / "outputs").iterdir())) == 1
 

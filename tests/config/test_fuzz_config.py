@@ -189,7 +189,7 @@ def fuzz_main(training, count):
 
 
 def test_whatever_is_typed(training):
-    fuzz_main(training, 50)
+    fuzz_main(training, 25)
 
 
 @pytest.mark.slow

