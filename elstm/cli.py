@@ -201,7 +201,7 @@ class Parser(argparse.ArgumentParser):
             "run_dir",
             type=home_path,
             metavar="RUN_DIR",
-            help="folder of the run, outputs/DATA/MODEL/CHANGES/RUN",
+            help="folder of the run, outputs/DATA/MODEL/CHANGES/TIME-ID",
         )
         self.add_argument(
             "--checkpoint", default="best", metavar="best|last|PATH",

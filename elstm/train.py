@@ -177,7 +177,9 @@ def resume(arguments: Sequence[str]) -> int:
     value = given[0].partition("=")[2].strip("'\"")
     changed, extend = _resume_settings([each for each in arguments if each not in given], given[1:])
     if value in ("", "null"):
-        raise UserError("trainer.resume has to be a run's folder: outputs/DATA/MODEL/CHANGES/RUN")
+        raise UserError(
+            "trainer.resume has to be a run's folder: outputs/DATA/MODEL/CHANGES/TIME-ID"
+        )
     try:
         run_dir = Path(value).expanduser()
     except RuntimeError as error:  # ~somebody without a home

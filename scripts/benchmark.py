@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compile", action="store_true", help="also measure the compiled reference"
     )
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--scaling", action="store_true", help="measure the cost against T, B and H instead"
@@ -142,10 +142,12 @@ def parser() -> argparse.ArgumentParser:
         "--startup", action="store_true", help="measure the start-up of commands instead"
     )
     instead.add_argument("--profile", action="store_true", help="measure kernels on a GPU instead")
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument(
+        "--sizes", nargs="+", default=list(SIZES), choices=SIZES, help="of --scaling"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of full runs and commands")
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--chart", metavar="FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--chart", metavar="FILE", help="also draw the table as a picture")
     return parser
 
 

@@ -1,12 +1,13 @@
 """Prints how far training losses of a backend differ from those of the reference.
 
     python scripts/curves.py                               # Fashion-MNIST rows, 200 steps: minutes
-    python scripts/curves.py --data digits --models bn_lstm --backend triton
+    TRITON_INTERPRET=1 python scripts/curves.py --data digits --models bn_lstm --backend triton
 
 The same weights are trained on the same batches three times: by the reference in float64, by the
 reference in float32, and by the backend in float32. A row has the largest difference of the loss so
 far between each two of them. Training amplifies rounding errors, so compare the columns: without a
-wrong gradient the backend is about as far from float64 as the reference in float32.
+wrong gradient the backend is about as far from float64 as the reference in float32. All runs are on
+the CPU, so the Triton kernels need Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -53,10 +54,12 @@ def largest(one: list[float], other: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="fashion_mnist")
+    parser.add_argument(
+        "--data", default="fashion_mnist", help="an image set of 28 x 28 pixels, or digits"
+    )
     parser.add_argument("--models", nargs="+", default=["bn_lstm", "elstm_bn"], choices=MODELS)
     parser.add_argument("--backend", default="cpu", choices=BACKENDS)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200, help="number of training steps")
     args = parser.parse_args()
     per_step = 8 if args.data == "digits" else 28
     root = os.environ.get("ELSTM_DATA") or "data"

@@ -17,7 +17,7 @@ and --sweep the commands are started anew each time, as a user would, and the ki
 start-up too. The sweep has two runs at once, and at a third of the kills only its process is
 killed, and its workers have to notice.
 
-The exit code is 1 if a resume failed or a run differs.
+The exit code is 1 if a resume failed or a run differs. The script needs: pip install -e '.[test]'
 """
 
 from __future__ import annotations

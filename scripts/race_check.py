@@ -10,6 +10,7 @@ The script needs gcc or clang with sanitizers.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def check(name: str, bits: int, *defines: str) -> tuple[int, str]:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     code, output = check("threads", 32, "-DPLANTED_RACE")
     found = bool(code) and "data race" in output
     print(f"a race that was planted: {'found' if found else 'NOT FOUND'}", flush=True)

@@ -91,11 +91,24 @@ def row(args: argparse.Namespace, name: str, steps: int, model_name: str, eps: f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", default=["mnist"], metavar="NAME")
-    parser.add_argument("--steps", nargs="+", type=int, default=[28, 196])
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=["mnist"],
+        metavar="NAME",
+        help="image sets, as data= names them",
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[28, 196], help="the digits always have 8"
+    )
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--eps", nargs="+", default=["default", "0.1", "0.001"])
-    parser.add_argument("--train-size", type=int, default=10_000)
+    parser.add_argument(
+        "--eps",
+        nargs="+",
+        default=["default", "0.1", "0.001"],
+        help="numbers, or default for that of the layer",
+    )
+    parser.add_argument("--train-size", type=int, default=10_000, help="number of training images")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=5e-3)
     args = parser.parse_args()

@@ -175,6 +175,10 @@ def torchrun(words):
 def python(words):
     """A script is there, knows the options, and finds the files; running it takes minutes."""
     script, *rest = words
+    if script == "-m":
+        assert rest[0] == "pydoc"
+        assert importlib.util.find_spec(rest[1])
+        return
     sources = [ROOT / script, *(ROOT / script).parent.glob("*/*.py")]
     options = "\n".join(source.read_text(encoding="utf-8") for source in sources)
     for word in rest:
@@ -210,6 +214,26 @@ def test_python_blocks_run(document, monkeypatch, tmp_path):
     namespace = {}
     for block in blocks(document, "python"):
         exec(compile(block, document, "exec"), namespace)
+
+
+KEY = r"(?<![\w/.])((?:model|data|optimizer|scheduler|trainer|tracking)\.[a-z_]+(?:\.[a-z_]+)?)\b"
+ASSIGNMENT = r"`('?[a-z]+\.[a-z_.]+=[^`|]+)`"
+
+
+def test_settings_that_the_pages_and_configs_name_are_there_and_can_be_typed():
+    from elstm.config.compose import Composer
+    from elstm.config.hints import all_keys
+
+    groups = {key.rpartition(".")[0] for key in all_keys()}
+    pages = [document for document in DOCUMENTS if not document.startswith("outputs/")]
+    files = [*pages, *MODULES, *(p.relative_to(ROOT) for p in ROOT.glob("conf/**/*.yaml"))]
+    named = {(str(file), key) for file in files for key in re.findall(KEY, text_of(file))}
+    assert len(named) > 50
+    known = {*all_keys(), *groups, "data.name", "model.name", "scheduler.name"}
+    assert sorted((file, key) for file, key in named if key not in known) == []
+    typed = [text for page in pages for text in re.findall(ASSIGNMENT, text_of(page))]
+    assert len(typed) > 10
+    Composer().parse([word for text in typed for word in shlex.split(text)])
 
 
 def headings(path):

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 PROG = "elstm-export"
 DESCRIPTION = """\
 Writes the model of a run for serving: RUN_DIR/export/model.onnx, for onnxruntime, and model.pt2,
-for torch.export.load; neither needs elstm. They take raw images, uint8 (batch, rows, columns), or
-unscaled series, float32 (batch, steps, features) and, where their lengths differ, int64 lengths
-(batch); batch and steps may have any size. They give logits and probabilities. Both are checked
-against the model on the test split before they are written. ONNX needs: pip install 'elstm[onnx]'.
+for torch.export.load; neither needs elstm. They take raw images, uint8 (batch, rows, columns), in
+colour (batch, rows, columns, 3). Or they take unscaled series, float32 (batch, steps, features),
+and int64 lengths (batch) if the lengths differ. Batch and steps may have any size. They give logits
+and probabilities. Both are checked against the model on the test split before they are written.
+ONNX needs: pip install 'elstm[onnx]'.
 """
 FORMATS = ("onnx", "pt2")
 OPSET = 18  # the lowest that torch's exporter writes
@@ -49,7 +50,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=DESCRIPTION)
     parser.add_run()
     parser.add_argument(
-        "--format", choices=("all", *FORMATS), default="all", help="format (default: both)"
+        "--format",
+        choices=("all", *FORMATS),
+        default="all",
+        help="format (default: all, which writes both)",
     )
     parser.add_argument(
         "-o",

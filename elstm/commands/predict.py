@@ -49,9 +49,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_run()
     parser.add_argument(
         "images", type=home_path, nargs="*", metavar="FILE|FOLDER",
-        help="image files, or folders, whose files with the ending of an image are taken, except "
-        "hidden ones. For a run on your own sequences: files in the format of its training data; "
-        "labels may be missing",
+        help="image files, or folders, from which all files with the ending of an image are read, "
+        "except hidden ones. For a run on your own sequences: files in the format of its training "
+        "data; labels may be missing",
     )  # fmt: skip
     parser.add_argument(
         "--recursive", action="store_true", help="also take images from sub-folders"

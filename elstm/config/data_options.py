@@ -151,8 +151,8 @@ class SeriesConfig(UserDataConfig):
     )
     missing: str = choice(
         "error", "error", "zero", "forward",
-        help="How missing values are handled: error refuses them, zero sets them to 0 after the "
-        "scaling, forward repeats the value before them.",
+        help="Treatment of missing values: error refuses them, zero sets them to 0 after the "
+        "scaling, forward repeats the value before them, or sets 0 if there is none.",
     )  # fmt: skip
     bucket: bool = setting(
         False, help="Puts sequences of similar length into a batch, which saves computation."

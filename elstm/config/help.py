@@ -26,7 +26,7 @@ groups (* the default):
 
 TAIL = """
 keys: seed, model.*, data.*, optimizer.*, scheduler.*, trainer.*, tracking.*,
-      sweep.*
+      sweep.*; with hydra/sweeper=optuna, hydra.sweeper.* too
   elstm-train --cfg job           shows all keys with their values
   elstm-train --help KEY          describes a key; --help GROUP all of its keys
 
@@ -34,6 +34,7 @@ flags:
   -m, --multirun              trains all combinations; skips finished runs
                               hydra/launcher=joblib, slurm: several at once
                               hydra/sweeper=optuna: a search over ranges
+                              These need: pip install 'elstm[sweeps]'
   --cfg job|hydra|all, -c     shows the config and trains nothing; with
                               --resolve, --package KEY
   --cfg job --help            the same, and what each key does, as comments
@@ -79,8 +80,16 @@ def _groups(config_dir: Path) -> Iterator[str]:
 
 
 def describe(path: Path) -> str:
-    """Returns the first comment of a YAML file that is not for Hydra."""
+    """Returns the first comment of a YAML file that is not for Hydra.
+
+    It ends with the first line that ends with a full stop.
+    """
+    found: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @package"):
-            return line[2:]
-    return ""
+            found.append(line[2:])
+            if line.endswith("."):
+                break
+        elif found:
+            break
+    return " ".join(found)

@@ -35,7 +35,7 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
     if (run_dir / ".hydra").is_symlink() or not (run_dir / ".hydra").is_dir():
         raise UserError(
             f"{folder} is not a run folder: it has no .hydra/config.yaml; "
-            "give one like outputs/DATA/MODEL/CHANGES/RUN"
+            "give one like outputs/DATA/MODEL/CHANGES/TIME-ID"
         )
     try:
         stored = read_config(run_dir / ".hydra" / "config.yaml")
@@ -75,5 +75,5 @@ def _run_of(path: Path) -> str:
     """Returns a hint with the run folder that contains a checkpoint or record."""
     near = [folder for folder in path.parents[:2] if (folder / ".hydra").is_dir()]
     if not near:
-        return "; give one like outputs/DATA/MODEL/CHANGES/RUN"
+        return "; give one like outputs/DATA/MODEL/CHANGES/TIME-ID"
     return f"; did you mean its run, {in_full(str(near[0]))}?"

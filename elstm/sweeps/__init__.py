@@ -20,7 +20,8 @@ The last three commands need an extra: joblib, submitit and optuna, or sweeps fo
 - optuna samples ranges with TPE (`hydra.sweeper.sampler=gp` or `random`), stops runs that fall
   behind in validation accuracy (`hydra.sweeper.pruner`: median, hyperband, none), and stores its
   study in outputs/studies. The same command resumes the study, and `n_trials` may grow. With a
-  launcher, `hydra.sweeper.n_jobs` trials are chosen together.
+  launcher, `hydra.sweeper.n_jobs` trials are chosen together. `elstm-train --help hydra.sweeper`
+  describes all settings.
 
 Sweepers from other Hydra plugins work too: finished runs are skipped, and sweep.csv lists all.
 The overhead of a run is about 0.24 s of a worker's time (scripts/sweep_overhead.py).

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from elstm.commands import evaluate, predict
+from elstm.config import help as pages
 from elstm.config.describe import describe
 from elstm.config.fields import description, leaf_values, leaves
 from elstm.config.hints import all_keys, near_option
@@ -169,6 +170,9 @@ def test_help_has_whole_descriptions(capsys):
     groups = capsys.readouterr().out.partition("groups (")[2].partition("keys: ")[0]
     assert " ...\n" not in groups
     assert max(map(len, groups.splitlines())) <= 80
+    for group in pages.GROUPS:
+        for path in (pages.find_config_dir() / group).glob("*.yaml"):
+            assert pages.describe(path).endswith("."), path
 
 
 def test_a_path_to_copy_is_never_shortened(training, capsys, tmp_path):

@@ -115,15 +115,15 @@ def test_a_source_is_added(files: Path) -> None:
     (line,) = re.findall(r"Add an entry to `READERS` .*?: `(.*?)`", PAGE)
     (command,) = re.findall(r"`(elstm-train --config-dir configs data=lines .*?)`", PAGE)
     program = (
-        f"from elstm.data import catalog\ncatalog.READERS.update({{{line}}})\n"
+        f"from elstm.data import catalog, readers\ncatalog.READERS.update({{{line}}})\n"
+        "readers.__path__.append('.')\n"
         f"from elstm.train import main\nraise SystemExit(main({shlex.split(command)[1:]!r} + "
         "['trainer.device=cpu', 'trainer.max_steps=1', 'trainer.progress=false']))"
     )
     root = str(Path(elstm.__file__).parents[1])
-    path = os.pathsep.join([".", root])
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "answers: 58 training, 10 validation, 12 test sequences of 2 to 3 steps x 1 feature" in (

@@ -232,7 +232,7 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
     ("text", "phrase"),
     [
         (TABLE.replace("kind", "type"), "no column 'kind' (data.label); it has id, type, t, a, b"),
-        (TABLE.replace(",", ";"), "apart by semicolons: set data.separator=';'"),
+        (TABLE.replace(",", ";"), "apart by semicolons: set 'data.separator=\";\"'"),
         (TABLE.replace(",", "\t"), "apart by tabs"),
         (TABLE + "y,dog,2,5\n", "line 5: 4 cells, and the header has 5"),
         (TABLE + "y,cat,2,5,6\n", "the label 'cat', and 'dog' in line 4"),

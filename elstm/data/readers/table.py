@@ -203,7 +203,7 @@ def _places(
         if name not in names:
             hint = ""
             if len(names) == 1 and ";" in names[0]:
-                hint = "; its cells are apart by semicolons: set data.separator=';'"
+                hint = "; its cells are apart by semicolons: set 'data.separator=\";\"'"
             elif len(names) == 1 and "\t" in names[0]:
                 hint = "; its cells are apart by tabs: set data.separator='\\t'"
             raise UserError(
