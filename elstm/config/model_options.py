@@ -37,7 +37,8 @@ class ModelConfig:
     )
     backend: str = choice(
         "auto", *BACKENDS, affects_training=False,
-        help="Code that runs the recurrence. auto uses the fastest that serves a call.",
+        help="Code that runs the recurrence. auto uses the fastest that serves a call. With "
+        "model=gru only auto and reference are possible, with model=ln_lstm these and cpu.",
     )  # fmt: skip
 
     def options(self) -> dict[str, Any]:

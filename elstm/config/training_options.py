@@ -92,7 +92,7 @@ class StepConfig(SchedulerConfig):
 
 @dataclass
 class PlateauConfig(SchedulerConfig):
-    """Multiplies the rate by factor if validation accuracy does not rise for `patience` epochs."""
+    """Multiplies the rate by factor if accuracy does not rise for more than `patience` epochs."""
 
     name: str = setting("plateau")
     factor: float = bounded(0.5, gt=0, lt=1, help="Factor of the learning rate.")
