@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
 
     A root may be the place of a run or of a group of runs that an archive above it holds. If a run
     is in an archive and its folder still exists, the folder is taken. The runs of a sweep's folder
-    include those in its sweep.csv, which lie elsewhere under outputs/. Links to folders are not
-    followed below the roots, because a stranger's link may lead anywhere.
+    include those in its sweep.csv, which lie elsewhere under outputs/ or in the archive there.
+    Links to folders are not followed below the roots, because a stranger's link may lead anywhere.
 
     Raises:
         UserError: a root is neither a folder nor in an archive, or holds more than 200,000 folders.
@@ -51,7 +51,7 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
         for folder, is_run in _folders_below(top, unreadable):
             (folders if is_run else archives).append(folder)
         damaged |= {_shown(path, top): one_line(text) for path, text in unreadable.items()}
-        of_root: dict[Path, StoredRun] = {}
+        in_archives: dict[Path, StoredRun] = {}
         for folder in archives:
             try:
                 runs = Archive(folder).runs
@@ -59,13 +59,16 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
                 damaged[_shown(folder, top)] = one_line(error)
                 continue
             for archived in runs:
-                if archived.folder.is_relative_to(top):
-                    name = _shown(archived.folder, top)
-                    of_root[archived.folder] = replace(archived, name=name)
+                name = _shown(archived.folder, top)
+                in_archives[archived.folder] = replace(archived, name=name)
+        of_root = {path: run for path, run in in_archives.items() if path.is_relative_to(top)}
         of_root |= {folder: RunFolder(_shown(folder, top), folder) for folder in folders}
         of_root = {path: of_root[path] for path in sorted(of_root, key=lambda path: path.parts)}
-        for folder in _folders_of_sweep(top):
-            of_root.setdefault(folder, RunFolder(_shown(folder, top), folder))
+        for folder in _folders_of_sweep(top, in_archives):
+            of_sweep: StoredRun = RunFolder(_shown(folder, top), folder)
+            if not folder.is_dir():
+                of_sweep = in_archives.get(folder, of_sweep)
+            of_root.setdefault(folder, of_sweep)
         if not is_folder and not of_root:
             raise UserError(f"{root} is neither a folder nor in the archive above it")
         for path, run in of_root.items():
@@ -100,29 +103,44 @@ def _folders_below(top: Path, unreadable: dict[Path, str]) -> Iterator[tuple[Pat
             yield Path(folder), False
 
 
-def _folders_of_sweep(top: Path) -> Iterator[Path]:
-    """Lists the run folders in top/sweep.csv, which are relative to a folder above `top`.
+def _folders_of_sweep(top: Path, archived: Collection[Path]) -> Iterator[Path]:
+    """Lists the places of the runs in top/sweep.csv.
 
-    A name that leads out of that folder is ignored.
+    A name that leads out of the folders above `top` is ignored.
+
+    Args:
+        archived: the places of the runs in archives, whose folders may be gone.
     """
     try:
         rows = list(csv.DictReader(read_text(top / "sweep.csv", MAX_SWEEP_BYTES).splitlines()))
     except (Damaged, csv.Error):
         return
     for row in rows:
-        name = row.get("run_dir") or ""
-        for base in list(top.parents)[:3]:
-            folder = _run_in(base, name)
+        for base, name in _places(top, row.get("run_dir") or ""):
+            folder = _run_in(base, name, archived)
             if folder is not None:
                 yield folder
                 break
 
 
-def _run_in(base: Path, name: str) -> Path | None:
-    """Returns the run folder of this name below `base`, or None."""
+def _places(top: Path, name: str) -> Iterator[tuple[Path, str]]:
+    """Yields where a run of the sweep in `top` may lie: a folder above `top`, and a name below it.
+
+    sweep.csv names a run as the sweep's command did, relative to its current folder or absolute.
+    That folder may be far above `top`, and the tree may have been moved. But the last parts of the
+    name, DATA/MODEL/CHANGES/RUN, are always below the folder that holds `sweeps`.
+    """
+    above, parts = list(top.parents), Path(name).parts
+    yield from ((base, name) for base in above[:3])
+    for base in above[1:2]:
+        yield from ((base, "/".join(parts[-levels:])) for levels in (LEVELS, LEVELS - 1))
+
+
+def _run_in(base: Path, name: str, archived: Collection[Path]) -> Path | None:
+    """Returns the place of the run of this name below `base`, or None."""
     try:
         folder = (base / name).resolve()
-        is_run = folder.is_relative_to(base) and (folder / ".hydra").is_dir()
+        is_run = (folder / ".hydra").is_dir() or (folder in archived and not folder.exists())
     except (OSError, ValueError, RuntimeError):  # too long; a NUL in it; a loop of links
         return None
-    return folder if name and is_run else None
+    return folder if name and is_run and folder.is_relative_to(base) else None
