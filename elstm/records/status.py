@@ -22,6 +22,9 @@
     processes         how many train the run together
     processes_changes  [step, processes] from the start and from each resume with another number on;
                       null for a run that was always trained by the same number
+    machine           device, threads and processor that trained the run, from which its times are
+    machine_changes   [step, machine] from the start and from each resume on another machine or with
+                      other threads on; null for a run that was always trained on the same
     weights           those that are evaluated: "raw", or with trainer.ema_decay "ema", the averaged
     backend           that the recurrence ran on
     extensions        settings that a resume changed, and from which step on: a list
@@ -66,7 +69,8 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "test_accuracy", "test_accuracy_batch_stats", "test_balanced_accuracy", "test_macro_f1",
         "test_loss",
         "train_seconds", "wall_seconds", "parameters",
-        "device", "device_name", "processes", "processes_changes", "threads", "precision",
+        "device", "device_name", "processes", "processes_changes", "machine",
+        "machine_changes", "threads", "precision",
         "weights", "backend",
         "environment",
         "extensions", "init_from", "versions", "git_commit", "git_dirty", "pid", "started",
@@ -153,19 +157,34 @@ def training_processes(
         processes: how many there are now.
         finished: whether nothing is left to train.
     """
-    found: Any = before.get("processes_changes")
-    if not _are_changes(found):
-        found = [[0, before.get("processes")]]
-    parts = [part for part in found if type(part[1]) is int and part[0] < step]
-    if not finished and (not parts or parts[-1][1] != processes):
-        parts.append([step, processes])
-    last = parts[-1][1] if parts else processes
-    return {"processes": last, "processes_changes": parts if len(parts) > 1 else None}
+    return _with_changes("processes", before, step, processes, finished=finished)
 
 
-def _are_changes(value: Any) -> bool:
+def training_machine(
+    before: Mapping[str, Any], step: int, machine: str, *, finished: bool
+) -> dict[str, Any]:
+    """Returns `machine` and `machine_changes` of a run; see `training_processes`."""
+    return _with_changes("machine", before, step, machine, finished=finished)
+
+
+def _with_changes(
+    name: str, before: Mapping[str, Any], step: int, here: int | str, *, finished: bool
+) -> dict[str, Any]:
+    """Returns the field `name`, and the field that lists from which step on it had which value."""
+    changes = f"{name}_changes"
+    found: Any = before.get(changes)
+    if not _are_changes(found, type(here)):
+        found = [[0, before.get(name)]]
+    parts = [part for part in found if type(part[1]) is type(here) and part[0] < step]
+    if not finished and (not parts or parts[-1][1] != here):
+        parts.append([step, here])
+    last = parts[-1][1] if parts else here
+    return {name: last, changes: parts if len(parts) > 1 else None}
+
+
+def _are_changes(value: Any, kind: type) -> bool:
     return isinstance(value, list) and all(
-        isinstance(part, list) and [type(each) for each in part] == [int, int] for part in value
+        isinstance(part, list) and [type(each) for each in part] == [int, kind] for part in value
     )
 
 

@@ -80,7 +80,7 @@ from elstm.records.feeds import Feed, open_feeds
 from elstm.records.hparams import columns
 from elstm.records.sink import Description, Point
 from elstm.records.table_file import TableFile
-from elstm.records.tags import EARLIER, FIRST_SCALARS, SCALARS, TAGS, tags_after
+from elstm.records.tags import EARLIER, FIRST_SCALARS, RESULTS, SCALARS, TAGS, tags_after
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
 POSITION = ("epoch", "step", "train_seconds", "wall_seconds")
@@ -296,6 +296,12 @@ class Tracker:
             self._events.add(end, step)
             self.flush()
             self._feed(step, {TAGS[k]: v for k, v in results.items()})
+
+    def feed_results(self, status: Mapping[str, Any]) -> None:
+        """Sends the results of a finished run to the trackers, from its status.json."""
+        values = {TAGS[key]: status[key] for key in RESULTS if type(status.get(key)) is float}
+        if values and type(step := status.get("step")) is int:
+            self._feed(step, values)
 
     def end(self, state: str) -> None:
         """Reports to the trackers how the run ended."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,22 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     elif device.type == "mps" and "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def machine(device: torch.device) -> str:
+    """Describes what the times of a run depend on: device, threads and processor."""
+    return f"{device_name(device)}, {torch.get_num_threads()} threads, {processor_name()}"
+
+
+@lru_cache
+def processor_name() -> str:
+    """Returns the model of the processor, or its architecture where the system does not tell it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def device_name(device: torch.device) -> str:

@@ -21,7 +21,7 @@ from elstm.config.extras import require_extras
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
-from elstm.records.status import Status, read_status, training_processes
+from elstm.records.status import Status, read_status, training_machine, training_processes
 from elstm.records.tags import RAW_SCALARS
 from elstm.records.tracking import COLUMNS, Tracker
 from elstm.training import checkpoint, evaluation
@@ -42,6 +42,7 @@ from elstm.training.graph_step import batch_step
 from elstm.training.initial import checked_record
 from elstm.training.loop import OnEvaluation, TrainingLoop
 from elstm.training.memory import check_memory
+from elstm.training.ranks import read_ranks
 from elstm.training.recorder import Recorder, run_facts
 from elstm.training.signals import Interrupted, StopSignals
 from elstm.training.snapshot import Checkpoints, Snapshot
@@ -97,6 +98,7 @@ def run(
             and not (extend and changes(config, with_settings(config, extend)))
         ):
             log.info("%s is done: there is nothing to train", run_dir)
+            _send_records(config, run_dir, before)
             return _result(before)
     require_extras(config.tracking)
     with (
@@ -137,6 +139,17 @@ def run(
 def _columns(config: Config) -> tuple[str, ...]:
     """Returns the columns of metrics.csv."""
     return COLUMNS if config.trainer.ema_decay is None else (*COLUMNS, *RAW_SCALARS)
+
+
+def _send_records(config: Config, run_dir: Path, status: Mapping[str, Any]) -> None:
+    """Sends to the trackers what they lack of a finished run, such as all of it to a new one."""
+    if not (config.tracking.wandb or config.tracking.mlflow) or not read_ranks().main:
+        return
+    require_extras(config.tracking)
+    with closing(Tracker(run_dir, _columns(config))) as tracker:
+        tracker.open_feeds(config)
+        tracker.feed_results(status)
+        tracker.end("done")
 
 
 def _trained(loop: TrainingLoop | None, resume: bool) -> bool:
@@ -186,8 +199,10 @@ def set_up(
     snapshot = Snapshot(config, parts, state, sums, extensions, init_from)
     file_sizes = None if saved is None else snapshot.restore(saved, own)
     before = {} if saved is None else status.before
+    at, machine = (before, state.step), runtime.machine(accelerator.device)
     status.set(
-        **training_processes(before, state.step, accelerator.num_processes, finished=state.finished)
+        **training_processes(*at, accelerator.num_processes, finished=state.finished),
+        **training_machine(*at, machine, finished=state.finished),
     )
     if changed:
         limits = build_limits(own, parts.data, accelerator.num_processes)

@@ -99,6 +99,17 @@ def test_a_tracker_that_joins_at_a_resume_gets_the_earlier_rows(
     assert steps(fake, "accuracy/test") == [5, 10]
 
 
+def test_a_finished_run_sends_what_a_tracker_lacks(tmp_path: Path, fake: FakeSink) -> None:
+    run(small_config("lstm", log_every=2, max_epochs=1), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    for _ in range(2):  # nothing is sent twice
+        assert run(tracked(max_epochs=1), tmp_path, resume=True).state == "done"
+        for tag in ("accuracy/val", "accuracy/test", "results/best_val_accuracy"):
+            assert steps(fake, tag) == [5]
+    assert fake.states == ["done", "done"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
 def test_a_failing_tracker_costs_one_line(
     tmp_path: Path, fake: FakeSink, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

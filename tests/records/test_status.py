@@ -1,10 +1,16 @@
-"""Checks what status.json keeps of the processes that trained a run."""
+"""Checks what status.json keeps of the processes and the machines that trained a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from elstm.records.status import training_processes
+import pytest
+from training_runs import small_config, without_pictures
+
+from elstm.records.status import read_status, training_processes
+from elstm.training import device
+from elstm.training.run import run
 
 
 def test_the_processes_of_each_part_of_the_training_are_kept() -> None:
@@ -24,3 +30,23 @@ def test_the_processes_of_each_part_of_the_training_are_kept() -> None:
     assert resumed(50, 4) is None
     status = {"processes": "x", "processes_changes": [[0, "4"], 3]}  # not written by elstm
     assert resumed(9, 2) is None
+
+
+def test_the_machines_of_each_part_of_the_training_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pictures(monkeypatch)
+
+    def trained(machine: str, epochs: int) -> tuple[Any, Any]:
+        monkeypatch.setattr(device, "machine", lambda _: machine)
+        config = small_config("lstm", max_epochs=1)
+        run(config, tmp_path, resume=epochs > 1, extend={"trainer.max_epochs": epochs})
+        status = read_status(tmp_path) or {}
+        return status["machine"], status["machine_changes"]
+
+    assert trained("a", 1) == ("a", None)
+    assert trained("b", 2) == ("b", [[0, "a"], [5, "b"]])
+
+
+def test_a_processor_has_a_name() -> None:
+    assert device.processor_name().strip()
