@@ -9,23 +9,32 @@ from pathlib import Path
 
 from elstm.errors import UserError
 from elstm.files.bounded import Value
-from elstm.reporting.groups import Group, choose_baselines, make_sections
+from elstm.reporting.groups import Group, choose_baselines, folds_of, make_sections
 from elstm.reporting.labels import differing_keys, show_value
 from elstm.reporting.repeat import quoted
 from elstm.reporting.runs import Run, load_runs
+from elstm.reporting.stats import Folds, summarize
 
 
 @dataclass(frozen=True)
 class RankedSetting:
-    """Holds a setting of a model; `bests` are the accuracies of its runs, by fold and seed."""
+    """Holds a setting of a model.
+
+    Attributes:
+        bests: the accuracies of its runs, by fold and seed.
+        folds: their folds, where the runs are on several of a cross-validation.
+    """
 
     model: str
     overrides: tuple[str, ...]
     bests: tuple[float, ...]
+    folds: Folds | None = None
 
     @property
     def mean(self) -> float:
-        return sum(self.bests) / len(self.bests) if self.bests else -1.0
+        """Returns the mean over the runs, or over the folds; -1 if there is none."""
+        summary = summarize(self.bests, self.folds)
+        return -1.0 if summary is None else summary.mean
 
 
 def read_settings(folders: Sequence[Path]) -> dict[str, list[RankedSetting]]:
@@ -70,17 +79,16 @@ def best_overrides(folders: Sequence[Path], model: str) -> tuple[str, ...]:
 
 def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
     varied = set(differing_keys([group.settings for group in groups])) - {"processes"}
-    settings = [
-        RankedSetting(
-            group.model,
-            tuple(
-                f"{key}={_as_override(group.settings[key])}"
-                for key in sorted(varied & group.settings.keys())
-            ),
-            tuple(best for run in group.runs if (best := _validation(run)) is not None),
+    settings = []
+    for group in groups:
+        overrides = tuple(
+            f"{key}={_as_override(group.settings[key])}"
+            for key in sorted(varied & group.settings.keys())
         )
-        for group in groups
-    ]
+        found = [(run, best) for run in group.runs if (best := _validation(run)) is not None]
+        bests = tuple(best for _, best in found)
+        folds = folds_of([run for run, _ in found], group.folds)
+        settings.append(RankedSetting(group.model, overrides, bests, folds))
     if not any(setting.bests for setting in settings):
         raise UserError(
             f"the runs of {groups[0].model} have neither a validation split nor folds, so that no "

@@ -15,8 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from elstm.records.drawing import FigureCanvasAgg, isolated_settings
 from elstm.reporting import wording
 from elstm.reporting.document import CurveLine
-from elstm.reporting.groups import Group
-from elstm.reporting.measures import Analysis, Reach, folds_of
+from elstm.reporting.groups import Group, folds_of
+from elstm.reporting.measures import Analysis, Reach
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import MIN_SEEDS, Band, Summary, band
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -124,18 +125,39 @@ def _machine(made_with: dict[str, str]) -> str:
 
 
 def machines_of(groups: Sequence[Group]) -> Counter[str]:
-    """Counts the runs of each machine, as device and threads."""
-    return Counter(_machine(run.made_with) for group in groups for run in group.runs)
+    """Counts the runs of each machine, as device and threads, and processor where these differ.
+
+    Runs of earlier versions recorded no processor. They count with the others if all have the same.
+    """
+    runs = [run for group in groups for run in group.runs]
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if "machine" in run.made_with:
+            found.setdefault(_machine(run.made_with), set()).add(run.made_with["machine"])
+
+    def name(run: Run) -> str:
+        device = _machine(run.made_with)
+        if not run.moved and len(found.get(device, ())) < 2:
+            return device
+        return run.made_with.get("machine", f"{device}, unknown processor")
+
+    return Counter(map(name, runs))
+
+
+def _mixed(groups: Sequence[Group]) -> bool:
+    """Returns whether the times are of several machines, of all runs or of one."""
+    return len(machines_of(groups)) > 1 or any(run.moved for g in groups for run in g.runs)
 
 
 def times_are_comparable(groups: Sequence[Group]) -> bool:
     """Returns whether one machine ran all runs, and equal runs took about equal times."""
-    return len(machines_of(groups)) <= 1 and not any(map(_rough, groups))
+    return not _mixed(groups) and not any(map(_rough, groups))
 
 
 def _rough(group: Group) -> bool:
     """Returns whether the seconds per epoch of equal runs differ by more than a quarter."""
-    seconds = [r.train_seconds / r.epoch for r in group.runs if r.train_seconds and r.epoch]
+    found = (run.per_epoch(run.train_seconds) for run in group.counted_runs)
+    seconds = [each for each in found if each]
     return len(seconds) > 1 and max(seconds) > 1.25 * min(seconds)
 
 
@@ -155,6 +177,12 @@ def _measured_differently(runs: Sequence[Run]) -> list[Inline]:
             f"All runs are evaluated every {known[0]} epochs, so that epochs and times to an "
             "accuracy, and their ratios, are that coarse."
         )
+    if gaps := sum(map(_lacks_evaluations, runs)):
+        items.append(
+            f"The curves of {plural(gaps, 'finished run')} lack evaluations, as if metrics.csv had "
+            "been removed or changed during training. Accuracies count as reached at the first "
+            "evaluation that is left, and areas cover the epochs that all runs have."
+        )
     if any(map(splits_differ, runs)):
         items.append(
             "The splits are drawn anew for each seed, and the training sets of two seeds overlap. "
@@ -163,16 +191,25 @@ def _measured_differently(runs: Sequence[Run]) -> list[Inline]:
     return items
 
 
+def _lacks_evaluations(run: Run) -> bool:
+    """Returns whether a finished run's curve has fewer points than the run had evaluations."""
+    every = run.config.get("trainer.evaluate_every", 1)
+    if run.state != "done" or run.best_val_accuracy is None or type(every) is not int or every < 1:
+        return False
+    return len(run.validation) < math.ceil(round(run.epoch, 6) / every)
+
+
 def _warnings(analysis: Analysis) -> list[Inline]:
     """Returns warnings about limits of the comparison."""
     items: list[Inline] = []
     runs = [run for group in analysis.section.groups for run in group.runs]
     machines = machines_of(analysis.section.groups)
-    if len(machines) > 1:
+    mixed = _mixed(analysis.section.groups)
+    if mixed:
         counts = "; ".join(f"{name}: {count}" for name, count in machines.most_common(6))
         items.append(f"Times are not comparable. Runs by device: {counts}.")
     noisy = [group.label for group in analysis.section.groups if _rough(group)]
-    if noisy and len(machines) == 1:
+    if noisy and not mixed:
         more = f" and {len(noisy) - 8} more" if len(noisy) > 8 else ""
         items.append(
             f"Times are rough: within {', '.join(noisy[:8])}{more} the seconds per epoch differ by "

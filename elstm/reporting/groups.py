@@ -19,6 +19,7 @@ from elstm.reporting.labels import (
     show_value,
 )
 from elstm.reporting.runs import Run
+from elstm.reporting.stats import Folds, summarize
 
 # Differences that do not make another experiment. Threads change the times, so a report mentions
 # where they differ.
@@ -70,10 +71,15 @@ class Group:
 
     @property
     def best_validation(self) -> float:
-        """Returns the mean over the runs of the best validation accuracy; -1 if there is none."""
-        bests = [run.best_val_accuracy for run in self.counted_runs]
-        values = [best for best in bests if best is not None]
-        return sum(values) / len(values) if values else -1.0
+        """Returns the mean of the best validation accuracies; -1 if there is none."""
+        runs = self.counted_runs
+        mean = summarize([run.best_val_accuracy for run in runs], folds_of(runs, self.folds))
+        return -1.0 if mean is None else mean.mean
+
+    @property
+    def standing(self) -> tuple[bool, float]:
+        """Returns a key that sorts groups: those with a finished run last, then by validation."""
+        return self.count("done") > 0, self.best_validation
 
 
 @dataclass
@@ -198,11 +204,17 @@ def _group(label: str, model: str, settings: Config, runs: Sequence[Run]) -> Gro
     )
 
 
+def folds_of(runs: Sequence[Run], count: int | None) -> Folds | None:
+    """Returns the folds of the runs; None if the section does not have several folds."""
+    return None if count is None else Folds([run.pair[0] for run in runs], count)
+
+
 def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[str]:
     """Sets each section's `baseline`: by the first spec, else `lstm`, else the first group.
 
     If a spec fits several groups, the one with the best validation accuracy is taken, because a
-    baseline deserves its best setting. Returns the specs, checked.
+    baseline deserves its best setting. A group without a finished run comes last, since nothing can
+    be compared with it. Returns the specs, checked.
 
     Raises:
         UserError: a spec fits no group of any section.
@@ -230,7 +242,7 @@ def matches(section: Section, spec: str) -> Group | None:
     fitting = exact or [group for group in section.groups if _has(group, section, key, value)]
     if not fitting and not value:
         fitting = [group for group in section.groups if group.model == spec]
-    return max(fitting, key=lambda group: group.best_validation, default=None)
+    return max(fitting, key=lambda group: group.standing, default=None)
 
 
 def _has(group: Group, section: Section, key: str, value: str) -> bool:
@@ -244,7 +256,8 @@ def _has(group: Group, section: Section, key: str, value: str) -> bool:
 def leading_groups(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
     """Returns all groups if they are few, else the baseline, each model's best and the next best.
 
-    The order is by validation accuracy, never by test accuracy.
+    The order is by validation accuracy, never by test accuracy. Groups without a finished run come
+    last.
 
     Args:
         at_most: groups that count as few.
@@ -252,7 +265,7 @@ def leading_groups(section: Section, at_most: int, otherwise: int | None = None)
     """
     if len(section.groups) <= at_most:
         return list(section.groups)
-    ranked = sorted(section.groups, key=lambda group: -group.best_validation)
+    ranked = sorted(section.groups, key=lambda group: group.standing, reverse=True)
     firsts = {group.model: group for group in reversed(ranked)}  # each model's best
     leading = [section.baseline, *sorted(firsts.values(), key=ranked.index), *ranked]
     chosen: list[Group] = []

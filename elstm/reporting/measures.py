@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elstm.reporting.groups import Group, Section, matches
+from elstm.reporting.groups import Group, Section, folds_of, matches
 from elstm.reporting.images import Correct, ImageTest, correct_images, image_tests
 from elstm.reporting.runs import Curve, Run
 from elstm.reporting.stats import (
@@ -129,12 +129,14 @@ def analyse(
                 for threshold in chosen_thresholds
             ],
             to_best=to_best(group, section.baseline),
-            validation=_gap(
-                [(run.val_accuracy, run.val_accuracy_batch_stats) for run in group.counted_runs]
+            validation=_gap(group, lambda run: (run.val_accuracy, run.val_accuracy_batch_stats)),
+            test=_gap(group, lambda run: (run.test_accuracy, run.test_accuracy_batch_stats)),
+            train_seconds=_summary(
+                group, group.counted_runs, lambda run: run.per_epoch(run.train_seconds)
             ),
-            test=_gap([(run.test_accuracy, run.test_accuracy_batch_stats) for run in group.runs]),
-            train_seconds=summarize([_per_epoch(r, r.train_seconds) for r in group.runs]),
-            wall_seconds=summarize([_per_epoch(r, r.wall_seconds) for r in group.runs]),
+            wall_seconds=_summary(
+                group, group.counted_runs, lambda run: run.per_epoch(run.wall_seconds)
+            ),
             parameters=sorted({r.parameters for r in group.runs if r.parameters is not None}),
             comparisons={label: of[index] for label, of in comparisons.items()},
         )
@@ -153,11 +155,6 @@ def _summary(
     group: Group, runs: Sequence[Run], value: Callable[[Run], float | None]
 ) -> Summary | None:
     return summarize([value(run) for run in runs], folds_of(runs, group.folds))
-
-
-def folds_of(runs: Sequence[Run], count: int | None) -> Folds | None:
-    """Returns the folds of the runs; None if the section does not have several folds."""
-    return None if count is None else Folds([run.pair[0] for run in runs], count)
 
 
 def reach(
@@ -201,8 +198,10 @@ def to_best(group: Group, baseline: Group) -> ToBest:
     runs = group.counted_runs
     shared = [run for run in runs if run.pair in targets and len(run.validation)]
     if not shared:
-        mean = float(np.mean([best for best, _ in targets.values()]))
-        return ToBest(reach(runs, [mean] * len(runs), group.folds), False, None, None)
+        of = folds_of([run for _, run in targets.values()], baseline.folds)
+        summary = summarize([best for best, _ in targets.values()], of)
+        assert summary is not None  # `targets` is not empty
+        return ToBest(reach(runs, [summary.mean] * len(runs), group.folds), False, None, None)
     bests = [targets[run.pair][0] for run in shared]
     ours = reach(shared, bests, group.folds)
     theirs = reach([targets[run.pair][1] for run in shared], bests, group.folds)
@@ -283,17 +282,16 @@ def _area(run: Run, epochs: tuple[float | None, float | None]) -> float | None:
     return area_under_curve(run.validation, horizon, start)
 
 
-def _per_epoch(run: Run, seconds: float | None) -> float | None:
-    return seconds / run.epoch if seconds is not None and run.epoch > 0 else None
-
-
 def _gap(
-    pairs: Sequence[tuple[float | None, float | None]],
+    group: Group, values: Callable[[Run], tuple[float | None, float | None]]
 ) -> tuple[Summary, Summary, Summary] | None:
-    known = [(p, b) for p, b in pairs if p is not None and b is not None]
-    population = summarize([p for p, _ in known])
-    batch = summarize([b for _, b in known])
-    gap = summarize([b - p for p, b in known])
+    """Summarises accuracies with population and with batch statistics, and their difference."""
+    runs = [run for run in group.counted_runs if None not in values(run)]
+    pairs = [(p, b) for p, b in map(values, runs) if p is not None and b is not None]
+    folds = folds_of(runs, group.folds)
+    population = summarize([p for p, _ in pairs], folds)
+    batch = summarize([b for _, b in pairs], folds)
+    gap = summarize([b - p for p, b in pairs], folds)
     if population is None or batch is None or gap is None:
         return None
     return population, batch, gap

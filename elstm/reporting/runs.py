@@ -20,7 +20,7 @@ from elstm.records.stored import StoredRun
 STATES = ("done", "running", "interrupted", "pruned", "failed")
 STALLED_SECONDS = 3600.0  # a run writes status.json at least once per epoch
 
-MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
+MADE_WITH = ("device", "device_name", "processes", "threads", "machine", "precision", "backend")
 
 COLUMNS = (
     "epoch",
@@ -79,12 +79,22 @@ class Run:
     started: str
     updated: str
     content: str = ""  # of a published set: a checksum of the images that were read
+    timed_epoch: float | None = None  # epochs that took the seconds; the curves may be further
 
     @property
     def processes(self) -> int | str:
         """Returns how many processes trained the run together; "4 then 1" if that changed."""
         found = self.made_with.get("processes", "1")
         return int(found) if found.isascii() and found.isdecimal() else found
+
+    def per_epoch(self, seconds: float | None) -> float | None:
+        """Returns train_seconds or wall_seconds per epoch; None before the first."""
+        return seconds / self.timed_epoch if seconds is not None and self.timed_epoch else None
+
+    @property
+    def moved(self) -> bool:
+        """Returns whether a resume changed the machine or its threads, so that its times mix."""
+        return " then " in self.made_with.get("machine", "")
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -126,7 +136,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         metrics = {name: np.empty(0) for name in COLUMNS}  # nothing logged yet
     validation, batch_accuracy = _validation(metrics)
     last = len(validation) - 1
-    best = float(validation.value.max()) if len(validation) else None
+    best = _best(status if state == "done" else {}, validation)
     parameters = number(status, "parameters")
     return Run(
         path=stored.name,
@@ -151,6 +161,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         **_test_scores(status if state == "done" else {}),
         train_seconds=number(status, "train_seconds"),
         wall_seconds=number(status, "wall_seconds"),
+        timed_epoch=number(status, "epoch"),
         parameters=None if parameters is None else int(parameters),
         extensions=_extensions(status),
         made_with=made_with,
@@ -163,6 +174,14 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
 def _test_scores(status: dict[str, Any]) -> dict[str, float | None]:
     names = "accuracy", "accuracy_batch_stats", "balanced_accuracy", "macro_f1"
     return {f"test_{name}": number(status, f"test_{name}", at_most=1) for name in names}
+
+
+def _best(status: dict[str, Any], validation: Curve) -> float | None:
+    """Returns the best validation accuracy, which metrics.csv lacks where its rows have a gap."""
+    if not len(validation):
+        return None
+    best = number(status, "best_val_accuracy", at_most=1)
+    return float(validation.value.max()) if best is None else best
 
 
 def load_runs(roots: Sequence[Path]) -> tuple[list[Run], list[tuple[str, str]]]:
@@ -269,9 +288,11 @@ def _age(updated: object, now: float | None) -> float:
 
 def _made_with(status: dict[str, Any]) -> dict[str, str]:
     facts = {key: text(status, key, 60) for key in MADE_WITH}
-    changes = status.get("processes_changes")
-    if isinstance(changes, list) and all(isinstance(part, list) and part for part in changes):
-        facts["processes"] = one_line(" then ".join(str(part[-1]) for part in changes), 60)
+    for key, limit in (("processes", 60), ("machine", 200)):
+        facts[key] = text(status, key, limit)
+        changes = status.get(f"{key}_changes")
+        if isinstance(changes, list) and all(isinstance(part, list) and part for part in changes):
+            facts[key] = one_line(" then ".join(str(part[-1]) for part in changes), limit)
     versions = status.get("versions")
     if isinstance(versions, dict):
         for name in ("python", "torch", "elstm"):
