@@ -5,7 +5,7 @@
     python scripts/study.py conf/study/runs.yaml --check     # trains two runs again and compares
     python scripts/study.py mine.yaml --quick                # all of it with few and small runs
 
-elstm/config/study.py says what a file holds. A study's runs lie in OUT/NAME, where NAME is the
+elstm/config/study.py describes such files. A study's runs lie in OUT/NAME, where NAME is the
 file's: run folders, or the archive that `elstm-report --pack` makes of them. Runs that are finished
 are skipped and others resumed, so start the same command again whenever it was stopped. OUT is
 outputs/paper for the files in conf/study and outputs for others; --quick adds -quick to it.
@@ -187,16 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="STUDY.yaml")
-    parser.add_argument("--out", type=Path, help="the folder that holds the studies' folders")
-    parser.add_argument("--jobs", type=int, default=1, help="how many runs at once")
+    parser.add_argument("--out", type=Path, help="holds a folder for each study")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     parser.add_argument(
         "--models", type=lambda text: text.split(","), default=[], metavar="MODEL,MODEL",
-        help="train these models of the studies alone",
+        help="trains these models of the studies alone",
     )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="few and small runs")
+    parser.add_argument("--quick", action="store_true", help="trains few and small runs")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--report", action="store_true", help="train nothing")
-    what.add_argument("--check", action="store_true", help="two runs again, compared with the kept")
+    what.add_argument("--report", action="store_true", help="trains nothing and makes the reports")
+    what.add_argument("--check", action="store_true", help="trains two runs again and compares")
     args = parser.parse_args(argv)
     if args.jobs > 1 and find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         parser.error("--jobs needs joblib: pip install 'elstm[joblib]'")

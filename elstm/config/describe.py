@@ -8,7 +8,7 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from elstm.config.fields import MISSING, description, leaf
-from elstm.config.help import find_config_dir
+from elstm.config.help import GROUPS, find_config_dir, options
 from elstm.config.hints import all_keys, unknown_key
 from elstm.config.schema import (
     SCHEMAS,
@@ -30,7 +30,7 @@ OWNERS: dict[str, type[Any]] = {
 
 
 def describe(topic: str) -> str:
-    """Describes the keys of a group, or one key.
+    """Describes the keys of a group, or one key, or the options of a group without keys.
 
     Raises:
         UserError: there is no such key or group.
@@ -39,6 +39,8 @@ def describe(topic: str) -> str:
     group = topic.rstrip(".*")
     known = [*all_keys(), *searched]
     keys = [k for k in known if k == topic or k.startswith(f"{group}.")]
+    if not keys and group in GROUPS:
+        return "".join(options(find_config_dir(), [group])).rstrip("\n")
     if not keys:
         raise unknown_key(topic, all_keys())
     return "\n".join(line for key in keys for line in _lines(key))
@@ -83,9 +85,9 @@ def _lines(key: str) -> list[str]:
     """Returns a key's description, allowed values and defaults, for each kind of option."""
     group = max((each for each in (*OWNERS, *SCHEMAS) if key.startswith(f"{each}.")), default="")
     name = key.removeprefix(f"{group}.")
-    options = SCHEMAS.get(group) or {"": OWNERS[group]}
+    schemas = SCHEMAS.get(group) or {"": OWNERS[group]}
     kinds: dict[tuple[str, str], list[str]] = {}
-    for option, schema in options.items():
+    for option, schema in schemas.items():
         found = leaf(schema, name)
         if found is not None:
             owner, field = found
@@ -96,7 +98,7 @@ def _lines(key: str) -> list[str]:
         if text != text_before:
             lines += textwrap.wrap(text, 80, initial_indent="    ", subsequent_indent="    ")
         lines.append(f"    {taken}")
-        if len(names) < len(options):
+        if len(names) < len(schemas):
             lines.append(f"    with {group}={', '.join(names)}")
         text_before = text
     return lines

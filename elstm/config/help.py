@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 HEAD = """\
@@ -61,12 +61,13 @@ def find_config_dir() -> Path:
 
 def text(config_dir: Path) -> str:
     """Returns the page."""
-    return f"{HEAD}{''.join(_groups(config_dir))}{TAIL}"
+    return f"{HEAD}{''.join(options(config_dir))}{TAIL}"
 
 
-def _groups(config_dir: Path) -> Iterator[str]:
+def options(config_dir: Path, groups: Sequence[str] = GROUPS) -> Iterator[str]:
+    """Yields the lines that describe the options of some groups."""
     main = (config_dir / "config.yaml").read_text(encoding="utf-8")
-    for group in GROUPS:
+    for group in groups:
         for i, path in enumerate(sorted((config_dir / group).glob("*.yaml"))):
             mark = "*" if f"- {group}: {path.stem}\n" in main else " "
             name = f"{group}=" if i == 0 else ""

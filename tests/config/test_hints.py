@@ -124,6 +124,7 @@ def test_help_describes_keys_and_groups(training, capsys):
         (["--help", "trainer"], ["trainer.threads\n", "an integer at least 1 and at most 1,024"]),
         (["seed", "-h"], ["seed\n    Seed of every", "\n    an integer at least 0"]),
         (["--help", "data=fashion_mnist"], ["usage: elstm-train"]),
+        (["--help", "debug"], ["  debug=       overfit         Trains on one batch"]),
     ):
         assert main(words) == 0
         out = capsys.readouterr().out
