@@ -198,7 +198,7 @@ def _check_user_data(data: UserDataConfig) -> None:
             f"data.name={show(data.name)}: it names folders, so it has to start with a letter or "
             "digit and to consist of letters, digits, _, - and ."
         )
-    for name in ("path", "id", "label"):
+    for name in ("path", "id", "label", "group"):
         if getattr(data, name, None) == "":
             raise UserError(f"data.{name} has to be given")
     if (data.folds is None) != (data.fold is None):

@@ -161,7 +161,18 @@ class SeriesConfig(UserDataConfig):
 
 
 @dataclass
-class ArraysConfig(SeriesConfig):
+class GroupedConfig(SeriesConfig):
+    """Holds the options of sequences that may belong to groups."""
+
+    group: str | None = setting(
+        None,
+        help="Column, or array of an .npz file, that holds the group of each sequence, such as a "
+        "person or a device. Splits and folds are drawn without cutting a group.",
+    )
+
+
+@dataclass
+class ArraysConfig(GroupedConfig):
     source: str = setting("arrays")
     layout: str = choice(
         "ntc", "ntc", "nct", "nt",
@@ -170,7 +181,7 @@ class ArraysConfig(SeriesConfig):
 
 
 @dataclass
-class TableConfig(SeriesConfig):
+class TableConfig(GroupedConfig):
     source: str = setting("table")
     id: str = setting(MISSING, help="Column with the id of the sequence that a row belongs to.")
     label: str = setting(MISSING, help="Column that holds the class of the sequence.")

@@ -63,6 +63,29 @@ def note_same_ids(parts: dict[str, LabelledSet]) -> None:
             )  # fmt: skip
 
 
+def warn_of_shared_groups(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning for groups that the files have in the training split and in another one."""
+    known = set(parts["train"].groups)
+    for name, what in (("val", "validation"), ("test", "test")):
+        shared = sorted(known & set(parts[name].groups))
+        if shared:
+            log.warning(
+                "%d groups (data.group) of the %s split are in the training split of the files "
+                "too, such as %s: that accuracy is too good for new groups",
+                len(shared), what, one_line(shared[0], 40),
+            )  # fmt: skip
+
+
+def warn_of_single_steps(parts: dict[str, LabelledSet]) -> None:
+    """Logs a warning where no sequence has a second step, because axes or ids may be mixed up."""
+    if all(int(part.lengths.max(initial=1)) == 1 for part in parts.values()):
+        log.warning(
+            "every sequence has one step of %d features, so there is nothing to remember: a table "
+            "needs a row for each step, and data.layout has to name the axes of arrays",
+            parts["train"].values.shape[2],
+        )  # fmt: skip
+
+
 def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:
     """Logs a warning for each feature that is constant or missing in training alone.
 

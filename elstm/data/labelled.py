@@ -35,6 +35,7 @@ class LabelledSet:
         features: the names of the F features, where the file has them.
         image_size: rows and columns of pictures.
         notes: messages for the user about the files, a sentence each.
+        groups: of each sequence the group that no draw of splits cuts; () if there are none.
     """
 
     values: np.ndarray
@@ -45,6 +46,7 @@ class LabelledSet:
     features: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

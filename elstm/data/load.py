@@ -122,7 +122,7 @@ def load_user_data(options: Any) -> SequenceData:
     source = read_user_data(options)
     checksum = preparing.fingerprint(source)
     # These messages are logged after the one that describes what was read.
-    notes: list[tuple[Any, ...]] = [("%s", text) for part in source.values() for text in part.notes]
+    notes: list[tuple[Any, ...]] = []
     parts = preparing.split(source, _split_options(options), note=lambda *args: notes.append(args))
     if options.train_size is not None:
         train = parts["train"]
@@ -140,12 +140,14 @@ def load_user_data(options: Any) -> SequenceData:
     log.info("%s: %s", options.name, description)
     for args in notes:
         log.info(*args)
-    present = {"training": set(parts["train"].labels), "validation": set(parts["val"].labels)}
-    if not len(parts["val"]):
-        del present["validation"]
+    for text in (text for part in source.values() for text in part.notes):
+        log.warning("%s", text)
+    splits = {"training": parts["train"], "validation": parts["val"], "test": parts["test"]}
+    present = {what: set(part.labels) for what, part in splits.items() if len(part)}
     checks.warn_of_missing_classes(names, present)
     checks.warn_of_copies(parts)
     checks.note_same_ids(parts)
+    checks.warn_of_shared_groups(parts)
     build = _images if parts["train"].image_size is not None else _series
     return build(options, parts, names, checksum, description)
 
@@ -165,7 +167,7 @@ def raw_series(options: Any, split: str) -> LabelledSet:
 def _split_options(options: Any) -> preparing.SplitOptions:
     return preparing.SplitOptions(
         options.val_fraction, options.test_fraction, options.split_seed,
-        options.folds, options.fold,
+        options.folds, options.fold, getattr(options, "group", None),
     )  # fmt: skip
 
 
@@ -182,6 +184,7 @@ def _series(
     checksum: str,
     description: str,
 ) -> SeriesData:
+    checks.warn_of_single_steps(parts)
     checks.warn_of_unlearned_features(parts)
     parts = preparing.fill_missing(parts, options.missing)
     mean, std = preparing.moments(parts["train"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from elstm.data.image_sets import random_order
+from elstm.data.draws import grouped_parts, parts_of, stratified_draw
 from elstm.data.labelled import (
     SPLITS,
     LabelledSet,
@@ -41,6 +41,7 @@ class SplitOptions:
         split_seed: the seed of the draw.
         folds: the number of parts of the training data in k-fold cross-validation.
         fold: which part is the test set, from 0; validation is drawn from the others.
+        group: the option data.group; sequences of a group are kept in one split.
     """
 
     val_fraction: float = 0.15
@@ -48,16 +49,19 @@ class SplitOptions:
     split_seed: int = 0
     folds: int | None = None
     fold: int | None = None
+    group: str | None = None
 
 
 def fingerprint(source: Source) -> str:
-    """Returns a checksum of values, lengths, labels and their splits."""
+    """Returns a checksum of values, lengths, labels, groups and their splits."""
     digest = hashlib.sha256()
     for split in sorted(source):
         part = source[split]
         digest.update(f"{split} {part.values.shape} {part.labels!r}".encode())
         digest.update(np.ascontiguousarray(part.values).tobytes())
         digest.update(part.lengths.astype("<i8").tobytes())
+        if part.groups:  # the drawn splits depend on them
+            digest.update(repr(part.groups).encode())
     return digest.hexdigest()[:16]
 
 
@@ -70,6 +74,7 @@ def select_rows(part: LabelledSet, rows: Sequence[int] | np.ndarray) -> Labelled
         lengths=part.lengths[rows],
         labels=tuple(part.labels[row] for row in rows),
         ids=tuple(part.ids[row] for row in rows),
+        groups=tuple(part.groups[row] for row in rows) if part.groups else (),
     )
 
 
@@ -89,42 +94,6 @@ def concatenated(parts: Sequence[LabelledSet]) -> LabelledSet:
         tuple(file for part in parts for file in part.files),
         parts[0].features,
     )
-
-
-def parts_of(labels: Sequence[str], count: int, *key: str | int) -> list[np.ndarray]:
-    """Distributes rows over `count` parts, each with the same share of every class."""
-    names = class_names(labels)
-    index = np.array([names.index(label) for label in labels])
-    parts: list[list[int]] = [[] for _ in range(count)]
-    dealt = 0
-    for label in range(len(names)):
-        rows = np.flatnonzero(index == label)
-        for row in rows[random_order(len(rows), "deal", label, *key).numpy()]:
-            parts[dealt % count].append(int(row))
-            dealt += 1
-    return [np.sort(np.array(part, np.int64)) for part in parts]
-
-
-def stratified_draw(labels: Sequence[str], fraction: float, *key: str | int) -> np.ndarray:
-    """Returns the rows of a stratified draw, in order; at least one, and one of each class of 3.
-
-    A class's share is rounded to the nearest number. Classes of one or two sequences only train.
-    """
-    names = class_names(labels)
-    index = np.array([names.index(label) for label in labels])
-    chosen: list[int] = []
-    for label in range(len(names)):
-        rows = np.flatnonzero(index == label)
-        quota = int(len(rows) * fraction + 0.5)
-        quota = min(max(quota, 1), len(rows) - 1) if len(rows) >= 3 else 0
-        order = random_order(len(rows), "draw", label, *key).numpy()
-        chosen += [int(row) for row in rows[order[:quota]]]
-    if not chosen:
-        raise UserError(
-            f"{len(labels)} sequences in {len(names)} classes are too few to draw a split from: at "
-            "least one class needs 3"
-        )
-    return np.sort(np.array(chosen, np.int64))
 
 
 def split(
@@ -151,12 +120,17 @@ def split(
             found[name] = select_rows(part, [])
             note("no validation split (data.val_fraction=0): the last epoch is tested")
             continue
-        rows = stratified_draw(part.labels, fraction, name, seed)
+        if part.groups:
+            both = name == "test" and "val" not in found and options.val_fraction > 0
+            shares, least = (1 - fraction, fraction), (2 if both else 1, 1)
+            _, rows = grouped_parts(part.labels, part.groups, shares, least, name, seed)
+        else:
+            rows = stratified_draw(part.labels, fraction, name, seed)
         rest = np.setdiff1d(np.arange(len(part)), rows)
         found[name], found["train"] = select_rows(part, rows), select_rows(part, rest)
         note(
-            "%s split: %d of %d sequences, drawn class by class with data.split_seed=%d",
-            name, len(rows), len(part), seed,
+            "%s split: %d of %d sequences, drawn class by class with data.split_seed=%d%s",
+            name, len(rows), len(part), seed, _groups_of(found[name], part, options),
         )  # fmt: skip
     return {name: found[name] for name in SPLITS}
 
@@ -174,14 +148,30 @@ def _fold(
             f"data.fold={fold} of data.folds={folds}: folds are numbered from 0, and there are "
             f"{len(part)} sequences to cut"
         )
-    rows = parts_of(part.labels, folds, "fold", options.split_seed)[fold]
+    if part.groups:
+        # The other parts have to be cut again for validation.
+        least = [2 if folds == 2 and options.val_fraction else 1] * folds
+        shares, seed = [1 / folds] * folds, options.split_seed
+        parts = grouped_parts(part.labels, part.groups, shares, least, "fold", seed)
+    else:
+        parts = parts_of(part.labels, folds, "fold", options.split_seed)
+    rows = parts[fold]
     rest = np.setdiff1d(np.arange(len(part)), rows)
     unused = " and ".join(name for name in ("val", "test") if name in found)
     note(
-        "fold %d of %d tests: %d of %d training sequences%s", fold, folds, len(rows), len(part),
+        "fold %d of %d tests: %d of %d training sequences%s%s", fold, folds, len(rows), len(part),
+        _groups_of(select_rows(part, rows), part, options),
         f"; no sequence of the files' {unused} split is used" if unused else "",
     )  # fmt: skip
     return {"test": select_rows(part, rows), "train": select_rows(part, rest)}
+
+
+def _groups_of(drawn: LabelledSet, part: LabelledSet, options: SplitOptions) -> str:
+    """Describes how many groups were drawn; "" if there are none."""
+    if not part.groups:
+        return ""
+    count, total = len(set(drawn.groups)), len(set(part.groups))
+    return f", in {count} of {total} groups (data.group={options.group})"
 
 
 def alike(parts: dict[str, LabelledSet], path: str) -> dict[str, LabelledSet]:
@@ -242,6 +232,11 @@ def fill_missing(
             row, step, feature = (int(i) for i in np.argwhere(bad)[0])
             label = part.features[feature] if part.features else f"{feature}"
             hint = "" if what == "infinite" else f"; {advice}"
+            if what != "infinite" and _only_ends(bad, part.lengths):
+                hint += (
+                    "; all are at the ends of sequences, so if they fill up shorter ones, leave "
+                    "them out (an .npz file gives their steps in lengths)"
+                )
             raise UserError(
                 f"{int(bad.sum()):,} values of {name} are {what}, in "
                 f"{int(bad.any((1, 2)).sum()):,} of {len(part):,} sequences; the first is in "
@@ -254,6 +249,13 @@ def fill_missing(
                 values[:, step] = np.where(gap, values[:, step - 1], values[:, step])
         filled[name] = dataclasses.replace(part, values=values)
     return filled
+
+
+def _only_ends(missing: np.ndarray, lengths: np.ndarray) -> bool:
+    """Returns whether values (N, T, F) miss only in steps that have none, at sequences' ends."""
+    gone = missing.all(2) | (np.arange(missing.shape[1])[None, :] >= lengths[:, None])
+    ends = np.logical_and.accumulate(gone[:, ::-1], 1)[:, ::-1]
+    return not (missing & ~ends[:, :, None]).any()
 
 
 def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:

@@ -96,6 +96,8 @@ def _read(options: Any, facts: dict[str, Any], path: str, *, labelled: bool = Tr
         UserError: they cannot be read in the format of the run's.
     """
     options, features = with_location(options, path), tuple(facts.get("features", ()))
+    if hasattr(options, "group"):
+        options = replace(options, group=None)  # no split is drawn
     if features and hasattr(options, "features"):
         options = replace(options, features=features)
     try:

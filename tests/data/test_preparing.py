@@ -113,6 +113,16 @@ def test_copies_in_two_splits_are_reported(caplog):
     ]
 
 
+def test_sequences_of_one_step_are_reported(caplog):
+    """As of a wide table, or of arrays (N, 1, T) that are read as (N, T, F)."""
+    single = make("ab", steps=1)
+    checks.warn_of_single_steps({"train": single, "val": make(""), "test": single})
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("every sequence has one step of 2 features")
+    checks.warn_of_single_steps({"train": single, "val": make(""), "test": make("ab")})
+    assert len(caplog.records) == 1
+
+
 def test_missing_values_are_counted_and_placed():
     values = np.zeros((2, 3, 2), np.float32)
     values[1, 2, 0] = values[1, 1, 1] = np.nan
@@ -127,6 +137,19 @@ def test_missing_values_are_counted_and_placed():
     for how in preparing.MISSING:
         with pytest.raises(UserError, match="1 values of train are infinite, in 1 of 2"):
             preparing.fill_missing(parts, how)
+
+
+def test_values_that_only_fill_up_sequences_are_named_so():
+    values = np.zeros((2, 4, 2), np.float32)
+    values[0, 2:] = np.nan
+    for lengths, at_ends in (([4, 4], True), ([3, 4], True), ([4, 4], False)):
+        if not at_ends:
+            values[1, 1] = np.nan
+        part = make("ab", values.copy(), lengths)
+        part.values[0, lengths[0] :] = 0  # as readers have it
+        with pytest.raises(UserError) as caught:
+            preparing.fill_missing({"train": part}, "error")
+        assert ("; all are at the ends of sequences, so if they" in str(caught.value)) == at_ends
 
 
 def test_missing_values_are_filled():

@@ -6,14 +6,16 @@ import time
 import zipfile
 from contextlib import suppress
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from elstm.config.data_options import TsConfig
+from elstm.config.data_options import TableConfig, TsConfig
 from elstm.data import labelled
 from elstm.data.labelled import LabelledSet, class_names, label_text, with_classes
+from elstm.data.load import read_user_data
 from elstm.data.placement import read_image
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.image_folders import read_image_folders
@@ -163,7 +165,10 @@ def test_the_size_is_known_before_anything_is_loaded(tmp_path):
         read_arrays(path)
 
 
-@pytest.mark.parametrize("name", ["lengths", "lengths_test", "X_valid", "X_dev"])
+@pytest.mark.parametrize(
+    "name",
+    ["lengths", "lengths_test", "X_valid", "X_dev", "X_Test", "x_test", "Xval", "LENGTHS_val"],
+)
 def test_arrays_that_would_not_be_used(npz, name):
     arrays = {"X_train": X, "y_train": [0, 1], "lengths_train": [4, 2], name: [1, 2]}
     with pytest.raises(UserError, match=f"set.npz holds {name}, which would not be used"):
@@ -180,6 +185,22 @@ def test_changes_that_32_bits_do_not_have_are_reported(npz, csv):
     rows = "".join(f"{i},c,{a},{b}\n" for i, part in enumerate(stamps) for a, b in part)
     table = read_table(csv(f"id,kind,unix,b\n{rows}"), COLUMNS)["all"]
     assert [note[:21] for note in table.notes] == ["feature unix: 6 of 6 "]
+
+
+def test_groups_of_arrays(npz):
+    y, who = np.array([1, 2]), np.array([[3.0], [4.0]])
+    path = npz(X_train=X, y_train=y, who_train=who, X_test=X, y_test=y, who_test=["a", "b"])
+    source = read_arrays(path, group="who")
+    assert [source[split].groups for split in ("train", "test")] == [("3", "4"), ("a", "b")]
+    assert read_arrays(path)["train"].groups == ()
+    for group, arrays, phrase in (
+        ("who", {}, "and who is none; the file holds X, y"),
+        ("y", {}, "and y is none"),
+        ("who", {"who": [1, 2, 3]}, "who (data.group) has to hold 2 groups, .* and is 3"),
+        ("who", {"who": [1, np.nan]}, "who (data.group): a group is missing"),
+    ):
+        with pytest.raises(UserError, match=phrase.replace("(", r"\(").replace(")", r"\)")):
+            read_arrays(npz(X=X, y=y, **arrays), group=group)
 
 
 # --- tables
@@ -223,6 +244,9 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
     csv(TABLE).rename(tmp_path / "train.csv")
     csv(TABLE).rename(tmp_path / "TEST.CSV")
     assert set(read_table(tmp_path, COLUMNS)) == {"train", "test"}
+    (tmp_path / "val.csv.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds val\.csv\.gz, which would not be used"):
+        read_table(tmp_path, COLUMNS)
     csv(TABLE).rename(tmp_path / "Validation.csv")
     with pytest.raises(UserError, match=r"holds Validation\.csv, which would not be used"):
         read_table(tmp_path, COLUMNS)
@@ -238,6 +262,7 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         (TABLE + "y,cat,2,5,6\n", "the label 'cat', and 'dog' in line 4"),
         (TABLE + "x,cat,3,5,6\n", "two sequences have the same id"),
         (TABLE + "y,dog,2,five,6\n", "column 'a' holds 'five', which is no number"),
+        (TABLE + 'y,dog,2,"0,5",6\n', "which is no number; write a decimal point"),
         (TABLE + "y,dog,2,1_2,6\n", "column 'a' holds '1_2', which is no number"),
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
         (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
@@ -260,6 +285,51 @@ def test_tables_that_do_not_fit(csv, text, phrase):
 def test_an_unnamed_column_is_no_feature_unless_it_is_chosen(csv):
     read = read_table(csv(",id,kind,a\n0,x,cat,1\n"), Columns("id", "kind", features=("a",)))["all"]
     assert read.values.tolist() == [[[1.0]]]
+
+
+def test_groups_of_a_table(csv):
+    path = csv(TABLE.replace("kind,t", "kind,who").replace("cat,2", "cat,1.0"))
+    options = TableConfig(path=str(path), id="id", label="kind", group="who")
+    read = read_user_data(options)["all"]
+    assert read.groups == ("1", "1")
+    assert read.features == ("a", "b")
+    facts = {"class_names": ["cat", "dog"], "input_size": 2, "mean": [0, 0], "std": [1, 1]}
+    path.write_text("id,kind,a,b\nx,cat,3,4\n")  # nothing is drawn from other files
+    assert len(load_series(options, {**facts, "features": ["a", "b"]}, str(path))[1]) == 1
+    for text, phrase in (
+        (TABLE, "id=x has the group '1', and '2' in line 2: a sequence has one group"),
+        (
+            TABLE.replace("dog,1", "dog,").replace("cat,1", "cat,2"),
+            "line 4: the column 't' (data.group) is empty",
+        ),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_table(csv(text), Columns("id", "kind", group="t"))
+        assert phrase in str(caught.value)
+
+
+def test_a_feature_that_rises_in_each_row_is_reported(csv):
+    """Row numbers tell where in a sorted file a sequence stands, and with it the class."""
+    rows = "".join(f"{row // 3},cat,{7 + 2 * row},{row % 3}\n" for row in range(12))
+    path = csv(f"id,kind,row,t\n{rows}")
+    (note,) = read_table(path, COLUMNS)["all"].notes
+    assert note.startswith("feature row rises in each row of ")
+    assert read_table(path, Columns("id", "kind", features=("row",)))["all"].notes == ()
+
+
+def test_quotes_after_blanks_and_lines_of_blanks(csv):
+    text = 'id, "kind", a\nx, "cat, small", 1\n  \ny, dog, 2\n\n'
+    read = read_table(csv(text), COLUMNS)["all"]
+    assert (read.labels, read.features) == (("cat, small", "dog"), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("start", "phrase"), [(b"PK\x03\x04\xff", "an Excel file"), (b"\x1f\x8b\xff", "by gzip")]
+)
+def test_files_that_hold_no_text(tmp_path, start, phrase):
+    (tmp_path / "set.csv").write_bytes(start)
+    with pytest.raises(UserError, match=f"{phrase}: unpack it, or save the table as CSV"):
+        read_table(tmp_path / "set.csv", COLUMNS)
 
 
 def test_one_column_for_two_things(csv):
@@ -290,6 +360,15 @@ def test_times_are_sorted_exactly(csv, tmp_path, monkeypatch):
         read_table(csv(text.replace("dog,1,", "dog,1 May,")), columns)
     with pytest.raises(UserError, match="line 4: the column 't' is empty"):
         read_table(csv(text.replace("dog,1,", "dog,nan,")), columns)
+    days = TABLE.replace("cat,2,", "cat,2024-05-10 09:00:00,").replace("cat,1,", "cat,2024-05-09,")
+    np.testing.assert_array_equal(read_table(csv(days), columns)["all"].values[0], [[1, 2], [3, 4]])
+    zones = days.replace("10 09:00:00", "08T23:00:00-02:00").replace("05-09", "05-09T00:00:00Z")
+    np.testing.assert_array_equal(
+        read_table(csv(zones), columns)["all"].values[0], [[1, 2], [3, 4]]
+    )
+    for mixed in (days.replace("2024-05-09", "7"), days.replace(":00,", ":00Z,")):
+        with pytest.raises(UserError, match=r"id=x has values of t \(data.time\) that cannot be"):
+            read_table(csv(mixed), columns)
 
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -353,6 +432,10 @@ def test_parquet_is_read_as_csv_is(csv, tmp_path):
     np.testing.assert_array_equal(a.values, b.values)
     assert (a.labels, a.ids) == (b.labels, b.ids)
     table = parquet.read_table(tmp_path / "set.parquet").to_pydict()
+    decimals = pyarrow.array([Decimal("1.5")] * 3)  # as databases have them
+    parquet.write_table(pyarrow.table({**table, "a": decimals}), tmp_path / "decimals.parquet")
+    found = read_table(tmp_path / "decimals.parquet", columns)["all"]
+    assert found.values[1, 0].tolist() == [1.5, 6]
     for name, phrase in (("id", "column 'id' is empty"), ("kind", "kind: a label is missing")):
         changed = {**table, name: [None, *table[name][1:]]}
         parquet.write_table(pyarrow.table(changed), tmp_path / "null.PARQUET")

@@ -6,8 +6,10 @@ A file is never unpickled, and the sizes of its arrays are read from their heade
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from elstm.data.labelled import (
     SPLITS,
     UNLABELLED,
     LabelledSet,
+    MissingLabelError,
     Narrowing,
     Source,
     check_memory,
@@ -28,25 +31,30 @@ from elstm.errors import UserError
 # The axes of X in the file; F is 1 for `nt`.
 LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
 BLOCK = 256  # sequences that are converted at once
+# Names of arrays that belong to X, or that somebody takes for such.
+LIKE_X = re.compile(rf"X|lengths|(?i:x|lengths)_?(?i:{'|'.join(sorted(LIKE_SPLITS))})")
 REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class ArraysOptions(Protocol):
     path: str
     layout: str
+    group: str | None
 
 
 def read(options: ArraysOptions) -> Source:
     """Reads the source `arrays`; see `read_arrays`."""
-    return read_arrays(Path(options.path), options.layout)
+    return read_arrays(Path(options.path), options.layout, options.group)
 
 
 def read_unlabelled(options: ArraysOptions) -> Source:
     """Reads arrays whose labels may be missing."""
-    return read_arrays(Path(options.path), options.layout, labelled=False)
+    return read_arrays(Path(options.path), options.layout, options.group, labelled=False)
 
 
-def read_arrays(path: Path, layout: str = "ntc", *, labelled: bool = True) -> Source:
+def read_arrays(
+    path: Path, layout: str = "ntc", group: str | None = None, *, labelled: bool = True
+) -> Source:
     """Reads labelled sequences from an `.npz` file.
 
     Args:
@@ -55,6 +63,7 @@ def read_arrays(path: Path, layout: str = "ntc", *, labelled: bool = True) -> So
             sequence; without it all have T.
         layout: the axes of X: "ntc" (N, T, F), "nct" (N, F, T) as aeon and sktime have them, or
             "nt" (N, T) for one feature.
+        group: the name of the array with the group of each sequence (`group`_train, ...).
         labelled: whether labels are required; if False, a file without y is read too.
 
     Raises:
@@ -66,7 +75,7 @@ def read_arrays(path: Path, layout: str = "ntc", *, labelled: bool = True) -> So
                 raise UserError(f"{path} holds one array: save X and y together by numpy.savez")
         headers = _headers(path)
         with np.load(path, allow_pickle=False) as arrays:
-            return _read(path, arrays, headers, layout, labelled)
+            return _read(path, arrays, headers, layout, group, labelled)
     except UserError:
         raise
     except REASONS as error:
@@ -100,7 +109,9 @@ def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return found
 
 
-def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled: bool) -> Source:
+def _read(
+    path: Path, file: Any, headers: dict[str, Any], layout: str, group: str | None, labelled: bool
+) -> Source:
     names = {split: f"_{split}" for split in SPLITS if f"X_{split}" in headers}
     if "X" in headers:
         if names:
@@ -112,15 +123,21 @@ def _read(path: Path, file: Any, headers: dict[str, Any], layout: str, labelled:
             "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
         )
     for name in headers:
-        array, _, split = name.partition("_")
-        is_used = name.removeprefix(array) in names.values()
-        if array in ("X", "lengths") and split in ("", *LIKE_SPLITS) and not is_used:
+        array = name.partition("_")[0]
+        is_used = array in ("X", "lengths") and name.removeprefix(array) in names.values()
+        if LIKE_X.fullmatch(name) and not is_used:
             raise UserError(
                 f"{path} holds {name}, which would not be used: the splits are train, val and "
                 "test, and lengths go with X, lengths_train with X_train; rename it, or leave it "
                 "out"
             )
-    return {split: _set(path, file, headers, end, layout, labelled) for split, end in names.items()}
+    found = {}
+    for split, end in names.items():
+        found[split] = _set(path, file, headers, end, layout, labelled)
+        if group is not None:
+            groups = _groups(path, file, headers, f"{group}{end}", len(found[split]))
+            found[split] = replace(found[split], groups=groups)
+    return found
 
 
 def _set(
@@ -175,6 +192,28 @@ def _set(
         raise UserError(f"{path}: {y_name}: {_reason(error)}") from error
     ids = tuple(f"{x_name}[{row}]" for row in range(len(values)))
     return LabelledSet(values, lengths, labels, ids, (path,), notes=narrow.notes())
+
+
+def _groups(
+    path: Path, file: Any, headers: dict[str, Any], name: str, count: int
+) -> tuple[str, ...]:
+    if name not in headers or name.partition("_")[0] in ("X", "y", "lengths"):
+        raise UserError(
+            f"{path}: data.group has to name an array with the group of each sequence, and {name} "
+            f"is none; the file holds {', '.join(headers)}"
+        )
+    shape, _ = headers[name]
+    if shape not in ((count,), (count, 1)):
+        raise UserError(
+            f"{path}: {name} (data.group) has to hold {count} groups, one for each sequence, "
+            f"and is {' x '.join(map(str, shape)) or '1'}"
+        )
+    try:
+        return tuple(label_text(group) for group in file[name].reshape(-1))
+    except MissingLabelError as error:
+        raise UserError(f"{path}: {name} (data.group): a group is missing") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {name} (data.group): {_reason(error)}") from error
 
 
 def _lengths(

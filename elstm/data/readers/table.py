@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, time, timedelta, timezone
-from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,14 +19,29 @@ from elstm.data.labelled import (
     Source,
     check_memory,
     label_text,
-    number_of,
     padded,
 )
+from elstm.data.readers.cells import group_cell, number_cell, time_cell
+from elstm.data.readers.table_rows import rows_of
 from elstm.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
+# Endings of tables that are not read from a folder, and would be overlooked there.
+LIKE_TABLES = {
+    *SUFFIXES,
+    ".tsv",
+    ".txt",
+    ".dat",
+    ".pq",
+    ".gz",
+    ".zip",
+    ".bz2",
+    ".xz",
+    ".xlsx",
+    ".xls",
+}
 NAMELESS = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls an index
-MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual names
+COUNTED = 10  # rows from which a feature that rises in each of them is reported
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Columns:
         separator: between the cells of a CSV file.
         label_required: False: cells of the label may be empty.
         trained: the features are those of a run, and the option data.features does not exist.
+        group: its group, the same in all rows of a sequence; None: there are none.
     """
 
     id: str
@@ -56,11 +67,13 @@ class Columns:
     separator: str = ","
     label_required: bool = True
     trained: bool = False
+    group: str | None = None
 
 
 @dataclass
 class _Sequence:
     label: str
+    group: str
     line: int  # the line of its first row
     last: int  # number of its last row, to see whether rows stand together
     rows: list[list[float]] = field(default_factory=list)
@@ -74,6 +87,7 @@ class TableOptions(Protocol):
     time: str | None
     features: str | tuple[str, ...] | None  # a tuple: those that a run was trained on
     separator: str
+    group: str | None
 
 
 def read_unlabelled(options: TableOptions) -> Source:
@@ -90,7 +104,10 @@ def read(options: TableOptions, *, labelled: bool = True) -> Source:
     separator = {r"\t": "\t"}.get(options.separator, options.separator)
     if len(separator) != 1:
         raise UserError(f"data.separator={options.separator}: has to be one character, or \\t")
-    columns = Columns(options.id, options.label, options.time, features, separator, trained=trained)
+    columns = Columns(
+        options.id, options.label, options.time, features, separator, trained=trained,
+        group=options.group,
+    )  # fmt: skip
     return read_table(Path(options.path), columns, labelled=labelled)
 
 
@@ -112,10 +129,13 @@ def _files(path: Path) -> dict[str, Path]:
     for file in sorted(path.iterdir()):
         if file.name.lower() in names and file.is_file():
             files[names[file.name.lower()]].append(file)
-        elif file.suffix.lower() in SUFFIXES and file.stem.lower() in LIKE_SPLITS:
+        elif (
+            file.suffix.lower() in LIKE_TABLES
+            and file.stem.partition(".")[0].lower() in LIKE_SPLITS
+        ):
             raise UserError(
                 f"{path} holds {file.name}, which would not be used: the splits are train, val and "
-                "test; rename it, or leave it out"
+                "test, as .csv or .parquet; rename it, or leave it out"
             )
     double = next((found for found in files.values() if len(found) > 1), None)
     if double:
@@ -130,7 +150,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
-    rows = _parquet_rows(path) if _is_parquet(path) else _csv_rows(path, columns.separator)
+    rows = rows_of(path, columns.separator)
     _, names = next(rows)
     if not labelled and columns.label not in names:
         columns = replace(columns, label=None)
@@ -138,8 +158,14 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     places, features = _places(path, names, columns)
     sequences: dict[str, _Sequence] = {}
     count = 0
+    rising: dict[int, float] = {}  # features that have risen in each row, and their values
     for count, (line, cells) in enumerate(rows, 1):
-        _add(f"{path}, line {line}", sequences, cells, places, features, columns, count, line)
+        where = f"{path}, line {line}"
+        row = _add(where, sequences, cells, places, features, columns, count, line)
+        if count == 1:
+            rising = dict(enumerate(row))
+        else:
+            rising = {each: row[each] for each, last in rising.items() if row[each] > last}
         if count % 1_000_000 == 0:
             check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
     if not sequences:
@@ -149,7 +175,13 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
         values = np.array(sequence.rows).reshape(len(sequence.rows), len(features))
         if columns.time is not None:
             times = sequence.times
-            order = sorted(range(len(times)), key=times.__getitem__)
+            try:
+                order = sorted(range(len(times)), key=times.__getitem__)
+            except TypeError as error:
+                raise UserError(
+                    f"{path}: {columns.id}={name} has values of {columns.time} (data.time) that "
+                    "cannot be compared: numbers and dates, or times with and without a time zone"
+                ) from error
             for first, second in pairwise(order):
                 if times[first] == times[second]:
                     raise UserError(
@@ -162,19 +194,19 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     values, lengths = padded(arrays, str(path))
     labels = tuple(sequence.label for sequence in sequences.values())
     names = tuple(features)
+    notes = narrow.notes(names)
+    if len(sequences) > 1 and count >= COUNTED and columns.features is None:
+        notes += tuple(
+            f"feature {names[each]} rises in each row of {path}, as row numbers and time stamps "
+            "do, so it may reveal the sequence and the class: list the other columns in "
+            "data.features"
+            for each in rising
+        )
+    groups = tuple(sequence.group for sequence in sequences.values()) if columns.group else ()
     return LabelledSet(
-        values, lengths, labels, tuple(sequences), (path,), names, notes=narrow.notes(names)
-    )
-
-
-def _is_parquet(path: Path) -> bool:
-    if path.suffix.lower() == ".parquet":
-        return True
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        values, lengths, labels, tuple(sequences), (path,), names, notes=notes,
+        groups=groups,
+    )  # fmt: skip
 
 
 def _places(
@@ -189,6 +221,8 @@ def _places(
         wanted["data.label"] = columns.label
     if columns.time is not None:
         wanted["data.time"] = columns.time
+    if columns.group is not None:
+        wanted["data.group"] = columns.group
     same = [option for option, name in wanted.items() if list(wanted.values()).count(name) > 1]
     if same:
         raise UserError(f"{' and '.join(same)} name the same column: give each another one")
@@ -213,7 +247,7 @@ def _places(
     chosen = given if given is not None else [n for n in names if n not in wanted.values()]
     overlap = next((name for name in chosen if name in wanted.values()), None)
     if overlap is not None:
-        raise UserError(f"data.features names {overlap!r}, which is the id, label or time")
+        raise UserError(f"data.features names {overlap!r}, which is the id, label, time or group")
     nameless = next((name for name in chosen if name in NAMELESS), None)
     if nameless is not None and given is None:
         raise UserError(
@@ -221,15 +255,17 @@ def _places(
             "pandas writes: leave it out (to_csv(index=False)), or set data.features"
         )
     if not chosen:
-        raise UserError(f"{path} has no column beside id, label and time: there are no features")
+        raise UserError(
+            f"{path} has no column beside id, label, time and group: there are no features"
+        )
     return places, {name: names.index(name) for name in chosen}
 
 
 def _add(
     where: str, sequences: dict[str, _Sequence], cells: Sequence[Any], places: dict[str, int],
     features: dict[str, int], columns: Columns, number: int, line: int,
-) -> None:  # fmt: skip
-    """Adds one row to the sequence that it belongs to."""
+) -> list[float]:  # fmt: skip
+    """Adds one row to the sequence that it belongs to, and returns its features."""
     given = cells[places["id"]]
     name = "" if given is None or given != given else str(given).strip()  # NaN equals nothing
     if not name:
@@ -240,12 +276,14 @@ def _add(
             label = label_text(cells[places["label"]], required=columns.label_required)
     except ValueError as error:
         raise UserError(f"{where}: {columns.label}: {error}") from error
-    sequence = sequences.setdefault(name, _Sequence(label, line, number - 1))
-    if sequence.label != label:
-        raise UserError(
-            f"{where}: {columns.id}={name} has the label {label!r}, and {sequence.label!r} in line "
-            f"{sequence.line}: a sequence has one label"
-        )
+    group = group_cell(where, columns.group, cells[places["group"]]) if columns.group else ""
+    sequence = sequences.setdefault(name, _Sequence(label, group, line, number - 1))
+    for what, here, first in (("label", label, sequence.label), ("group", group, sequence.group)):
+        if here != first:
+            raise UserError(
+                f"{where}: {columns.id}={name} has the {what} {here!r}, and {first!r} in line "
+                f"{sequence.line}: a sequence has one {what}"
+            )
     if columns.time is None and sequence.last != number - 1:
         raise UserError(
             f"{where}: {columns.id}={name} started in line {sequence.line}, and other rows are in "
@@ -254,102 +292,7 @@ def _add(
         )
     sequence.last = number
     if columns.time is not None:
-        sequence.times.append(_time(where, columns.time, cells[places["time"]]))
-    sequence.rows.append([_number(where, name, cells[place]) for name, place in features.items()])
-
-
-def _time(where: str, column: str, cell: Any) -> Any:
-    """Returns what a row is sorted by: a number, or what Parquet has for dates and times.
-
-    A whole number stays one: nanoseconds since 1970 need more than the 53 bits of a float. Dates
-    are compared as they are, so that the time zone of the machine has no influence.
-    """
-    if isinstance(cell, str):
-        text = cell.strip()
-        if re.fullmatch("[+-]?[0-9]{1,4000}", text):
-            return int(text)
-        try:
-            cell = math.nan if text.lower() in MISSING else number_of(text)
-        except ValueError:
-            raise UserError(
-                f"{where}: the column {column!r} (data.time) holds {text[:40]!r}, which is no "
-                "number: write the time as a number, or in Parquet as a time stamp"
-            ) from None
-    if cell is None or cell != cell:  # NaN and NaT equal nothing
-        raise UserError(f"{where}: the column {column!r} is empty")
-    if isinstance(cell, int | float | Decimal | date | time | timedelta):
-        return cell
-    raise UserError(f"{where}: the column {column!r} (data.time) holds {cell!r}, which is no time")
-
-
-def _number(where: str, column: str, cell: Any) -> float:
-    if cell is None:
-        return math.nan
-    if isinstance(cell, str):
-        text = cell.strip()
-        if text.lower() in MISSING:
-            return math.nan
-        try:
-            return number_of(text)
-        except ValueError:
-            raise UserError(
-                f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; "
-                "'data.features=\"A,B\"' selects the columns that are read"
-            ) from None
-    if isinstance(cell, int | float):  # bool is an int
-        return float(cell)
-    if hasattr(cell, "timestamp"):
-        utc = cell if cell.tzinfo is not None else cell.replace(tzinfo=timezone.utc)
-        return float(utc.timestamp())
-    raise UserError(f"{where}: the column {column!r} holds {cell!r}, which is no number")
-
-
-def _csv_rows(path: Path, separator: str) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yields line number and cells, the header first; a BOM and CRLF make no difference."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            width = 0
-            for cells in reader:
-                if not cells:
-                    continue  # an empty line
-                if not width:
-                    width = len(cells)
-                    cells = [cell.strip() for cell in cells]
-                elif len(cells) != width:
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, and the header has "
-                        f"{width}"
-                    )
-                yield reader.line_num, cells
-            if not width:
-                raise UserError(f"{path} is empty")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path} is not a CSV file: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Sequence[Any]]]:
-    """Yields row number and cells, the header first, a batch of rows in memory at a time."""
-    try:
-        from pyarrow import ArrowException, parquet  # an extra: most installs have none
-    except ImportError as error:
-        raise UserError(
-            f"{path}: Parquet files need pyarrow: pip install 'elstm[parquet]'"
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            yield 0, names
-            number = 0
-            for batch in file.iter_batches():
-                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    yield number, cells
-    except (OSError, ArrowException, ValueError) as error:
-        # ValueError: of nanoseconds without pandas, which the message names.
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a Parquet file: {reason}") from error
+        sequence.times.append(time_cell(where, columns.time, cells[places["time"]]))
+    row = [number_cell(where, name, cells[place]) for name, place in features.items()]
+    sequence.rows.append(row)
+    return row

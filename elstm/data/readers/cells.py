@@ -1,0 +1,84 @@
+"""Converts the cells of tables, text of CSV and values of Parquet."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+from elstm.data.labelled import MissingLabelError, label_text, number_of
+from elstm.errors import UserError
+
+MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual names
+
+
+def group_cell(where: str, column: str, cell: Any) -> str:
+    """Returns the group of a row."""
+    try:
+        return label_text(cell)  # 3 and 3.0 are one group
+    except MissingLabelError as error:
+        raise UserError(f"{where}: the column {column!r} (data.group) is empty") from error
+    except ValueError:
+        return str(cell)  # a date, say
+
+
+def time_cell(where: str, column: str, cell: Any) -> Any:
+    """Returns what a row is sorted by: a number, or what Parquet has for dates and times.
+
+    A whole number stays one: nanoseconds since 1970 need more than the 53 bits of a float. Dates,
+    in CSV those of ISO 8601, are compared as they are, so that the time zone of the machine has no
+    influence.
+    """
+    if isinstance(cell, str):
+        text = cell.strip()
+        if re.fullmatch("[+-]?[0-9]{1,4000}", text):
+            return int(text)
+        try:
+            cell = math.nan if text.lower() in MISSING else _moment(text)
+        except ValueError:
+            raise UserError(
+                f"{where}: the column {column!r} (data.time) holds {text[:40]!r}, which is no "
+                "time: write it as a number or as 2024-05-31 13:45:00, or in Parquet as a time "
+                "stamp"
+            ) from None
+    if cell is None or cell != cell:  # NaN and NaT equal nothing
+        raise UserError(f"{where}: the column {column!r} is empty")
+    if isinstance(cell, int | float | Decimal | date | time | timedelta):
+        return cell
+    raise UserError(f"{where}: the column {column!r} (data.time) holds {cell!r}, which is no time")
+
+
+def _moment(text: str) -> float | datetime:
+    """Returns the number, or the date of ISO 8601, that a text holds; else raises ValueError."""
+    try:
+        return number_of(text)
+    except ValueError:
+        # Python 3.10 does not know Z.
+        return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
+
+
+def number_cell(where: str, column: str, cell: Any) -> float:
+    """Returns the value of a feature; NaN if it is missing."""
+    if cell is None:
+        return math.nan
+    if isinstance(cell, str):
+        text = cell.strip()
+        if text.lower() in MISSING:
+            return math.nan
+        try:
+            return number_of(text)
+        except ValueError:
+            advice = "'data.features=\"A,B\"' selects the columns that are read"
+            if re.fullmatch("[+-]?[0-9]+,[0-9]+", text):
+                advice = "write a decimal point in place of the comma"
+            raise UserError(
+                f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; {advice}"
+            ) from None
+    if isinstance(cell, int | float | Decimal):  # bool is an int
+        return float(cell)
+    if hasattr(cell, "timestamp"):
+        utc = cell if cell.tzinfo is not None else cell.replace(tzinfo=timezone.utc)
+        return float(utc.timestamp())
+    raise UserError(f"{where}: the column {column!r} holds {cell!r}, which is no number")
