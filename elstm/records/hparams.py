@@ -8,7 +8,6 @@ Without a description TensorBoard sorts the results by tag, among the curves.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from elstm.config.fields import leaves
 from elstm.config.schema import SCHEMAS, Config, TrainerConfig, settings_without_effect
 from elstm.config.values import types_of
 from elstm.records.tags import TAGS
@@ -63,10 +63,10 @@ def _settings() -> dict[str, Any]:
         owners += [(f"{group}.", schema) for schema in schemas.values()]
     found: dict[str, set[type]] = {group: {str} for group in SCHEMAS}
     for prefix, owner in owners:
-        for field in fields(owner):
-            key = f"{prefix}{field.name}"
-            if key not in left_out and (prefix or field.name == "seed") and field.name != "name":
-                found.setdefault(key, set()).update(types_of(owner, field.name))
+        for name, holder, field in leaves(owner):
+            key = f"{prefix}{name}"
+            if key not in left_out and (prefix or name == "seed") and name != "name":
+                found.setdefault(key, set()).update(types_of(holder, field.name))
     numbers = {int, float, type(None)}
     return {
         key: api_pb2.DATA_TYPE_FLOAT64 if types <= numbers else api_pb2.DATA_TYPE_STRING

@@ -15,6 +15,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context as HParamsContext
 from training_runs import small_config
 
+from elstm.config.data_options import AugmentPicturesConfig
 from elstm.models import SequenceClassifier
 from elstm.nn import ELSTMBN
 from elstm.records import tags, tracking
@@ -52,10 +53,11 @@ def experiment(logdir: Path) -> Any:
 
 
 def test_hparams_have_the_columns_of_all_models_and_the_results_in_order(tmp_path: Path) -> None:
-    for name in ("lstm", "bn_lstm", "gru"):
+    augmented = {"augment": AugmentPicturesConfig(shift=2)}
+    for name, data in (("lstm", None), ("bn_lstm", augmented), ("gru", None)):
         (tmp_path / name).mkdir()
         tracker = Tracker(tmp_path / name)
-        values = hparams(small_config(name))
+        values = hparams(small_config(name, data=data))
         tracker.start(values, changed=["optimizer.lr"])
         tracker.close()
         found = experiment(tmp_path)
@@ -63,6 +65,7 @@ def test_hparams_have_the_columns_of_all_models_and_the_results_in_order(tmp_pat
         assert columns[:4] == ["data", "model", "optimizer.lr", "seed"]
         assert set(values) <= set(columns)
     assert "model.gamma_c" in columns
+    assert "data.augment" not in columns  # a group, which has no value of its own
     assert [info.name.tag for info in found.metric_infos] == [
         "results/best_val_accuracy", "accuracy/test", "loss/test", "results/train_seconds",
     ]  # fmt: skip
