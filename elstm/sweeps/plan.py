@@ -45,13 +45,14 @@ class Job:
         on_evaluation: a function to call after each evaluation in the run's process; it may end the
             run.
         on_end: a function to call with the run's result in the sweep's process.
-        finished: whether an earlier command ended the run, which is then listed but not trained.
+        ended: the fields of status.json that the sweeper knows of a run that an earlier command
+            ended, which is then listed but not trained. They count where its folder is gone.
     """
 
     overrides: Sequence[str]
     on_evaluation: OnEvaluation | None = None
     on_end: Callable[[JobResult], None] = lambda result: None
-    finished: bool = False
+    ended: Mapping[str, Any] | None = None
 
 
 class Train(Protocol):

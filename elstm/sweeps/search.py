@@ -151,7 +151,7 @@ class Search:
             waiting = [self._job(t) for t in earlier if not t.state.is_finished()]
             new = max(self.settings.n_trials - len(earlier), 0)
             if ended:
-                jobs = [Job(self._overrides(t.params), finished=True) for t in ended]
+                jobs = [Job(self._overrides(t.params), ended=_status_of(t)) for t in ended]
                 train(jobs, following=len(waiting) + new)
             width = self.settings.n_jobs or width
             while waiting or new:
@@ -219,6 +219,12 @@ class Search:
             study.tell(number, state=states.FAIL)
         elif result.state == "pruned":
             study.tell(number, state=states.PRUNED)
+
+
+def _status_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+    """Returns the fields of status.json that a study knows of a trial that has ended."""
+    state = {"COMPLETE": "done", "PRUNED": "pruned"}.get(trial.state.name, "failed")
+    return {"state": state, "best_val_accuracy": trial.value if state == "done" else None}
 
 
 def _states() -> type[optuna.trial.TrialState]:

@@ -138,8 +138,10 @@ class Sweep:
         self.plan.find_earlier(run)
         if run.state == "locked":
             self._add_result(run, read_result(run.varied, run.folder, locked=True))
-        elif run.state == "done" or run.job.finished:
+        elif run.state == "done" or run.job.ended is not None:
             result = read_result(run.varied, run.folder, archived=run.archived)
+            if run.state is None and run.job.ended is not None:
+                result = JobResult(run.varied, run.folder, run.job.ended)
             self._add_result(run, result, f"already {result.state}{_commit_note(result)}: ")
         else:
             if run.state is None and (why := self.plan.why_again(run)):

@@ -8,7 +8,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM, statistics_norms
 
@@ -122,3 +123,125 @@ def test_eps_and_momentum_of_a_layer_are_those_of_its_norms():
     for name in ("eps", "momentum"):
         with pytest.raises(ValueError, match=f"{name} must be .*got -1"):
             setattr(layer, name, -1)
+
+
+KINDS = [LSTM, GRU, LayerNormLSTM, BNLSTM, ELSTMBN]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`", "ignore:The PyTorch API of nested")
+def test_inputs_and_states_of_another_kind_are_named(kind):
+    layer, x = kind(F, H), torch.randn(T, B, F)
+    part = torch.zeros(1, B, H)
+    names, other = ("h_0", (part, part)) if kind is GRU else ("hx", part)
+    for hx, message in [(other, names), ((part, None), "[hc]_0"), (["ab"] * 2, "h_0")]:
+        with pytest.raises(TypeError, match=f"{message} must be .*got a "):
+            layer(x, hx)
+    with pytest.raises(ValueError, match=r"dtype|data of a PackedSequence must be 2-D .*got 3-D"):
+        layer(PackedSequence(torch.randn(T, 1, F), torch.ones(T, dtype=torch.int64)))
+    for wrong in (x.double(), pack_padded_sequence(x.long(), [5, 4, 3, 2])):
+        with pytest.raises((ValueError, RuntimeError), match="dtype"):  # torch's, in the LSTM
+            layer(wrong)
+    with pytest.raises(TypeError, match="PackedSequence, got a ndarray"):
+        layer(x.numpy())
+    with pytest.raises(ValueError, match="dense tensor, got a nested"):
+        layer(torch.nested.nested_tensor([x[:2, 0], x[:3, 0]]))
+    with pytest.raises(NotImplementedError, match=f"cannot compile {kind.__name__}"):
+        torch.jit.script(nn.Sequential(layer))
+    layer.backend = "cppu"
+    with pytest.raises(ValueError, match=r"backend must be .* got .cppu"):
+        layer(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parametrised_weights_are_initialised_again(kind):
+    layer = parametrizations.weight_norm(kind(F, H), "weight_hh_l0")
+    with torch.no_grad():
+        layer.weight_hh_l0 = torch.ones_like(layer.weight_hh_l0)
+    layer.reset_parameters()
+    gate = layer.weight_hh_l0[:H]
+    torch.testing.assert_close(gate @ gate.T, torch.eye(H))
+
+
+class Ones(nn.LayerNorm):
+    def forward(self, x):
+        return torch.ones_like(x)
+
+
+@pytest.mark.parametrize("norm", ["norm_ih_l0", "norm_hh_l0", "norm_c_l0"])
+def test_modules_in_the_place_of_a_layer_norm_are_called(norm):
+    """The C code computes layer normalisation with weight and bias, whatever the module does."""
+    features, x, calls = H if norm == "norm_c_l0" else 4 * H, torch.randn(T, B, F), []
+    hooked = nn.LayerNorm(features)
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+    bare = nn.LayerNorm(features, elementwise_affine=False)  # the C code would read a null pointer
+    for module in (nn.Identity(), bare, nn.LayerNorm(features, bias=False), Ones(features), hooked):
+        layer = LayerNormLSTM(F, H)
+        setattr(layer, norm, module)
+        twin = copy.deepcopy(layer)
+        twin.backend = "reference"
+        torch.testing.assert_close(layer(x)[0], twin(x)[0], rtol=0, atol=0)
+        layer.backend = "cpu"
+        with pytest.raises(ValueError, match="cannot serve this call: a norm "):
+            layer(x)
+    assert calls
+    setattr(layer, norm, None)
+    with pytest.raises(TypeError, match="must be a module, got None"):
+        layer(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_without_their_parts_are_named(training):
+    """The C code would read null pointers, or memory that nothing has written."""
+    x = torch.randn(T, B, F)
+    for cell_norm, name, part in [
+        ("update", "norm_ih_l0", "weight"), ("update", "norm_c_l0", "running_mean"),
+        ("output", "norm_c_l0", "running_var"), ("center", "norm_c_l0", "bias"),
+        ("update", "norm_hh_l0", "num_batches_tracked"),
+    ]:  # fmt: skip
+        layer = ELSTMBN(F, H, cell_norm=cell_norm).train(training)
+        setattr(layer.get_submodule(name), part, None)
+        with pytest.raises(ValueError, match=r"a norm .*must have a"):
+            layer(x)
+    for kind in (LayerNormLSTM, ELSTMBN):
+        layer = kind(F, H).train(training)
+        layer.weight_ih_l0 = None
+        with pytest.raises(ValueError, match=r"weight_ih must have shape \(16, 3\), got None"):
+            layer(x)
+    layer = ELSTMBN(F, H).train(training)
+    layer.norm_hh_l0 = nn.Identity()
+    with pytest.raises(TypeError, match="norm_hh_l0 must be a StepBatchNorm or None, got a Ident"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("built", "later"),
+    [("update", "none"), ("update", "terms"), ("update", "center"), ("center", "update"),
+     ("none", "output"), ("update", "updat")],
+)  # fmt: skip
+def test_a_cell_norm_for_which_the_layer_has_other_norms_is_refused(built, later):
+    layer = ELSTMBN(F, H, cell_norm=built)
+    layer.cell_norm = later
+    with pytest.raises(ValueError, match=f"not built for cell_norm='{later}'"):
+        layer(torch.randn(T, B, F))
+
+
+@pytest.mark.parametrize(("kind", "base"), [(LSTM, nn.LSTM), (GRU, nn.GRU)])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch has no fast code for them
+def test_states_reach_torch_contiguous(kind, base, monkeypatch):
+    """cuDNN refuses others, such as a learned state that is expanded to the size of the batch."""
+    seen, forward = [], base.forward
+
+    def spy(self, input, hx=None):
+        seen.extend(hx if isinstance(hx, tuple) else (hx,))
+        return forward(self, input, hx)
+
+    monkeypatch.setattr(base, "forward", spy)
+    layer, x = kind(F, H, 2, learn_initial_state=True), torch.randn(T, B, F)
+    layer(x)
+    given = torch.zeros(B, 2, H).transpose(0, 1)
+    layer(x, given if kind is GRU else (given, given))
+    if kind is LSTM:
+        LSTM(F, H, proj_size=2, state_noise=0.1).eval()(x)
+    assert len(seen) == (2 if kind is GRU else 6)
+    assert all(part.is_contiguous() for part in seen)

@@ -167,6 +167,11 @@ def test_each_question_without_a_public_interface_is_answered():
     freed.untyped_storage().resize_(0)
     assert "no memory" in plain.why_unreadable(freed)
     assert "not dense" in plain.why_unreadable(torch.eye(2).to_sparse())
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        norm = nn.LayerNorm(2)
+        assert plain.why_not_layer_norm(norm) is None
+        getattr(norm, register)(lambda *_: None)
+        assert "hooks" in plain.why_not_layer_norm(norm)
 
 
 @needs_compiler
