@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
@@ -167,10 +168,44 @@ class RecurrentBase(nn.Module):
         for name, features in self._state_sizes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(rows, 1, features, **factory)))
 
+    def _draw(self, name: str, draw: Callable[..., Any], *arguments: Any) -> None:
+        """Initialises a parameter, also where torch.nn.utils.parametrize computes it."""
+        values = getattr(self, name)
+        if parametrize.is_parametrized(self, name):
+            values = values.detach().clone()
+            draw(values, *arguments)
+            setattr(self, name, values)  # to the parameters that it is computed from
+        else:
+            draw(values, *arguments)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuses torch.jit.script, which calls this method and would name a type annotation."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__}; use torch.export"
+        )
+
     def _reset_initial_state(self) -> None:
         for name, parameter in self.named_parameters(recurse=False):
             if name in self._state_sizes:
                 nn.init.zeros_(parameter)
+
+    def _given_state(self, hx: Any) -> State:
+        """Returns the state that the caller gives, as a tuple.
+
+        Raises:
+            TypeError: it is no tuple of tensors.
+            ValueError: it has another number of parts.
+        """
+        names = list(self._state_sizes)
+        expected = f"hx must be ({', '.join(names)})"
+        if not isinstance(hx, tuple | list):
+            raise TypeError(f"{expected}, got a {type(hx).__name__}")
+        if len(hx) != len(names):
+            raise ValueError(f"{expected}, got {len(hx)} parts")
+        for name, part in zip(names, hx, strict=True):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{name} must be a tensor, got a {type(part).__name__}")
+        return tuple(hx)
 
     def _initial_state(self, hx: State | None, x: Tensor, size: int) -> State:
         """Returns h_0 and c_0 (L * D, B, H) in the input's order of sequences.
@@ -182,8 +217,6 @@ class RecurrentBase(nn.Module):
         sizes = self._state_sizes
         if hx is not None:
             state = list(hx)
-            if len(state) != len(sizes):
-                raise ValueError(f"hx must be ({', '.join(sizes)}), got {len(state)} parts")
             for (name, features), part in zip(sizes.items(), state, strict=True):
                 if part.shape != (rows, size, features):
                     raise ValueError(
@@ -204,14 +237,20 @@ class RecurrentBase(nn.Module):
         return tuple(state)
 
     def _torch_state(self, input: Tensor | PackedSequence, hx: State | None) -> State:
-        """Returns the initial state as torch.nn.LSTM takes it, in the input's order."""
-        if isinstance(input, PackedSequence):
-            return self._initial_state(hx, input.data, int(input.batch_sizes[0]))
-        if input.dim() == 3:
-            return self._initial_state(hx, input, input.shape[0 if self.batch_first else 1])
+        """Returns the initial state as torch.nn.LSTM takes it, in the input's order.
+
+        The parts are contiguous, because cuDNN refuses others; a learned state is expanded.
+        """
         if hx is not None:
-            hx = _batch_of_one(hx)
-        return tuple(part.squeeze(1) for part in self._initial_state(hx, input, 1))
+            hx = self._given_state(hx)
+        if isinstance(input, PackedSequence):
+            state = self._initial_state(hx, input.data, int(input.batch_sizes[0]))
+        elif input.dim() == 3:
+            state = self._initial_state(hx, input, input.shape[0 if self.batch_first else 1])
+        else:
+            hx = None if hx is None else _batch_of_one(hx)
+            state = tuple(part.squeeze(1) for part in self._initial_state(hx, input, 1))
+        return tuple(part.contiguous() for part in state)
 
     def _run(
         self,
@@ -225,8 +264,9 @@ class RecurrentBase(nn.Module):
             return untraced(RecurrentBase._run)(self, input, hx, recurrence, start_step)
         batch = unpack(input, self.batch_first, self.input_size)
         x = batch.x
-        if batch.unbatched and hx is not None:
-            hx = _batch_of_one(hx)
+        if hx is not None:
+            hx = self._given_state(hx)
+            hx = _batch_of_one(hx) if batch.unbatched else hx
         state = self._initial_state(hx, x, x.shape[1])
         noise = self.state_noise and self.training
         zero = hx is None and not self.learn_initial_state and not noise
@@ -340,12 +380,12 @@ class SingleBiasWeights(RecurrentBase):
         return [[getattr(self, f"{name}_{end}") for name in names] for end in self._suffixes()]
 
     def _reset_weights(self) -> None:
+        biases = self.forget_bias, self.input_bias, self.max_steps
         for suffix in self._suffixes():
-            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
-            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            self._draw(f"weight_ih_{suffix}", init.init_weight_ih)
+            self._draw(f"weight_hh_{suffix}", init.init_weight_hh, self.recurrent_init)
             if self.bias:
-                gate_bias = getattr(self, f"bias_{suffix}")
-                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
+                self._draw(f"bias_{suffix}", init.init_gate_bias, *biases)
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.hidden_size}"

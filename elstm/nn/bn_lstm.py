@@ -122,6 +122,7 @@ _CALL = """
     Raises:
         ValueError: an argument is out of range, an input or a state has another size, a training
             batch has one sequence, or a backend requested by name cannot serve the call.
+        TypeError: an input or a state is no tensor, or a norm was replaced by another module.
 """
 
 
@@ -271,6 +272,22 @@ class NormalizedLSTM(SingleBiasWeights):
         norms = tuple(getattr(self, f"{name}_{suffix}", None) for name in NORMS)
         return Direction(*weights, getattr(self, f"bias_{suffix}", None), norms, self.cell_norm)
 
+    def _check_norms(self, suffix: str, norms: tuple[Any, ...]) -> None:
+        """Raises an error unless the norms are those that `cell_norm` has."""
+        for name, norm in zip(NORMS, norms, strict=True):
+            if norm is not None and not isinstance(norm, StepBatchNorm):
+                kind = type(norm).__name__
+                raise TypeError(f"{name}_{suffix} must be a StepBatchNorm or None, got a {kind}")
+        built = tuple(name for name in NORMS[2:] if hasattr(self, f"{name}_{suffix}"))
+        centres, norm_c = self.cell_norm == "center", norms[2]
+        scales = norm_c is not None and norm_c.gamma is not None
+        unfit = norm_c is not None and scales == centres
+        if CELL_NORMS.get(self.cell_norm) != built or unfit:
+            raise ValueError(
+                f"this layer was not built for cell_norm={self.cell_norm!r}, which needs other"
+                " norms of the cell; build another layer with it"
+            )
+
     def _recur(
         self,
         x: Tensor,
@@ -282,6 +299,7 @@ class NormalizedLSTM(SingleBiasWeights):
     ) -> tuple[Tensor, State]:
         steps, size = x.shape[:2]
         weight_ih, weight_hh, bias, norms, cell_norm = self._direction(suffix)
+        self._check_norms(suffix, norms)
         active, counts = sizes, None
         by_batch = [n is not None and (n.training or self._batch_statistics) for n in norms]
         together = any(by_batch) and self.sync_batch_stats and not self._batch_statistics

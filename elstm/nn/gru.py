@@ -14,7 +14,7 @@ from elstm.nn import init
 from elstm.nn.backends.compiling import untraced
 from elstm.nn.backends.plain import why_unreadable
 from elstm.nn.base import RecurrentBase, State, check_auto_or_reference, check_shape
-from elstm.nn.recurrence import at_least_float32
+from elstm.nn.recurrence import at_least_float32, check_dtype
 from elstm.nn.sequences import check_input, keep_ended, zero_ended
 
 
@@ -133,6 +133,7 @@ class GRU(RecurrentBase, nn.GRU):
     Raises:
         ValueError: an argument is out of range, an input or a state has another size, or `backend`
             is none of these.
+        TypeError: an input or a state is no tensor.
     """
 
     _torch_class = nn.GRU
@@ -174,12 +175,12 @@ class GRU(RecurrentBase, nn.GRU):
 
     def reset_parameters(self) -> None:
         for suffix in self._suffixes():
-            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
-            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init, gates=3)
+            self._draw(f"weight_ih_{suffix}", init.init_weight_ih)
+            self._draw(f"weight_hh_{suffix}", init.init_weight_hh, self.recurrent_init, 3)
             if self.bias:
-                gate_bias = getattr(self, f"bias_ih_{suffix}")
-                init.init_update_bias(gate_bias, self.update_bias, self.max_steps)
-                nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
+                chosen = self.update_bias, self.max_steps
+                self._draw(f"bias_ih_{suffix}", init.init_update_bias, *chosen)
+                self._draw(f"bias_hh_{suffix}", nn.init.zeros_)
         self._reset_initial_state()
 
     @property
@@ -211,10 +212,12 @@ class GRU(RecurrentBase, nn.GRU):
         start_step: int,
     ) -> tuple[Tensor, State]:
         if recurrence is None:
+            check_auto_or_reference(self.backend)
             self.last_backend, recurrence = "reference", gru_recurrence
             if self.backend == "auto":
                 self.last_backend, recurrence = "torch", _padded_by_torch
         (h_0,) = state
+        check_dtype(x, self._direction(suffix)[0])
         output, h_n = recurrence(GRUCall(x, sizes, h_0, *self._direction(suffix)))
         return output, (h_n,)
 

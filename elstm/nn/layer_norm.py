@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elstm.nn.recurrence import at_least_float32, cell_shapes, check_expected
+from elstm.nn.recurrence import at_least_float32, cell_shapes, check_dtype, check_expected
 from elstm.nn.sequences import keep_ended, zero_ended
 
 Norm = Callable[[Tensor], Tensor]
@@ -41,7 +41,8 @@ class LayerNormCall(NamedTuple):
 
     Attributes:
         x, batch_sizes, h_0, c_0, weight_ih, weight_hh, bias: as in elstm.nn.recurrence.Call.
-        norm_ih, norm_hh, norm_c: the LayerNorm of W_x x_t, of W_h h_{t-1} and of c_t.
+        norm_ih, norm_hh, norm_c: the LayerNorm of W_x x_t, of W_h h_{t-1} and of c_t, or other
+            modules, which only the plain loop can call.
     """
 
     x: Tensor
@@ -57,15 +58,25 @@ class LayerNormCall(NamedTuple):
 
 
 def check_layer_norm_shapes(call: LayerNormCall) -> None:
-    """Raises ValueError unless all tensors of a call fit its input and state."""
+    """Raises ValueError unless all tensors of a call fit its input and state.
+
+    Raises:
+        TypeError: a norm is None. Any other module may stand there, and has its own checks.
+    """
     units = call.h_0.shape[-1]
+    check_dtype(call.x, call.weight_ih)
     expected = cell_shapes(call)
     for name in ("norm_ih", "norm_hh", "norm_c"):
         norm, features = getattr(call, name), units if name == "norm_c" else 4 * units
-        expected += [
-            (f"{name}.weight", norm.weight, (features,)),
-            (f"{name}.bias", norm.bias, (features,)),
-        ]
+        if norm is None:
+            raise TypeError(f"{name} must be a module, got None; torch.nn.Identity() is no norm")
+        if isinstance(norm, nn.LayerNorm):
+            parts = {"weight": norm.weight, "bias": norm.bias}
+            expected += [
+                (f"{name}.{part}", tensor, (features,))
+                for part, tensor in parts.items()
+                if tensor is not None
+            ]
     check_expected(expected)
 
 

@@ -66,6 +66,7 @@ class LayerNormLSTM(SingleBiasWeights):
     Raises:
         ValueError: an argument is out of range, an input or a state has another size, or a backend
             requested by name cannot serve the call.
+        TypeError: an input or a state is no tensor.
     """
 
     _reference = staticmethod(layer_norm_recurrence)

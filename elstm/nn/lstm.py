@@ -64,6 +64,7 @@ class LSTM(RecurrentBase, nn.LSTM):
     Raises:
         ValueError: an argument is out of range, an input or a state has another size, or a backend
             requested by name cannot serve the call.
+        TypeError: an input or a state is no tensor.
     """
 
     def __init__(
@@ -106,13 +107,13 @@ class LSTM(RecurrentBase, nn.LSTM):
 
     def reset_parameters(self) -> None:
         nn.LSTM.reset_parameters(self)  # weight_hr, with proj_size, keeps torch's
+        biases = self.forget_bias, self.input_bias, self.max_steps
         for suffix in self._suffixes():
-            init.init_weight_ih(getattr(self, f"weight_ih_{suffix}"))
-            init.init_weight_hh(getattr(self, f"weight_hh_{suffix}"), self.recurrent_init)
+            self._draw(f"weight_ih_{suffix}", init.init_weight_ih)
+            self._draw(f"weight_hh_{suffix}", init.init_weight_hh, self.recurrent_init)
             if self.bias:
-                gate_bias = getattr(self, f"bias_ih_{suffix}")
-                init.init_gate_bias(gate_bias, self.forget_bias, self.input_bias, self.max_steps)
-                nn.init.zeros_(getattr(self, f"bias_hh_{suffix}"))
+                self._draw(f"bias_ih_{suffix}", init.init_gate_bias, *biases)
+                self._draw(f"bias_hh_{suffix}", nn.init.zeros_)
         self._reset_initial_state()
 
     @property

@@ -59,7 +59,11 @@ class StepBatchNorm(nn.Module):
 
     A state dict leaves out the last rows if no batch has reached them. One that was saved with
     another max_steps can be loaded: rows beyond max_steps are dropped, and missing rows repeat the
-    last one, with a warning if training had reached these rows.
+    last one, with a warning if training had reached these rows. Where rows are left out, the
+    statistics in a state dict are copies: a change of them in place does not reach the layer. An
+    average of weights changes the buffers, as torch.optim.swa_utils.AveragedModel does.
+
+    A recurrence does not call this module, so its forward hooks do not run.
     """
 
     weight: nn.Parameter | None
@@ -120,14 +124,23 @@ class StepBatchNorm(nn.Module):
 
         They hold population statistics only if a step needs them.
         """
-        self._check_statistics()
+        weight, bias = self.weight, self.bias
+        self._check_parts(weight, bias)
         mean = var = None
         if batch_steps < steps:
             mean, var = self._population(start_step, steps)
-        return NormInputs(self.weight, self.bias, mean, var, self.eps, batch_steps, counts)
+        return NormInputs(weight, bias, mean, var, self.eps, batch_steps, counts)
 
-    def _check_statistics(self) -> None:
-        """Raises ValueError unless the statistics have the shapes that they were made with."""
+    def _check_parts(self, weight: Tensor | None, bias: Tensor | None) -> None:
+        """Raises ValueError unless this norm has the parts, and the shapes, it was made with."""
+        scales, mean, var = self.gamma is not None, self.running_mean, self.running_var
+        if (weight is None) == scales or (var is None) == scales or (bias is None and not scales):
+            parts = (
+                "a weight and a running_var" if scales else "a bias, no weight and no running_var"
+            )
+            raise ValueError(f"a norm with gamma={self.gamma} must have {parts}")
+        if mean is None or self.num_batches_tracked is None:
+            raise ValueError("a norm must have a running_mean and num_batches_tracked, got None")
         rows = self.max_steps, self.features
         for name, part in self._statistics().items():
             shape = rows[:1] if name == "num_batches_tracked" else rows

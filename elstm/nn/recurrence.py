@@ -147,37 +147,52 @@ ExpectedShape = tuple[str, Tensor | None, tuple[int, ...]]  # a tensor of a call
 def check_shapes(call: Call) -> None:
     """Raises ValueError unless all tensors of a call fit its input and state."""
     steps, units = call.x.shape[0], call.h_0.shape[-1]
+    check_dtype(call.x, call.weight_ih)
     expected = cell_shapes(call)
     for name, norm in zip(("norm_ih", "norm_hh", "norm_c", "norm_c2"), call.norms, strict=True):
         if norm is not None:
             features = units if name.startswith("norm_c") else 4 * units
-            expected += [
+            parts: list[ExpectedShape] = [
                 (f"{name}.weight", norm.weight, (features,)),
                 (f"{name}.bias", norm.bias, (features,)),
                 (f"{name}.running_mean", norm.mean, (steps, features)),
                 (f"{name}.running_var", norm.var, (steps, features)),
             ]
+            expected += [part for part in parts if part[1] is not None]
     check_expected(expected)
+
+
+def check_dtype(x: Tensor, weight: Tensor | None) -> None:
+    """Raises ValueError if the input and the weights differ in dtype and autocast is off."""
+    if weight is None or x.dtype == weight.dtype:
+        return
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        raise ValueError(
+            f"input must have the dtype of the weights, {weight.dtype}, got {x.dtype}; convert it"
+            f" by input.to({weight.dtype})"
+        )
 
 
 def cell_shapes(call: Any) -> list[ExpectedShape]:
     """Returns the state, weights and bias of a call with the shapes that they must have."""
     _, batch, inputs = call.x.shape
     units = call.h_0.shape[-1]
-    return [
+    expected: list[ExpectedShape] = [
         ("h_0", call.h_0, (batch, units)),
         ("c_0", call.c_0, (batch, units)),
         ("weight_ih", call.weight_ih, (4 * units, inputs)),
         ("weight_hh", call.weight_hh, (4 * units, units)),
-        ("bias", call.bias, (4 * units,)),
     ]
+    return expected if call.bias is None else [*expected, ("bias", call.bias, (4 * units,))]
 
 
 def check_expected(expected: Sequence[ExpectedShape]) -> None:
     """Raises ValueError unless each tensor has its shape; compiled code would read past its end."""
     for name, tensor, shape in expected:
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if tensor is None or tensor.shape != shape:
+            given = None if tensor is None else tuple(tensor.shape)
+            raise ValueError(f"{name} must have shape {shape}, got {given}")
 
 
 class _Norm:

@@ -52,13 +52,26 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
 
 
 def check_input(input: Tensor | PackedSequence, features: int) -> None:
-    """Raises ValueError unless the input is packed, 2-D or 3-D and its last size is `features`."""
+    """Raises ValueError unless the input is packed, 2-D or 3-D and its last size is `features`.
+
+    Raises:
+        TypeError: it is neither a tensor nor packed.
+    """
     x = input.data if isinstance(input, PackedSequence) else input
-    if x.layout is not torch.strided or x.is_quantized:
-        raise ValueError(f"input must be a dense tensor, got layout {x.layout} and {x.dtype}")
+    if not isinstance(x, Tensor):
+        kind = type(x).__name__
+        raise TypeError(f"input must be a torch.Tensor or a PackedSequence, got a {kind}")
+    if x.layout is not torch.strided or x.is_quantized or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout} and {x.dtype}"
+        raise ValueError(f"input must be a dense tensor, got {kind}")
     if isinstance(input, PackedSequence):
+        if x.dim() != 2:
+            raise ValueError(
+                "the data of a PackedSequence must be 2-D (all steps of all sequences, features),"
+                f" got {x.dim()}-D"
+            )
         check_batch_sizes(input.batch_sizes.tolist(), x.shape[0])
-    if x is input and x.dim() not in (2, 3):
+    elif x.dim() not in (2, 3):
         raise ValueError(f"input must be 2-D or 3-D, got {x.dim()}-D")
     if x.shape[-1] != features:
         raise ValueError(f"input must have {features} features (input_size), got {x.shape[-1]}")

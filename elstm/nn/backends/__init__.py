@@ -16,7 +16,12 @@ import torch
 
 from elstm.nn import recurrence as reference
 from elstm.nn.backends.compiling import unless_varying
-from elstm.nn.backends.plain import constant_result, why_unreadable, why_unreadable_call
+from elstm.nn.backends.plain import (
+    constant_result,
+    why_not_layer_norm,
+    why_unreadable,
+    why_unreadable_call,
+)
 from elstm.nn.layer_norm import LayerNormCall, layer_norm_recurrence
 from elstm.nn.recurrence import Call, Recurrence, Results
 
@@ -58,7 +63,9 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
 
     Raises:
         ValueError: a backend requested by name cannot serve the call; the message gives the reason.
+            Or there is no such backend.
     """
+    check_backend(name)
     in_python = unless_varying(reference.recurrence, call.x.shape[0])
     if name == "reference":
         transformed = call.recompute and why_unreadable_call(call) is not None
@@ -99,14 +106,17 @@ _LAYER_NORM = {
 
 def choose_layer_norm(name: str, call: LayerNormCall) -> tuple[str, Callable[..., Any]]:
     """Does what `choose` does, for the recurrence with layer normalisation; "auto" tries "cpu"."""
+    check_backend(name)
     in_python = unless_varying(layer_norm_recurrence, call.x.shape[0])
     if name == "reference":
         return name, in_python
     candidate = "cpu" if name == "auto" else name
     norms = call.norm_ih, call.norm_hh, call.norm_c
-    weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
-    tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
-    reason = why_unreadable(*tensors, *weights)
+    reason = next(filter(None, map(why_not_layer_norm, norms)), None)
+    if reason is None:
+        weights = [weight for norm in norms for weight in (norm.weight, norm.bias)]
+        tensors = call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh, call.bias
+        reason = why_unreadable(*tensors, *weights)
     if reason is None:
         module_name = _LAYER_NORM[candidate]
         _load(module_name)

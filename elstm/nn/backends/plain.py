@@ -5,10 +5,10 @@ values may differ from the numbers in its memory (negative or conjugate views). 
 record or transform it as operators run on it. All of these take the reference, which is made of
 torch's operators.
 
-Five facts have no public interface in torch: whether a transform of torch.func runs, whether a
+Six facts have no public interface in torch: whether a transform of torch.func runs, whether a
 dispatch mode is active, which function modes are active, whether forward-mode differentiation is
-on, and which dispatch keys a tensor has. No other module reads them. They were checked with torch
-2.14.1, and tests/nn/test_plain.py fails when one changes.
+on, which dispatch keys a tensor has, and whether a module has hooks. No other module reads them.
+They were checked with torch 2.14.1, and tests/nn/test_plain.py fails when one changes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._device import DeviceContext
 
+from elstm.nn.layer_norm import LayerNorm
 from elstm.nn.recurrence import Call
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -72,6 +73,22 @@ def why_unreadable_call(call: Call) -> str | None:
     of_norms = [part for norm in norms for part in (norm.weight, norm.bias, norm.mean, norm.var)]
     weights = call.weight_ih, call.weight_hh, call.bias
     return why_unreadable(call.x, call.h_0, call.c_0, *weights, *of_norms)
+
+
+@constant_result
+def why_not_layer_norm(norm: nn.Module) -> str | None:
+    """Returns why compiled code cannot compute what a call of `norm` does; None where it can.
+
+    It computes layer normalisation with weight and bias, and calls no module.
+    """
+    forward = getattr(norm.forward, "__func__", None)
+    if forward not in (LayerNorm.forward, nn.LayerNorm.forward):
+        return f"a norm is a {type(norm).__name__}"
+    if norm.weight is None or norm.bias is None:
+        return "a norm has no weight or no bias"
+    if norm._forward_hooks or norm._forward_pre_hooks:
+        return "a norm has forward hooks"
+    return None
 
 
 @constant_result
