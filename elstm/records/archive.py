@@ -50,7 +50,12 @@ FIRST = ("run", "folder")
 STATE = "state"
 # Settings that have a column even if they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
-LISTS = ("extensions", "processes_changes", "machine_changes")  # the lists of a status
+LISTS = (
+    "extensions",
+    "processes_changes",
+    "machine_changes",
+    "code_changes",
+)  # the lists of a status
 IN_CONFIG = ("model", "data", "data_description", "augmentation", "seed", "pid")
 
 MAX_RUNS = 20_000

@@ -25,6 +25,8 @@
     machine           device, threads and processor that trained the run, from which its times are
     machine_changes   [step, machine] from the start and from each resume on another machine or with
                       other threads on; null for a run that was always trained on the same
+    code, code_changes  likewise the commit and the version of torch; the entries below are those of
+                      the latest resume
     weights           those that are evaluated: "raw", or with trainer.ema_decay "ema", the averaged
     backend           that the recurrence ran on
     extensions        settings that a resume changed, and from which step on: a list
@@ -70,7 +72,7 @@ _EMPTY: dict[str, Any] = dict.fromkeys(
         "test_loss",
         "train_seconds", "wall_seconds", "parameters",
         "device", "device_name", "processes", "processes_changes", "machine",
-        "machine_changes", "threads", "precision",
+        "machine_changes", "code", "code_changes", "threads", "precision",
         "weights", "backend",
         "environment",
         "extensions", "init_from", "versions", "git_commit", "git_dirty", "pid", "started",
@@ -146,40 +148,35 @@ class Status:
             write_atomic(self.path, content, sync=False)
 
 
-def training_processes(
-    before: Mapping[str, Any], step: int, processes: int, *, finished: bool
+def training_history(
+    before: Mapping[str, Any], step: int, here: Mapping[str, int | str], *, finished: bool
 ) -> dict[str, Any]:
-    """Returns `processes` and `processes_changes` of a run.
+    """Returns the fields NAME and NAME_changes of a run for each name in `here`.
 
     Args:
         before: status.json as it was before this resume; empty for a new run.
         step: where the training starts or resumes. Parts that reached no later checkpoint are lost.
-        processes: how many there are now.
+        here: the values from now on: processes, machine, code.
         finished: whether nothing is left to train.
     """
-    return _with_changes("processes", before, step, processes, finished=finished)
+    fields: dict[str, Any] = {}
+    for name, value in here.items():
+        found: Any = before.get(f"{name}_changes")
+        if not _are_changes(found, type(value)):
+            found = [[0, before.get(name)]]
+        parts = [part for part in found if type(part[1]) is type(value) and part[0] < step]
+        if not finished and (not parts or parts[-1][1] != value):
+            parts.append([step, value])
+        fields[name] = parts[-1][1] if parts else value
+        fields[f"{name}_changes"] = parts if len(parts) > 1 else None
+    return fields
 
 
-def training_machine(
-    before: Mapping[str, Any], step: int, machine: str, *, finished: bool
-) -> dict[str, Any]:
-    """Returns `machine` and `machine_changes` of a run; see `training_processes`."""
-    return _with_changes("machine", before, step, machine, finished=finished)
-
-
-def _with_changes(
-    name: str, before: Mapping[str, Any], step: int, here: int | str, *, finished: bool
-) -> dict[str, Any]:
-    """Returns the field `name`, and the field that lists from which step on it had which value."""
-    changes = f"{name}_changes"
-    found: Any = before.get(changes)
-    if not _are_changes(found, type(here)):
-        found = [[0, before.get(name)]]
-    parts = [part for part in found if type(part[1]) is type(here) and part[0] < step]
-    if not finished and (not parts or parts[-1][1] != here):
-        parts.append([step, here])
-    last = parts[-1][1] if parts else here
-    return {name: last, changes: parts if len(parts) > 1 else None}
+def code_version() -> str:
+    """Describes the code that trains a run: elstm's commit, or its version, and torch's version."""
+    commit, dirty = git_state()["git_commit"], git_state()["git_dirty"]
+    own = f"elstm {elstm.__version__}" if commit is None else f"{commit[:10]}"
+    return f"{own}{' (dirty)' if dirty else ''}, torch {versions().get('torch', 'unknown')}"
 
 
 def _are_changes(value: Any, kind: type) -> bool:

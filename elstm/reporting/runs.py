@@ -20,7 +20,7 @@ from elstm.records.stored import StoredRun
 STATES = ("done", "running", "interrupted", "pruned", "failed")
 STALLED_SECONDS = 3600.0  # a run writes status.json at least once per epoch
 
-MADE_WITH = ("device", "device_name", "processes", "threads", "machine", "precision", "backend")
+MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
 
 COLUMNS = (
     "epoch",
@@ -91,10 +91,9 @@ class Run:
         """Returns train_seconds or wall_seconds per epoch; None before the first."""
         return seconds / self.timed_epoch if seconds is not None and self.timed_epoch else None
 
-    @property
-    def moved(self) -> bool:
-        """Returns whether a resume changed the machine or its threads, so that its times mix."""
-        return " then " in self.made_with.get("machine", "")
+    def changed(self, fact: str) -> bool:
+        """Returns whether a resume changed a fact of `made_with`: processes, machine or code."""
+        return " then " in self.made_with.get(fact, "")
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -288,7 +287,7 @@ def _age(updated: object, now: float | None) -> float:
 
 def _made_with(status: dict[str, Any]) -> dict[str, str]:
     facts = {key: text(status, key, 60) for key in MADE_WITH}
-    for key, limit in (("processes", 60), ("machine", 200)):
+    for key, limit in (("processes", 60), ("machine", 200), ("code", 200)):
         facts[key] = text(status, key, limit)
         changes = status.get(f"{key}_changes")
         if isinstance(changes, list) and all(isinstance(part, list) and part for part in changes):

@@ -157,7 +157,7 @@ class Recorder:
     def _describe(self, parameters: int) -> None:
         for message in start_messages(self.config, self.parts, parameters):
             self.info("%s", message)
-        for message in start_warnings(self.config):
+        for message in start_warnings(self.config, self.parts.limits):
             self.warn(message)
 
     def _show_folder(self) -> None:

@@ -21,7 +21,7 @@ from elstm.config.extras import require_extras
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
-from elstm.records.status import Status, read_status, training_machine, training_processes
+from elstm.records.status import Status, code_version, read_status, training_history
 from elstm.records.tags import RAW_SCALARS
 from elstm.records.tracking import COLUMNS, Tracker
 from elstm.training import checkpoint, evaluation
@@ -199,11 +199,12 @@ def set_up(
     snapshot = Snapshot(config, parts, state, sums, extensions, init_from)
     file_sizes = None if saved is None else snapshot.restore(saved, own)
     before = {} if saved is None else status.before
-    at, machine = (before, state.step), runtime.machine(accelerator.device)
-    status.set(
-        **training_processes(*at, accelerator.num_processes, finished=state.finished),
-        **training_machine(*at, machine, finished=state.finished),
-    )
+    here = {
+        "processes": accelerator.num_processes,
+        "machine": runtime.machine(accelerator.device),
+        "code": code_version(),
+    }
+    status.set(**training_history(before, state.step, here, finished=state.finished))
     if changed:
         limits = build_limits(own, parts.data, accelerator.num_processes)
         tested = replace(state, limits=limits).finished

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from elstm.config.data_options import AugmentPicturesConfig, DigitsConfig
-from elstm.config.schema import Config
+from elstm.config.data_options import AugmentPicturesConfig, DigitsConfig, PixelsConfig
+from elstm.config.schema import Config, StepConfig
 from elstm.data.catalog import SAME_IN_A_MIRROR
 from elstm.data.sequences import SequenceData
 from elstm.training import device as runtime
 from elstm.training.build import Parts
+from elstm.training.state import Limits
 
 EXAMPLES, EPOCHS = 6, 3  # of the picture
 
@@ -54,9 +55,35 @@ def start_messages(config: Config, parts: Parts, parameters: int) -> Iterator[st
         )
 
 
-def start_warnings(config: Config) -> Iterator[str]:
-    """Yields warnings about likely mistakes in the config."""
+def start_warnings(config: Config, limits: Limits) -> Iterator[str]:
+    """Yields warnings about likely mistakes in the config, such as settings without an effect."""
+    trainer, scheduler = config.trainer, config.scheduler
+    full, total = limits.max_epochs * limits.steps_per_epoch, limits.total_steps
+    if limits.max_steps is not None and limits.max_steps > full:
+        yield (
+            f"trainer.max_steps={limits.max_steps} has no effect, because "
+            f"trainer.max_epochs={limits.max_epochs} ends the run after {full} steps"
+        )
+    if scheduler.warmup_steps >= total:
+        yield (
+            f"scheduler.warmup_steps={scheduler.warmup_steps} covers all {total} steps of the run, "
+            "whose learning rate rises to the end"
+        )
+    if isinstance(scheduler, StepConfig) and total <= (
+        scheduler.step_epochs * limits.steps_per_epoch
+    ):
+        yield (
+            f"scheduler=step does not lower the learning rate, because the run ends within "
+            f"scheduler.step_epochs={scheduler.step_epochs} epochs"
+        )
+    if trainer.recompute_batch_size is not None and not trainer.recompute_batches:
+        yield (
+            f"trainer.recompute_batch_size={trainer.recompute_batch_size} has no effect with "
+            "trainer.recompute_batches=0"
+        )
     data, augment = config.data, getattr(config.data, "augment", None)
+    if isinstance(data, PixelsConfig) and data.permute_seed and not data.permute:
+        yield f"data.permute_seed={data.permute_seed} has no effect with data.permute=false"
     mirrored = isinstance(augment, AugmentPicturesConfig) and augment.flip
     if mirrored and isinstance(data, DigitsConfig) and data.name not in SAME_IN_A_MIRROR:
         yield (

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from training_runs import small_config, without_pictures
 
-from elstm.records.status import read_status, training_processes
+from elstm.records.status import code_version, read_status, training_history
 from elstm.training import device
+from elstm.training import run as training_run
 from elstm.training.run import run
 
 
 def test_the_processes_of_each_part_of_the_training_are_kept() -> None:
     def resumed(step: int, processes: int, *, finished: bool = False) -> list[list[int]] | None:
         nonlocal status
-        status = training_processes(status, step, processes, finished=finished)
+        status = training_history(status, step, {"processes": processes}, finished=finished)
         return status["processes_changes"]  # type: ignore[no-any-return]
 
     status: dict[str, Any] = {}
@@ -37,16 +38,19 @@ def test_the_machines_of_each_part_of_the_training_are_kept(
 ) -> None:
     without_pictures(monkeypatch)
 
-    def trained(machine: str, epochs: int) -> tuple[Any, Any]:
-        monkeypatch.setattr(device, "machine", lambda _: machine)
+    def trained(name: str, epochs: int) -> list[Any]:
+        monkeypatch.setattr(device, "machine", lambda _: name)
+        monkeypatch.setattr(training_run, "code_version", lambda: name)
         config = small_config("lstm", max_epochs=1)
         run(config, tmp_path, resume=epochs > 1, extend={"trainer.max_epochs": epochs})
         status = read_status(tmp_path) or {}
-        return status["machine"], status["machine_changes"]
+        return [status[key] for key in ("machine", "machine_changes", "code", "code_changes")]
 
-    assert trained("a", 1) == ("a", None)
-    assert trained("b", 2) == ("b", [[0, "a"], [5, "b"]])
+    assert trained("a", 1) == ["a", None, "a", None]
+    parts = [[0, "a"], [5, "b"]]
+    assert trained("b", 2) == ["b", parts, "b", parts]
 
 
-def test_a_processor_has_a_name() -> None:
+def test_a_processor_and_the_code_have_names() -> None:
     assert device.processor_name().strip()
+    assert "torch 2." in code_version()

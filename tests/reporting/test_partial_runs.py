@@ -77,6 +77,13 @@ def test_times_of_two_machines_are_not_compared(
     assert comparable or MACHINE + "x" in said[0]
 
 
+def test_a_resume_with_other_code_is_named(tmp_path: Path) -> None:
+    changes = {"code_changes": [[0, "aa, torch 2.11"], [9, "bb, torch 2.11"]]}
+    write_run(tmp_path / "run", epochs=1, status=changes)
+    said = [str(item) for item in findings(analysis_of(tmp_path))]
+    assert any("1 run resumed with another commit" in item for item in said)
+
+
 def test_how_many_runs_a_mean_of_epochs_covers(tmp_path: Path) -> None:
     write_run(tmp_path / "done", seed=0, epochs=4)
     killed(tmp_path / "killed", seed=1)

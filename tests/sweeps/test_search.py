@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_bad_trials_are_pruned_which_is_no_failure(training, capsys):
     assert main(["-m", f"optimizer.lr={rate}"]) == 0  # a grid wants it whole
     assert training.calls[-1].resume
     assert table()[0]["state"] == "done"
+
+
+def test_ended_trials_without_folders_keep_their_ends(training):
+    """As after their folders were packed into an archive elsewhere, and deleted."""
+    training.accuracy = lambda c: 0.9 - len(training.calls) / 100
+    words = (LR, "hydra.sweeper.startup_trials=2")
+    assert search(*words) == 0
+    before = [(row["state"], row["best_val_accuracy"]) for row in table()]
+    shutil.rmtree("outputs/digits")
+    assert search(*words) == 0
+    assert len(training.calls) == 4
+    after = [(row["state"], row["best_val_accuracy"]) for row in table()]
+    assert [state for state, _ in after] == ["done", "done", "pruned", "pruned"]
+    assert after[:2] == before[:2]
 
 
 def test_failed_trials_are_trials(training):

@@ -1,0 +1,41 @@
+"""Warnings at the start of a run about settings that have no effect on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from training_runs import small_config
+
+from elstm.config.schema import CosineConfig, SchedulerConfig, StepConfig
+from elstm.training.start import start_warnings
+from elstm.training.state import Limits
+
+
+def warned(
+    *, data: dict[str, Any] | None = None, scheduler: SchedulerConfig | None = None, **trainer: Any
+) -> list[str]:
+    config = small_config("elstm_bn", data=data, scheduler=scheduler, **trainer)
+    limits = Limits(1, 5, config.trainer.max_epochs, config.trainer.max_steps)
+    return list(start_warnings(config, limits))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_steps": 11}, "max_epochs=2 ends the run after 10 steps"),
+        ({"scheduler": CosineConfig(warmup_steps=10)}, "covers all 10 steps"),
+        ({"scheduler": StepConfig(step_epochs=2)}, "does not lower the learning rate"),
+        ({"scheduler": StepConfig(step_epochs=1), "max_steps": 5}, "does not lower"),
+        ({"recompute_batches": 0, "recompute_batch_size": 9}, "recompute_batch_size=9 has no"),
+        ({"data": {"permute_seed": 3}}, "permute_seed=3 has no effect"),
+    ],
+)
+def test_settings_without_an_effect_are_named(settings: dict[str, Any], said: str) -> None:
+    [warning] = warned(**settings)
+    assert said in warning
+
+
+def test_settings_with_an_effect_are_not_named() -> None:
+    assert warned(max_steps=10, data={"permute": True, "permute_seed": 3}) == []
+    assert warned(scheduler=StepConfig(step_epochs=1, warmup_steps=9)) == []
