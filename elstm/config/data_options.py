@@ -192,6 +192,9 @@ class TableConfig(GroupedConfig):
         None, help='Columns that are features, as "a,b". null uses all other columns.'
     )
     separator: str = setting(",", help=r"Character between the cells of a CSV file; \t is a tab.")
+    decimal: str = choice(
+        ".", ".", ",", help="Sign before the decimals of numbers in a CSV file, a point or a comma."
+    )
 
 
 @dataclass

@@ -67,12 +67,13 @@ def warn_of_shared_groups(parts: dict[str, LabelledSet]) -> None:
     """Logs a warning for groups that the files have in the training split and in another one."""
     known = set(parts["train"].groups)
     for name, what in (("val", "validation"), ("test", "test")):
-        shared = sorted(known & set(parts[name].groups))
+        here = set(parts[name].groups)
+        shared = sorted(known & here)
         if shared:
             log.warning(
-                "%d groups (data.group) of the %s split are in the training split of the files "
-                "too, such as %s: that accuracy is too good for new groups",
-                len(shared), what, one_line(shared[0], 40),
+                "%d of %d groups (data.group) of the %s split are in the training split of the "
+                "files too, such as %s: that accuracy is too good for new groups",
+                len(shared), len(here), what, one_line(shared[0], 40),
             )  # fmt: skip
 
 
@@ -84,6 +85,28 @@ def warn_of_single_steps(parts: dict[str, LabelledSet]) -> None:
             "needs a row for each step, and data.layout has to name the axes of arrays",
             parts["train"].values.shape[2],
         )  # fmt: skip
+
+
+def warn_of_known_classes(train: LabelledSet) -> None:
+    """Logs a warning for each feature that is the class by another name, such as its number.
+
+    It has one value in all sequences of a class, and another one in those of each other class.
+    """
+    classes = len(set(train.labels))
+    if classes < 2 or len(train) < max(10, 2 * classes):
+        return  # it could be so by chance
+    beyond = np.arange(train.values.shape[1])[None, :] >= train.lengths[:, None]
+    for feature in range(train.values.shape[2]):
+        values = train.values[:, :, feature]
+        if not ((values == values[:, :1]) | beyond).all():
+            continue
+        pairs = set(zip(train.labels, values[:, 0].tolist(), strict=True))
+        if len(pairs) == classes == len({value for _, value in pairs}):
+            log.warning(
+                "feature %s has one value for each class in all training steps, so it gives the "
+                "class away: leave it out, unless it is known where the class is not",
+                train.features[feature] if train.features else feature,
+            )
 
 
 def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:

@@ -185,6 +185,7 @@ def _series(
     description: str,
 ) -> SeriesData:
     checks.warn_of_single_steps(parts)
+    checks.warn_of_known_classes(parts["train"])
     checks.warn_of_unlearned_features(parts)
     parts = preparing.fill_missing(parts, options.missing)
     mean, std = preparing.moments(parts["train"])

@@ -69,7 +69,8 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
 def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
     """Returns the sequences of files, labelled or not, as a model takes them and as read.
 
-    All splits of a file or folder are taken, one after the other. Labels are not checked.
+    All splits of a file or folder are taken, one after the other. If they share ids, each id gets
+    the name of its split. Labels are not checked.
 
     Args:
         options, facts, path: see `load_unseen`.
@@ -81,6 +82,14 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     named = _named(source, path)
     if named is not None:
         source = {named: source[named]}
+    ids = [name for part in source.values() for name in part.ids]
+    if len(source) > 1 and len(set(ids)) < len(
+        ids
+    ):  # as of tables that count their sequences from 1
+        source = {
+            split: replace(part, ids=tuple(f"{split}: {name}" for name in part.ids))
+            for split, part in source.items()
+        }
     parts = [with_features(part, facts.get("features", ()), path) for part in source.values()]
     for each in parts:
         _check_features(each, facts, path)

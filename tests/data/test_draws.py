@@ -107,4 +107,6 @@ def test_groups_that_the_files_cut_are_reported(caplog):
     parts = {"train": persons(9), "val": persons(0), "test": persons(3)}
     checks.warn_of_shared_groups(parts)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert message.startswith("3 groups (data.group) of the test split are in the training split")
+    assert message.startswith(
+        "3 of 3 groups (data.group) of the test split are in the training split"
+    )

@@ -123,6 +123,18 @@ def test_sequences_of_one_step_are_reported(caplog):
     assert len(caplog.records) == 1
 
 
+def test_features_that_are_the_class_are_reported(caplog):
+    train = make("aabb" * 3, lengths=[2, 3] * 6)
+    train.values[:, :, 1] = np.array([7.0, 7.0, 5.0, 5.0] * 3)[:, None]
+    train.values[::2, 2] = 0  # past the end
+    checks.warn_of_known_classes(train)
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert message.startswith("feature 1 has one value for each class in all training steps")
+    train.values[0, 1, 1] = 6
+    checks.warn_of_known_classes(train)
+    assert len(caplog.records) == 1
+
+
 def test_missing_values_are_counted_and_placed():
     values = np.zeros((2, 3, 2), np.float32)
     values[1, 2, 0] = values[1, 1, 1] = np.nan

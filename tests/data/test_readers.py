@@ -262,7 +262,10 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         (TABLE + "y,cat,2,5,6\n", "the label 'cat', and 'dog' in line 4"),
         (TABLE + "x,cat,3,5,6\n", "two sequences have the same id"),
         (TABLE + "y,dog,2,five,6\n", "column 'a' holds 'five', which is no number"),
-        (TABLE + 'y,dog,2,"0,5",6\n', "which is no number; write a decimal point"),
+        (
+            TABLE + 'y,dog,2,"0,5",6\n',
+            "holds '0,5', which is no number; numbers are read as 0.5, and",
+        ),
         (TABLE + "y,dog,2,1_2,6\n", "column 'a' holds '1_2', which is no number"),
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
         (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
@@ -287,7 +290,7 @@ def test_an_unnamed_column_is_no_feature_unless_it_is_chosen(csv):
     assert read.values.tolist() == [[[1.0]]]
 
 
-def test_groups_of_a_table(csv):
+def test_groups_of_a_table(csv, tmp_path):
     path = csv(TABLE.replace("kind,t", "kind,who").replace("cat,2", "cat,1.0"))
     options = TableConfig(path=str(path), id="id", label="kind", group="who")
     read = read_user_data(options)["all"]
@@ -296,6 +299,11 @@ def test_groups_of_a_table(csv):
     facts = {"class_names": ["cat", "dog"], "input_size": 2, "mean": [0, 0], "std": [1, 1]}
     path.write_text("id,kind,a,b\nx,cat,3,4\n")  # nothing is drawn from other files
     assert len(load_series(options, {**facts, "features": ["a", "b"]}, str(path))[1]) == 1
+    (tmp_path / "splits").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "splits" / f"{split}.csv").write_text(path.read_text())
+    both = load_series(options, {**facts, "features": ["a", "b"]}, str(tmp_path / "splits"))[1]
+    assert both.ids == ("train: x", "test: x")  # so that each row of predictions can be told
     for text, phrase in (
         (TABLE, "id=x has the group '1', and '2' in line 2: a sequence has one group"),
         (
@@ -313,14 +321,28 @@ def test_a_feature_that_rises_in_each_row_is_reported(csv):
     rows = "".join(f"{row // 3},cat,{7 + 2 * row},{row % 3}\n" for row in range(12))
     path = csv(f"id,kind,row,t\n{rows}")
     (note,) = read_table(path, COLUMNS)["all"].notes
-    assert note.startswith("feature row rises in each row of ")
+    assert note.startswith("feature row only rises in ")
     assert read_table(path, Columns("id", "kind", features=("row",)))["all"].notes == ()
+    walks = [(i, t) for i in range(24) for t in (1, 2)]  # a number of the sequence does so too
+    csv("id,kind,walk,age\n" + "".join(f"{i},cat,{i},{i // 2}\n" for i, _ in walks))
+    assert [note[:13] for note in read_table(path, COLUMNS)["all"].notes] == ["feature walk "]
 
 
 def test_quotes_after_blanks_and_lines_of_blanks(csv):
     text = 'id, "kind", a\nx, "cat, small", 1\n  \ny, dog, 2\n\n'
     read = read_table(csv(text), COLUMNS)["all"]
     assert (read.labels, read.features) == (("cat, small", "dog"), ("a",))
+
+
+def test_decimals_after_a_comma(csv):
+    text = TABLE.replace(",", ";").replace("3;4", "0,5;-4,25").replace("cat;1", "cat;1,5")
+    columns = Columns("id", "kind", "t", separator=";", decimal=",")
+    read = read_table(csv(text), columns)["all"]
+    np.testing.assert_array_equal(read.values[0], [[1, 2], [0.5, -4.25]])
+    with pytest.raises(
+        UserError, match=r"holds '1\.250', .* as 0,5, and with 'data.decimal=\"\.\"'"
+    ):
+        read_table(csv(text.replace("5;6", "1.250;6")), columns)  # it may be 1250
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,22 @@ def group_cell(where: str, column: str, cell: Any) -> str:
         return str(cell)  # a date, say
 
 
-def time_cell(where: str, column: str, cell: Any) -> Any:
+def time_cell(where: str, column: str, cell: Any, decimal: str = ".") -> Any:
     """Returns what a row is sorted by: a number, or what Parquet has for dates and times.
 
     A whole number stays one: nanoseconds since 1970 need more than the 53 bits of a float. Dates,
     in CSV those of ISO 8601, are compared as they are, so that the time zone of the machine has no
     influence.
+
+    Args:
+        decimal: see `number_cell`.
     """
     if isinstance(cell, str):
         text = cell.strip()
         if re.fullmatch("[+-]?[0-9]{1,4000}", text):
             return int(text)
         try:
-            cell = math.nan if text.lower() in MISSING else _moment(text)
+            cell = math.nan if text.lower() in MISSING else _moment(text, decimal)
         except ValueError:
             raise UserError(
                 f"{where}: the column {column!r} (data.time) holds {text[:40]!r}, which is no "
@@ -50,17 +53,29 @@ def time_cell(where: str, column: str, cell: Any) -> Any:
     raise UserError(f"{where}: the column {column!r} (data.time) holds {cell!r}, which is no time")
 
 
-def _moment(text: str) -> float | datetime:
+def _moment(text: str, decimal: str) -> float | datetime:
     """Returns the number, or the date of ISO 8601, that a text holds; else raises ValueError."""
     try:
-        return number_of(text)
+        return _number(text, decimal)
     except ValueError:
         # Python 3.10 does not know Z.
         return datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
 
 
-def number_cell(where: str, column: str, cell: Any) -> float:
-    """Returns the value of a feature; NaN if it is missing."""
+def _number(text: str, decimal: str) -> float:
+    if decimal == ",":
+        if "." in text:
+            raise ValueError(f"{text!r} may have points between its thousands")
+        text = text.replace(",", ".")
+    return number_of(text)
+
+
+def number_cell(where: str, column: str, cell: Any, decimal: str = ".") -> float:
+    """Returns the value of a feature; NaN if it is missing.
+
+    Args:
+        decimal: the sign before the decimals of a number in text, a point or a comma.
+    """
     if cell is None:
         return math.nan
     if isinstance(cell, str):
@@ -68,11 +83,13 @@ def number_cell(where: str, column: str, cell: Any) -> float:
         if text.lower() in MISSING:
             return math.nan
         try:
-            return number_of(text)
+            return _number(text, decimal)
         except ValueError:
             advice = "'data.features=\"A,B\"' selects the columns that are read"
-            if re.fullmatch("[+-]?[0-9]+,[0-9]+", text):
-                advice = "write a decimal point in place of the comma"
+            other = "," if decimal == "." else "."
+            if re.fullmatch(f"[+-]?[0-9]+[{other}][0-9]+", text):
+                option = f"'data.decimal=\"{other}\"'"
+                advice = f"numbers are read as 0{decimal}5, and with {option} as 0{other}5"
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; {advice}"
             ) from None

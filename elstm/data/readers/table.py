@@ -22,26 +22,16 @@ from elstm.data.labelled import (
     padded,
 )
 from elstm.data.readers.cells import group_cell, number_cell, time_cell
+from elstm.data.readers.row_numbers import RowNumbers
 from elstm.data.readers.table_rows import rows_of
 from elstm.errors import UserError
 
 SUFFIXES = (".csv", ".parquet")
 # Endings of tables that are not read from a folder, and would be overlooked there.
 LIKE_TABLES = {
-    *SUFFIXES,
-    ".tsv",
-    ".txt",
-    ".dat",
-    ".pq",
-    ".gz",
-    ".zip",
-    ".bz2",
-    ".xz",
-    ".xlsx",
-    ".xls",
-}
+    *SUFFIXES, ".tsv", ".txt", ".dat", ".pq", ".gz", ".zip", ".bz2", ".xz", ".xlsx", ".xls",
+}  # fmt: skip
 NAMELESS = ("", "Unnamed: 0", "__index_level_0__")  # what pandas calls an index
-COUNTED = 10  # rows from which a feature that rises in each of them is reported
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,7 @@ class Columns:
         label_required: False: cells of the label may be empty.
         trained: the features are those of a run, and the option data.features does not exist.
         group: its group, the same in all rows of a sequence; None: there are none.
+        decimal: the sign before the decimals of numbers in a CSV file.
     """
 
     id: str
@@ -68,6 +59,7 @@ class Columns:
     label_required: bool = True
     trained: bool = False
     group: str | None = None
+    decimal: str = "."
 
 
 @dataclass
@@ -88,6 +80,7 @@ class TableOptions(Protocol):
     features: str | tuple[str, ...] | None  # a tuple: those that a run was trained on
     separator: str
     group: str | None
+    decimal: str
 
 
 def read_unlabelled(options: TableOptions) -> Source:
@@ -106,7 +99,7 @@ def read(options: TableOptions, *, labelled: bool = True) -> Source:
         raise UserError(f"data.separator={options.separator}: has to be one character, or \\t")
     columns = Columns(
         options.id, options.label, options.time, features, separator, trained=trained,
-        group=options.group,
+        group=options.group, decimal=options.decimal,
     )  # fmt: skip
     return read_table(Path(options.path), columns, labelled=labelled)
 
@@ -158,14 +151,11 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     places, features = _places(path, names, columns)
     sequences: dict[str, _Sequence] = {}
     count = 0
-    rising: dict[int, float] = {}  # features that have risen in each row, and their values
+    numbering = RowNumbers()
     for count, (line, cells) in enumerate(rows, 1):
         where = f"{path}, line {line}"
-        row = _add(where, sequences, cells, places, features, columns, count, line)
-        if count == 1:
-            rising = dict(enumerate(row))
-        else:
-            rising = {each: row[each] for each, last in rising.items() if row[each] > last}
+        sequence = _add(where, sequences, cells, places, features, columns, count, line)
+        numbering.add(sequence, sequence.rows[-1])
         if count % 1_000_000 == 0:
             check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
     if not sequences:
@@ -195,12 +185,12 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     labels = tuple(sequence.label for sequence in sequences.values())
     names = tuple(features)
     notes = narrow.notes(names)
-    if len(sequences) > 1 and count >= COUNTED and columns.features is None:
+    if len(sequences) > 1 and columns.features is None:
         notes += tuple(
-            f"feature {names[each]} rises in each row of {path}, as row numbers and time stamps "
-            "do, so it may reveal the sequence and the class: list the other columns in "
-            "data.features"
-            for each in rising
+            f"feature {names[each]} only rises in {path}, with each sequence, as row numbers and "
+            "time stamps do, so it may reveal the sequence and the class: list the other columns "
+            "in data.features"
+            for each in numbering.found()
         )
     groups = tuple(sequence.group for sequence in sequences.values()) if columns.group else ()
     return LabelledSet(
@@ -264,8 +254,8 @@ def _places(
 def _add(
     where: str, sequences: dict[str, _Sequence], cells: Sequence[Any], places: dict[str, int],
     features: dict[str, int], columns: Columns, number: int, line: int,
-) -> list[float]:  # fmt: skip
-    """Adds one row to the sequence that it belongs to, and returns its features."""
+) -> _Sequence:  # fmt: skip
+    """Adds one row to the sequence that it belongs to, and returns that."""
     given = cells[places["id"]]
     name = "" if given is None or given != given else str(given).strip()  # NaN equals nothing
     if not name:
@@ -292,7 +282,9 @@ def _add(
         )
     sequence.last = number
     if columns.time is not None:
-        sequence.times.append(time_cell(where, columns.time, cells[places["time"]]))
-    row = [number_cell(where, name, cells[place]) for name, place in features.items()]
-    sequence.rows.append(row)
-    return row
+        cell = cells[places["time"]]
+        sequence.times.append(time_cell(where, columns.time, cell, columns.decimal))
+    sequence.rows.append(
+        [number_cell(where, name, cells[at], columns.decimal) for name, at in features.items()]
+    )
+    return sequence
