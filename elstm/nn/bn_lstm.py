@@ -121,7 +121,8 @@ _CALL = """
 
     Raises:
         ValueError: an argument is out of range, an input or a state has another size, a training
-            batch has one sequence, or a backend requested by name cannot serve the call.
+            batch has fewer than two sequences, or a backend requested by name cannot serve the
+            call.
         TypeError: an input or a state is no tensor, or a norm was replaced by another module.
 """
 
@@ -365,8 +366,8 @@ def _batch_steps(active: list[int] | None, steps: int, size: int) -> int:
     """
     if (size if active is None else active[0]) < 2:
         raise TooFewSequences(
-            "a training batch needs at least 2 sequences (the variance of one is zero), got 1;"
-            " use larger batches, drop_last=True in the DataLoader, or call .eval()"
+            "a training batch needs at least 2 sequences (the variance of one is zero), got"
+            f" {size}; use larger batches, drop_last=True in the DataLoader, or call .eval()"
         )
     return steps if active is None else len(active) - active.count(1) - active.count(0)
 

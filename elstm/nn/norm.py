@@ -18,7 +18,7 @@ Counts = int | Tensor  # active sequences: the same at all steps, or (batch_step
 
 
 class TooFewSequences(ValueError):
-    """Reports a batch of one sequence, which has no variance."""
+    """Reports a batch of one sequence, which has no variance, or of none."""
 
 
 class Pool(Protocol):

@@ -30,7 +30,7 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     """Reads (T, B, F), (B, T, F) with batch_first, (T, F) for a single sequence, or packed.
 
     Raises:
-        ValueError: another number of dimensions or features, or no step or sequence at all.
+        ValueError: another number of dimensions or features, or no step at all.
     """
     check_input(input, features)
     if isinstance(input, PackedSequence):
@@ -44,10 +44,8 @@ def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> 
     x = input.unsqueeze(1) if input.dim() == 2 else input
     if batch_first and input.dim() == 3:
         x = x.transpose(0, 1)
-    if 0 in x.shape[:2]:
-        raise ValueError(
-            f"input must hold at least one step of one sequence, got {tuple(input.shape)}"
-        )
+    if x.shape[0] == 0:
+        raise ValueError(f"input must hold at least one step, got {tuple(input.shape)}")
     return Batch(x, None, None, input.dim() == 2)
 
 

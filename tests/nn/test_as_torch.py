@@ -245,3 +245,22 @@ def test_states_reach_torch_contiguous(kind, base, monkeypatch):
         LSTM(F, H, proj_size=2, state_noise=0.1).eval()(x)
     assert len(seen) == (2 if kind is GRU else 6)
     assert all(part.is_contiguous() for part in seen)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_has_empty_results(kind, backend):
+    base = nn.GRU if kind is GRU else nn.LSTM
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    layer = kind(F, H, backend=backend, **options).eval()
+    x = torch.zeros(0, T, F, requires_grad=True)
+    found, expected = (
+        [output, *(state if isinstance(state, tuple) else (state,))]
+        for output, state in (layer(x), base(F, H, **options)(x))
+    )
+    assert [part.shape for part in found] == [part.shape for part in expected]
+    layer(x)[0].sum().backward()
+    assert x.grad.shape == x.shape
+    if kind in (BNLSTM, ELSTMBN):
+        with pytest.raises(ValueError, match=r"at least 2 sequences .*got 0"):
+            layer.train()(x)

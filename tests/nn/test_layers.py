@@ -333,8 +333,7 @@ def test_bnlstm_refuses_a_cell_norm():
         ((T, F - 1), r"3 features .*got 2"),
         ((T, B, 1, F), r"2-D or 3-D, got 4-D"),
         ((F,), r"2-D or 3-D, got 1-D"),
-        ((0, B, F), r"at least one step .*\(0, 5, 3\)"),
-        ((T, 0, F), r"at least one step .*\(6, 0, 3\)"),
+        ((0, B, F), r"at least one step, .*\(0, 5, 3\)"),
     ],
     ids=str,
 )

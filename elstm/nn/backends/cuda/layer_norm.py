@@ -25,6 +25,8 @@ def refuses(call: Any) -> str | None:
     for tensor in (call.x, call.h_0, call.c_0, call.weight_ih, call.weight_hh):
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             return f"computes in float32, got {tensor.dtype}"
+    if not call.x.numel():
+        return "the batch is empty"
     reason = launch.refuses_device(call.x.device)
     if reason is None and call.h_0.shape[1] > MAX_UNITS:
         return f"serves at most {MAX_UNITS} hidden units, got {call.h_0.shape[1]}"
