@@ -1,8 +1,8 @@
 """Runs a study from its file: the sweeps, the choice by validation, the report.
 
-    python scripts/study.py conf/study/runs.yaml --jobs 2    # trains what is not done, and reports
+    python scripts/study.py conf/study/rows.yaml --jobs 2    # trains what is not done, and reports
     python scripts/study.py conf/study/*.yaml --report       # the reports alone
-    python scripts/study.py conf/study/runs.yaml --check     # trains two runs again and compares
+    python scripts/study.py conf/study/rows.yaml --check     # trains two runs again and compares
     python scripts/study.py mine.yaml --quick                # all of it with few and small runs
 
 elstm/config/study.py describes such files. A study's runs lie in OUT/NAME, where NAME is the

@@ -197,9 +197,9 @@ def test_a_planned_study_composes(path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_runs_of_a_kept_study_are_finished(
     training: FakeTraining, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("tuning", "tuning-permuted", "permuted"):
+    for name in ("tuning", "tuning-196", "full-196"):
         shutil.copytree(PAPER / name, tmp_path / name)
-    path = ROOT / "conf" / "study" / "permuted.yaml"
+    path = ROOT / "conf" / "study" / "full-196.yaml"
     assert study.main([str(path), "--out", str(tmp_path)]) == 0
     assert training.calls == []
     assert capsys.readouterr().out.count(": already done") == 15

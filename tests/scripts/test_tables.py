@@ -19,6 +19,8 @@ PAGES = {
     "rows": [PAPER / "README.md"],
     "default": [PAPER / "README.md"],
     "epochs": [PAPER / "README.md"],
+    "permuted": [PAPER / "README.md"],
+    "statistics": [PAPER / "README.md"],
     "ucr": [ROOT / "elstm" / "data" / "README.md"],
 }
 
