@@ -6,8 +6,11 @@ import importlib.util
 import itertools
 import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +21,7 @@ from elstm.config.compose import Composer
 from elstm.config.removed import REMOVED
 from elstm.config.schema import settings_without_effect
 from elstm.config.study import read_study
+from elstm.errors import UserError
 from elstm.files.bounded import Config, flatten
 from elstm.records.archive import Archive
 from elstm.reporting.runs import load_runs
@@ -153,6 +157,17 @@ def told_apart(config: Config) -> Config:
     }
 
 
+def planned_sweeps(found: Any, models: Sequence[str]) -> Iterator[list[str]]:
+    """Yields the arguments of each sweep; of a study under way, those with a chosen setting."""
+    if found.name not in UNDER_WAY:
+        yield from study.Runner(PAPER, quick=False, jobs=1).sweeps(found)
+        return
+    for part, model in itertools.product(found.parts, models):
+        runner = study.Runner(PAPER, quick=False, jobs=1, models=[model])
+        with suppress(UserError):  # a model whose search is not finished has no setting yet
+            yield from runner.sweeps(replace(found, parts=[part]))
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None:
     """The first and last run of each sweep have the very settings that the archive has.
@@ -163,9 +178,8 @@ def test_a_kept_studys_file_asks_for_the_runs_in_its_archive(path: Path) -> None
     kept = [told_apart(run.config()) for run in Archive(PAPER / found.name).runs]
     compose = Composer().many()
     planned, asked = 0, []
-    # A model whose search is not finished has no setting yet.
-    models = {str(config["model.name"]) for config in kept} if found.name in UNDER_WAY else ()
-    for words in study.Runner(PAPER, quick=False, jobs=1, models=sorted(models)).sweeps(found):
+    models = sorted({str(config["model.name"]) for config in kept})
+    for words in planned_sweeps(found, models):
         values = [
             [f"{word.partition('=')[0]}={value}" for value in word.partition("=")[2].split(",")]
             for word in words
