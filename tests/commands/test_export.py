@@ -45,13 +45,7 @@ def model_and_logits(config: Any) -> tuple[Any, torch.Tensor]:
         return model, model.eval()(x)
 
 
-QUICK = ("none", "update", "terms")  # no norm of the cell, one, and two
-
-
-@pytest.mark.parametrize(
-    "cell_norm",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CELL_NORMS],
-)
+@pytest.mark.parametrize("cell_norm", CELL_NORMS)
 def test_folded_statistics_are_those_of_the_model(cell_norm: str) -> None:
     for options in ({}, {"normalize_input": False}, {"normalize_hidden": False}):
         config = ELSTMBNConfig(hidden_size=5, cell_norm=cell_norm, **options)
