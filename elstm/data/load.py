@@ -140,8 +140,9 @@ def load_user_data(options: Any) -> SequenceData:
     log.info("%s: %s", options.name, description)
     for args in notes:
         log.info(*args)
-    for text in (text for part in source.values() for text in part.notes):
-        log.warning("%s", text)
+    for part in source.values():
+        for text in part.notes:
+            log.warning("%s", text)
     splits = {"training": parts["train"], "validation": parts["val"], "test": parts["test"]}
     present = {what: set(part.labels) for what, part in splits.items() if len(part)}
     checks.warn_of_missing_classes(names, present)

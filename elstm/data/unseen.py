@@ -82,10 +82,8 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
     named = _named(source, path)
     if named is not None:
         source = {named: source[named]}
-    ids = [name for part in source.values() for name in part.ids]
-    if len(source) > 1 and len(set(ids)) < len(
-        ids
-    ):  # as of tables that count their sequences from 1
+    ids = [set(part.ids) for part in source.values()]
+    if len(set().union(*ids)) < sum(map(len, ids)):  # as of tables that count from 1
         source = {
             split: replace(part, ids=tuple(f"{split}: {name}" for name in part.ids))
             for split, part in source.items()

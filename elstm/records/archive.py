@@ -38,6 +38,7 @@ from elstm.files.bounded import (
     to_yaml,
 )
 from elstm.records.cells import decode, encode, settings_tree
+from elstm.records.status import in_folder
 from elstm.records.stored import TABLES, StoredRun, table_rows
 
 ARCHIVE = "archive.yaml"
@@ -50,12 +51,8 @@ FIRST = ("run", "folder")
 STATE = "state"
 # Settings that have a column even if they do not differ, and fields of a status that have none.
 ALWAYS = ("model.name", "data.name", "seed")
-LISTS = (
-    "extensions",
-    "processes_changes",
-    "machine_changes",
-    "code_changes",
-)  # the lists of a status
+# The lists of a status.
+LISTS = ("extensions", "processes_changes", "machine_changes", "code_changes")
 IN_CONFIG = ("model", "data", "data_description", "augmentation", "seed", "pid")
 
 MAX_RUNS = 20_000
@@ -212,6 +209,9 @@ def pack(
     """
     configs = [run.config() for run in runs]
     statuses = [_flat_status(run.status()) for run in runs]
+    for run, status in zip(runs, statuses, strict=True):
+        if isinstance(error := status.get("error"), str):
+            status["error"] = in_folder(error, run.folder)  # status.json of 0.1.0 has full paths
     varied = {key for config in configs for key in config.keys() ^ configs[0].keys()}
     varied |= {
         key

@@ -90,6 +90,11 @@ def read_status(run_dir: Path) -> dict[str, Any] | None:
     return read_json(status_path(run_dir))
 
 
+def in_folder(text: str, run_dir: Path) -> str:
+    """Names a run's files relative to its folder, which may be moved, archived and shared."""
+    return text.replace(f"{run_dir}{os.sep}", "")
+
+
 class Status:
     """Holds the status of an active run; `update` writes it.
 
@@ -131,7 +136,7 @@ class Status:
             self.fields.update({k: v for k, v in self.before.items() if k in _EMPTY})
             state, line = self.before.get("state", state), line or self.before.get("error")
         with suppress(UserError):
-            self.update(state=state, error=line)
+            self.update(state=state, error=line and in_folder(line, self.path.parent))
 
     def set(self, **fields: Any) -> None:
         """Sets fields without writing them; unknown ones are dropped."""

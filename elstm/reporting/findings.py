@@ -137,7 +137,7 @@ def machines_of(groups: Sequence[Group]) -> Counter[str]:
 
     def name(run: Run) -> str:
         device = _machine(run.made_with)
-        if not run.changed("machine") and len(found.get(device, ())) < 2:
+        if "machine" not in run.changed and len(found.get(device, ())) < 2:
             return device
         return run.made_with.get("machine", f"{device}, unknown processor")
 
@@ -147,7 +147,7 @@ def machines_of(groups: Sequence[Group]) -> Counter[str]:
 def _mixed(groups: Sequence[Group]) -> bool:
     """Returns whether the times are of several machines, of all runs or of one."""
     return len(machines_of(groups)) > 1 or any(
-        run.changed("machine") for g in groups for run in g.runs
+        "machine" in run.changed for g in groups for run in g.runs
     )
 
 
@@ -220,7 +220,7 @@ def _warnings(analysis: Analysis) -> list[Inline]:
     commits = {run.made_with.get("commit", "unknown") for run in runs}
     if len(commits) > 1:
         items.append(f"The runs were made with {len(commits)} commits of the code (see the end).")
-    if mixed_code := sum(run.changed("code") for run in runs):
+    if mixed_code := sum("code" in run.changed for run in runs):
         items.append(
             f"{plural(mixed_code, 'run')} resumed with another commit or another version of torch "
             "than before (see the end)."

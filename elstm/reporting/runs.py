@@ -21,6 +21,7 @@ STATES = ("done", "running", "interrupted", "pruned", "failed")
 STALLED_SECONDS = 3600.0  # a run writes status.json at least once per epoch
 
 MADE_WITH = ("device", "device_name", "processes", "threads", "precision", "backend")
+CHANGING = {"processes": 60, "machine": 200, "code": 200}  # most characters that are shown
 
 COLUMNS = (
     "epoch",
@@ -80,6 +81,7 @@ class Run:
     updated: str
     content: str = ""  # of a published set: a checksum of the images that were read
     timed_epoch: float | None = None  # epochs that took the seconds; the curves may be further
+    changed: frozenset[str] = frozenset()  # the keys of CHANGING that a resume changed
 
     @property
     def processes(self) -> int | str:
@@ -90,10 +92,6 @@ class Run:
     def per_epoch(self, seconds: float | None) -> float | None:
         """Returns train_seconds or wall_seconds per epoch; None before the first."""
         return seconds / self.timed_epoch if seconds is not None and self.timed_epoch else None
-
-    def changed(self, fact: str) -> bool:
-        """Returns whether a resume changed a fact of `made_with`: processes, machine or code."""
-        return " then " in self.made_with.get(fact, "")
 
     @property
     def pair(self) -> tuple[int, int]:
@@ -167,6 +165,7 @@ def load_run(stored: StoredRun, now: float | None = None) -> Run:
         started=text(status, "started", 40),
         updated=text(status, "updated", 40),
         content=text(status, "data_content", 40),
+        changed=frozenset(key for key in CHANGING if len(_changes(status, key)) > 1),
     )
 
 
@@ -285,13 +284,19 @@ def _age(updated: object, now: float | None) -> float:
     return (time.time() if now is None else now) - then
 
 
+def _changes(status: dict[str, Any], key: str) -> list[str]:
+    """Returns the values that a fact had in turn; none if it never changed."""
+    parts = status.get(f"{key}_changes")
+    if not isinstance(parts, list) or not all(isinstance(part, list) and part for part in parts):
+        return []
+    return [str(part[-1]) for part in parts]
+
+
 def _made_with(status: dict[str, Any]) -> dict[str, str]:
     facts = {key: text(status, key, 60) for key in MADE_WITH}
-    for key, limit in (("processes", 60), ("machine", 200), ("code", 200)):
-        facts[key] = text(status, key, limit)
-        changes = status.get(f"{key}_changes")
-        if isinstance(changes, list) and all(isinstance(part, list) and part for part in changes):
-            facts[key] = one_line(" then ".join(str(part[-1]) for part in changes), limit)
+    for key, limit in CHANGING.items():
+        found = one_line(" then ".join(_changes(status, key)), limit)
+        facts[key] = found or text(status, key, limit)
     versions = status.get("versions")
     if isinstance(versions, dict):
         for name in ("python", "torch", "elstm"):

@@ -151,11 +151,12 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     places, features = _places(path, names, columns)
     sequences: dict[str, _Sequence] = {}
     count = 0
-    numbering = RowNumbers()
+    numbering = RowNumbers() if columns.features is None else None
     for count, (line, cells) in enumerate(rows, 1):
         where = f"{path}, line {line}"
         sequence = _add(where, sequences, cells, places, features, columns, count, line)
-        numbering.add(sequence, sequence.rows[-1])
+        if numbering is not None:
+            numbering.add(sequence, sequence.rows[-1])
         if count % 1_000_000 == 0:
             check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
     if not sequences:
@@ -164,28 +165,14 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
     for name, sequence in sequences.items():
         values = np.array(sequence.rows).reshape(len(sequence.rows), len(features))
         if columns.time is not None:
-            times = sequence.times
-            try:
-                order = sorted(range(len(times)), key=times.__getitem__)
-            except TypeError as error:
-                raise UserError(
-                    f"{path}: {columns.id}={name} has values of {columns.time} (data.time) that "
-                    "cannot be compared: numbers and dates, or times with and without a time zone"
-                ) from error
-            for first, second in pairwise(order):
-                if times[first] == times[second]:
-                    raise UserError(
-                        f"{path}: {columns.id}={name} has two rows with "
-                        f"{columns.time}={times[first]}: two sequences may have the same id"
-                    )
-            values = values[order]
+            values = values[_order(f"{path}: {columns.id}={name}", columns.time, sequence.times)]
         arrays.append(narrow(values))
         sequence.rows.clear()
     values, lengths = padded(arrays, str(path))
     labels = tuple(sequence.label for sequence in sequences.values())
     names = tuple(features)
     notes = narrow.notes(names)
-    if len(sequences) > 1 and columns.features is None:
+    if len(sequences) > 1 and numbering is not None:
         notes += tuple(
             f"feature {names[each]} only rises in {path}, with each sequence, as row numbers and "
             "time stamps do, so it may reveal the sequence and the class: list the other columns "
@@ -197,6 +184,24 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
         values, lengths, labels, tuple(sequences), (path,), names, notes=notes,
         groups=groups,
     )  # fmt: skip
+
+
+def _order(where: str, column: str, times: Sequence[Any]) -> list[int]:
+    """Returns the indices that sort the rows of a sequence by time."""
+    try:
+        order = sorted(range(len(times)), key=times.__getitem__)
+    except TypeError as error:
+        raise UserError(
+            f"{where} has values of {column} (data.time) that cannot be compared: numbers and "
+            "dates, or times with and without a time zone"
+        ) from error
+    for first, second in pairwise(order):
+        if times[first] == times[second]:
+            raise UserError(
+                f"{where} has two rows with {column}={times[first]}: two sequences may have the "
+                "same id"
+            )
+    return order
 
 
 def _places(
