@@ -38,7 +38,6 @@ from elstm.files.bounded import (
     to_yaml,
 )
 from elstm.records.cells import decode, encode, settings_tree
-from elstm.records.status import in_folder
 from elstm.records.stored import TABLES, StoredRun, table_rows
 
 ARCHIVE = "archive.yaml"
@@ -209,9 +208,6 @@ def pack(
     """
     configs = [run.config() for run in runs]
     statuses = [_flat_status(run.status()) for run in runs]
-    for run, status in zip(runs, statuses, strict=True):
-        if isinstance(error := status.get("error"), str):
-            status["error"] = in_folder(error, run.folder)  # status.json of 0.1.0 has full paths
     varied = {key for config in configs for key in config.keys() ^ configs[0].keys()}
     varied |= {
         key

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from elstm.files.bounded import Config, Damaged, read_config, read_status, read_text
+from elstm.records.status import in_folder
 
 # The tables of a run folder, with the largest size that is read.
 TABLES = {
@@ -59,11 +60,14 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         try:
-            return read_status(self.folder / "status.json")
+            status = read_status(self.folder / "status.json")
         except Damaged as error:
             if str(error) == "no status.json":
                 raise Damaged("no status.json: not started yet, or killed at once") from None
             raise
+        if isinstance(text := status.get("error"), str):  # of a run that stored its full path
+            status["error"] = in_folder(text, self.folder)
+        return status
 
     def lines(self, table: str) -> list[str]:
         # A last line without its end is being written at this moment.

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from training_runs import small_config, without_pictures
 
-from elstm.records.status import code_version, read_status, training_history
+from elstm.errors import UserError
+from elstm.records.status import Status, code_version, read_status, training_history
 from elstm.training import device
 from elstm.training import run as training_run
 from elstm.training.run import run
@@ -49,6 +50,11 @@ def test_the_machines_of_each_part_of_the_training_are_kept(
     assert trained("a", 1) == ["a", None, "a", None]
     parts = [[0, "a"], [5, "b"]]
     assert trained("b", 2) == ["b", parts, "b", parts]
+
+
+def test_an_error_names_files_relative_to_the_run(tmp_path: Path) -> None:
+    Status(tmp_path).fail(UserError(f"not finite; {tmp_path}/checkpoints/last.pt is good"))
+    assert (read_status(tmp_path) or {})["error"] == "not finite; checkpoints/last.pt is good"
 
 
 def test_a_processor_and_the_code_have_names() -> None:

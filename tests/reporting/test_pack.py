@@ -26,7 +26,7 @@ def write_study(folder):
         write_inside(run, NORMS, OVER_TIME)
     write_run(
         folder / "mnist/lstm/x", "lstm", "mnist", seed=5, epochs=2, state="failed",
-        error="=x|\x1b",
+        error=f"=x|\x1b {folder}/mnist/lstm/x/checkpoints/last.pt",
     )  # fmt: skip
     write_run(
         folder / "mnist/lstm/y", "lstm", "mnist", seed=6, epochs=2, until=1.0, state="interrupted",
@@ -61,6 +61,12 @@ def report(output, *arguments):
     found["report.md"] = re.sub(rb"\[([^]]*)\]\(\.\.[^)]*\)", rb"\1", found["report.md"])
     found["report.html"] = re.sub(rb'<a href="\.\.[^"]*">([^<]*)</a>', rb"\1", found["report.html"])
     return found
+
+
+def test_no_path_of_the_machine_is_packed(study, archive):
+    text = (archive / "runs.csv").read_text()
+    assert "checkpoints/last.pt" in text
+    assert str(study) not in text
 
 
 def test_the_report_of_an_archive_is_that_of_the_folders(study, archive, tmp_path):

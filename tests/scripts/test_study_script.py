@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -228,6 +229,13 @@ def test_a_kept_page_is_what_its_archive_gives(
     path = ROOT / "conf" / "study" / f"{name}.yaml"
     assert study.main([str(path), "--report", "--out", str(tmp_path)]) == 0
     assert (tmp_path / name / "report.md").read_bytes() == (PAPER / name / "report.md").read_bytes()
+
+
+def test_the_kept_evidence_names_no_folder_of_a_machine() -> None:
+    for path in PAPER.rglob("*"):
+        if path.suffix in (".md", ".yaml") or path.name == "runs.csv":
+            found = re.search(r"(?<![\w.:/-])/(home|root|work|tmp|Users|mnt)/", path.read_text("utf-8"))
+            assert found is None, path
 
 
 def test_the_kept_evidence_stays_small() -> None:
