@@ -116,8 +116,10 @@ def test_a_folder_whose_name_is_no_text(tmp_path, capsys, monkeypatch):
 
 def test_a_terminal_without_a_size(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((0, 0)))
-    assert cli.fitted("an error", sys.stderr) == "an error"
+    with monkeypatch.context() as patch:  # pytest -vv needs the size, too
+        patch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((0, 0)))
+        fitted = cli.fitted("an error", sys.stderr)
+    assert fitted == "an error"
 
 
 @pytest.mark.parametrize(
