@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import assert_same_runs, rows, small_config
+from training_runs import assert_same_runs, rows, small_config, without_pictures
 
 from elstm.commands import evaluate
 from elstm.config import run_folder as schema
 from elstm.config.run_config import load_run_config
 from elstm.errors import UserError
-from elstm.records import pictures as figures
 from elstm.sweeps.job import execute
 from elstm.training import checkpoint, evaluation, trained
 from elstm.training import run as training
@@ -30,19 +29,16 @@ from elstm.training.loop import TrainingLoop
 from elstm.training.run import run
 from elstm.training.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CONFIG = small_config(max_epochs=3, log_every=2, checkpoint_every=2)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "gradient_figure", lambda *_: b"a picture")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "gradient_figure", lambda *_: b"a picture")
+        without_pictures(patch)
         run(CONFIG, folder)
     return folder
 

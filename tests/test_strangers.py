@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from synthetic_runs import write_run
+from training_runs import without_pictures
 
 from elstm import train
 from elstm.commands import evaluate, export, predict, report
@@ -30,6 +31,8 @@ from elstm.errors import UserError
 from elstm.files.atomic import read_json, write_atomic
 from elstm.training import checkpoint
 from elstm.training import run as training
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 WORDS = [
     "model=bn_lstm",
@@ -55,7 +58,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         OmegaConf.save(cfg.hydra, folder / ".hydra" / "hydra.yaml")
         del cfg["hydra"]
     OmegaConf.save(cfg, folder / ".hydra" / "config.yaml")
-    training.run(config, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        training.run(config, folder)
     (folder / "train.log").touch()
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted"}))

@@ -149,7 +149,7 @@ SIGNALLED = """if True:
         with StopSignals() as signals:
             signals.graceful = True
             print("ready", flush=True)
-            for _ in range(100):
+            for _ in range(25):
                 time.sleep(0.02)
                 try:
                     signals.raise_if_requested()

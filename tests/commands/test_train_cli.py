@@ -401,7 +401,7 @@ def test_a_broken_example_is_noticed(trains, example):
 # --- the real thing, as a process of its own
 
 
-def test_a_real_run_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
+def test_a_real_run_is_interrupted_and_resumed(no_pictures, tmp_path, monkeypatch, capsys):
     train = command(
         "model=lstm", "model.hidden_size=8", "trainer.max_epochs=100000", "trainer.threads=1",
         "data.train_size=320",

@@ -124,9 +124,8 @@ def test_an_experiment_composes_to_what_it_did(composer, before, experiment, mon
     monkeypatch.delenv("ELSTM_DATA", raising=False)
     table, earlier = before
     many = composer.many()
-    # Every model in two experiments, two models in the others: each composition takes 0.3 s.
-    everywhere = ("lstm", "elstm_bn")
-    models = SCHEMAS["model"] if experiment in ("fashion_rows", "mnist_pixels") else everywhere
+    # Every model in one experiment, two models in the others, to save time.
+    models = SCHEMAS["model"] if experiment == "mnist_pixels" else ("lstm", "elstm_bn")
     for model in models:
         now = flat(many([f"experiment={experiment}", f"model={model}"]))
         assert now["model.name"] == model

@@ -1,10 +1,12 @@
 """Hydra's private parts are imported by one file, and are as they were when it was written."""
 
+import copy
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.config_source import ConfigSource
@@ -12,6 +14,8 @@ from hydra.types import HydraContext, RunMode
 
 import elstm
 from elstm.config import hydra_private
+from elstm.config.compose import Composer
+from elstm.config.schema import TrainerConfig
 
 ROOT = Path(elstm.__file__).parent
 # What is called, with the parameters that are given.
@@ -59,6 +63,17 @@ def test_private_parts_do_what_they_did():
     job.return_value = error
     assert hydra_private.raised_in(job) is error
     hydra_private.Callbacks().on_run_start(config=tree, config_name=None)
+
+
+def test_compositions_share_the_store_and_leave_it_as_it_was():
+    composer = Composer()
+    assert copy.deepcopy(ConfigStore.instance()) is ConfigStore.instance()
+    first = composer.load(["model.hidden_size=7"], RunMode.RUN)
+    first.model.hidden_size = first.trainer.max_epochs = 8
+    schema = ConfigStore.instance().load("schema.yaml").node
+    assert schema.trainer.max_epochs == TrainerConfig().max_epochs
+    again = composer.load([], RunMode.RUN)
+    assert (again.model.hidden_size, again.trainer.max_epochs) == (128, 10)
 
 
 # Private parts of the libraries that the runner drives, each with the one file that may use it.

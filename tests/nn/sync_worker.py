@@ -1,6 +1,6 @@
 """One of two processes with a share of the batch each; test_sync.py runs it and reads its file."""
 
-import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -69,9 +69,11 @@ def penalty(layer, input, weight):
     return {k: p.grad for k, p in layer.named_parameters()}
 
 
-def main(path):
-    dist.init_process_group("gloo")
-    rank, results = dist.get_rank(), {}
+def main(folder: Path, rank: int, world_size: int):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    results = {}
     for case in cases():
         cell, shape, batch = case
         gradients, buffers = found(build(cell, shape, sync_batch_stats=True), *share(batch, rank))
@@ -95,10 +97,5 @@ def main(path):
         build("update", "plain", sync_batch_stats=True, backend="cpu")(share("dense", rank)[0])
     except ValueError as error:
         results["refused"] = str(error)
-    torch.save(results, f"{path}{rank}.pt")
+    torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])

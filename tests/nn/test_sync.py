@@ -1,9 +1,6 @@
 """Two gloo processes with shares of a batch against one with the whole of it, in float64."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 
 import pytest
 import sync_worker
@@ -20,17 +17,18 @@ PROCESSES = 2
 def processes(tmp_path_factory):
     """Returns the results of each process, by case."""
     folder = tmp_path_factory.mktemp("sync")
-    here = Path(sync_worker.__file__)
-    path = os.pathsep.join(
-        [str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")]
-    )
-    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
-    subprocess.run(
-        [*command, str(PROCESSES), str(here), f"{folder}/"],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-    )
+    context = multiprocessing.get_context("forkserver")  # which imports torch once for all
+    context.set_forkserver_preload(["torch.distributed"])
+    started = [
+        context.Process(target=sync_worker.main, args=(folder, rank, PROCESSES))
+        for rank in range(PROCESSES)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+        process.kill()
+    assert [process.exitcode for process in started] == [0] * PROCESSES
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 

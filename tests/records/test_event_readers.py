@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import time
 from collections.abc import Iterator
@@ -89,20 +90,19 @@ def seen_by_accumulator(reader: Any) -> dict[str, list[int]]:
     return {tag: [point.step for point in points] for tag, points in tensors.items()}
 
 
-@pytest.mark.parametrize("end", ["at the checkpoint", "behind it", "in a record", "in a length"])
-def test_readers_that_only_reload_see_each_point_once(
-    end: str, server: tuple[DataServer, Path]
-) -> None:
-    data_server, logs = server
-    folder = logs / end.replace(" ", "-")
+ENDS = ["at the checkpoint", "behind it", "in a record", "in a length"]
+READERS = (EventAccumulator, PluginEventAccumulator)
+
+
+def stop(folder: Path, end: str) -> dict[str, int]:
+    """Records a run that stops at `end`; returns the sizes of its last checkpoint, at step 4."""
     folder.mkdir()
     tracker = Tracker(folder)
     tracker.start({"seed": 1})
     record(tracker, 1, "train_loss", "val_loss")
     record(tracker, 2, "train_loss")
     record(tracker, 4, "train_loss")
-    sizes = tracker.sizes()  # a checkpoint at step 4, whose evaluation comes later
-    readers = [EventAccumulator(str(folder)), PluginEventAccumulator(str(folder))]
+    sizes = tracker.sizes()  # the evaluation of step 4 comes later
     if end != "at the checkpoint":
         record(tracker, 4, "val_loss")
         record(tracker, 6, "train_loss", "val_loss")
@@ -112,14 +112,10 @@ def test_readers_that_only_reload_see_each_point_once(
     if end in ("in a record", "in a length"):
         with path.open("ab") as file:
             file.write(last_record[: 4 if end == "in a length" else 30])
-    for reader in readers:
-        reader.Reload()
-    run = folder.name
-    behind = [] if end == "at the checkpoint" else [4, 6]
-    first = {"loss/train": [1, 2, 4, *behind[1:]], "loss/val": [1, *behind]}
-    assert data_server.wait_for(run, first) == first
-    before = path.read_bytes()
+    return sizes
 
+
+def resume(folder: Path, sizes: dict[str, int]) -> None:
     tracker = Tracker(folder)
     tracker.start({"seed": 1}, sizes, step=4)
     record(tracker, 4, "val_loss")
@@ -133,9 +129,28 @@ def test_readers_that_only_reload_see_each_point_once(
     record(tracker, 8, "train_loss", "val_loss")
     tracker.close()
 
+
+def test_readers_that_only_reload_see_each_point_once(server: tuple[DataServer, Path]) -> None:
+    data_server, logs = server
+    folders = {end: logs / end.replace(" ", "-") for end in ENDS}
+    sizes = {end: stop(folder, end) for end, folder in folders.items()}
+    readers = {end: [reader(str(folders[end])) for reader in READERS] for end in ENDS}
+    for reader in itertools.chain(*readers.values()):
+        reader.Reload()
+    for end, folder in folders.items():
+        behind = [] if end == "at the checkpoint" else [4, 6]
+        first = {"loss/train": [1, 2, 4, *behind[1:]], "loss/val": [1, *behind]}
+        assert data_server.wait_for(folder.name, first) == first
+    before = {folder: next(folder.glob("events*")).read_bytes() for folder in folders.values()}
+    for end, folder in folders.items():
+        resume(folder, sizes[end])
+
     expected = {"loss/train": [1, 2, 4, 6, 7, 8], "loss/val": [1, 4, 6, 8]}
-    for reader in (*readers, EventAccumulator(str(folder)), PluginEventAccumulator(str(folder))):
-        assert seen_by_accumulator(reader) == expected
-    assert data_server.wait_for(run, expected) == expected
-    assert path.read_bytes().startswith(before)  # no byte that a reader may have has changed
-    assert len(list(folder.glob("events*"))) == (2 if end.startswith("in") else 1)
+    for end, folder in folders.items():
+        for reader in (*readers[end], *(reader(str(folder)) for reader in READERS)):
+            assert seen_by_accumulator(reader) == expected, end
+        assert data_server.wait_for(folder.name, expected) == expected
+        paths = sorted(folder.glob("events*"))
+        assert len(paths) == (2 if end.startswith("in") else 1)
+        # No byte that a reader may have has changed.
+        assert paths[0].read_bytes().startswith(before[folder])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from training_runs import at, differences, events, last, rows, send
+from training_runs import at, differences, events, last, rows, send, without_pictures
 
 from elstm import train
 from elstm.config.run_config import load_run_config
@@ -45,6 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        without_pictures(patch)
         start("run", "trainer.max_epochs=2")
         start("planned", "trainer.max_epochs=4")
     return folder

@@ -113,7 +113,10 @@ def test_the_plateau_is_resumed(folders: Any, monkeypatch: pytest.MonkeyPatch) -
     assert_same_runs(complete, folder)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in ("lstm", "elstm_bn") else pytest.mark.slow) for n in MODELS],
+)
 def test_many_interruptions(folders: Any, name: str) -> None:
     """Interrupts at each third step, whatever the window, the epoch and the checkpoints."""
     config = small_config(name, max_epochs=3, log_every=4, model=RANDOM_MODEL)
