@@ -186,7 +186,6 @@ class NormalizedLSTM(SingleBiasWeights):
         self.cell_norm, self.gamma_c = cell_norm, gamma_c
         self.eps, self.momentum = eps, momentum
         self.sync_batch_stats, self.process_group = sync_batch_stats, process_group
-        self.normalize_input, self.normalize_hidden = normalize_input, normalize_hidden
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self._add_weights(**factory)
@@ -236,6 +235,17 @@ class NormalizedLSTM(SingleBiasWeights):
         self.__dict__["momentum"] = value
         for _, norm in self._norms():
             norm.momentum = value
+
+    # Read-only, because a norm that was not built cannot be switched on.
+    @property
+    def normalize_input(self) -> bool:
+        """Returns whether the input projection has a norm."""
+        return getattr(self, f"norm_ih_{self._suffixes()[0]}") is not None
+
+    @property
+    def normalize_hidden(self) -> bool:
+        """Returns whether the hidden projection has a norm."""
+        return getattr(self, f"norm_hh_{self._suffixes()[0]}") is not None
 
     def _norms(self) -> list[tuple[str, StepBatchNorm]]:
         """Lists the norms after names such as norm_ih."""

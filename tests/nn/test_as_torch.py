@@ -125,6 +125,13 @@ def test_eps_and_momentum_of_a_layer_are_those_of_its_norms():
             setattr(layer, name, -1)
 
 
+def test_which_projections_have_norms_is_read_only():
+    layer = ELSTMBN(2, 3, max_steps=4, normalize_hidden=False)
+    assert (layer.normalize_input, layer.normalize_hidden) == (True, False)
+    with pytest.raises(AttributeError, match="normalize_hidden"):
+        layer.normalize_hidden = True
+
+
 KINDS = [LSTM, GRU, LayerNormLSTM, BNLSTM, ELSTMBN]
 
 
