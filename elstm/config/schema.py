@@ -61,8 +61,9 @@ class TrackingConfig:
     )  # fmt: skip
     mlflow: bool = setting(
         False, affects_result=False,
-        help="Shows the run in MLflow too, in mlflow.db of the current folder or at "
-        "MLFLOW_TRACKING_URI. It needs pip install 'elstm[mlflow]'.",
+        help="Shows the run in MLflow too, in mlflow.db of the current folder, which `mlflow ui` "
+        "shows under \"Model training\", or at MLFLOW_TRACKING_URI. It needs pip install "
+        "'elstm[mlflow]'.",
     )  # fmt: skip
 
 

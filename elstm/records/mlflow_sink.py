@@ -1,7 +1,7 @@
 """Shows runs in MLflow: `tracking.mlflow=true`.
 
 MLFLOW_TRACKING_URI chooses the server, and MLFLOW_EXPERIMENT_NAME the experiment. Without a server,
-MLflow writes mlflow.db in the current folder, which `mlflow ui` shows.
+MLflow writes mlflow.db in the current folder, which `mlflow ui` shows under "Model training".
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 from PIL import Image
 
 from elstm.errors import UserError
@@ -63,7 +64,8 @@ class MLflowSink:
         where = (
             self.client.create_experiment(name) if experiment is None else experiment.experiment_id
         )
-        tags = {"data": run.group, "run_folder": str(run.folder)}
+        # With user, source and commit, which mlflow.start_run adds as well.
+        tags = resolve_tags({"data": run.group, "run_folder": str(run.folder)})
         made = self.client.create_run(where, run_name=run.name, tags=tags).info.run_id
         params = [Param(key, str(value)) for key, value in run.hparams.items()]
         self.client.log_batch(made, params=params)

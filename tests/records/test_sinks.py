@@ -333,3 +333,4 @@ def test_mlflow_on_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [m.step for m in history] == list(range(1, last + 1))
     assert found.data.params == {"lr": "0.1"}
     assert found.info.run_name == "a/b"
+    assert {"mlflow.user", "mlflow.source.name", "data", "run_folder"} <= found.data.tags.keys()
