@@ -26,7 +26,7 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
     A root may be the place of a run or of a group of runs that an archive above it holds. If a run
     is in an archive and its folder still exists, the folder is taken. The runs of a sweep's folder
     include those in its sweep.csv, which lie elsewhere under outputs/ or in the archive there.
-    Links to folders are not followed below the roots, because a stranger's link may lead anywhere.
+    Links to folders are not followed below the roots, because an untrusted link may lead anywhere.
 
     Raises:
         UserError: a root is neither a folder nor in an archive, or holds more than 200,000 folders.

@@ -238,7 +238,7 @@ def test_a_config_dir_adds_options(training, extra):
         ("seed: [", "mine"),
     ],
 )
-def test_a_strangers_config_dir_runs_nothing(training, extra, capsys, text, said):
+def test_an_untrusted_config_dir_runs_nothing(training, extra, capsys, text, said):
     assert main([*extra(text), "experiment=mine"]) == 1
     err = capsys.readouterr().err
     assert said in err
@@ -246,7 +246,7 @@ def test_a_strangers_config_dir_runs_nothing(training, extra, capsys, text, said
     assert here() == []
 
 
-def test_a_strangers_config_dir_runs_nothing_in_a_sweep(training, extra, capsys):
+def test_an_untrusted_config_dir_runs_nothing_in_a_sweep(training, extra, capsys):
     flags = extra("hydra:\n  launcher:\n    _target_: os.system")
     assert main([*flags, "-m", "experiment=mine"]) == 1
     assert "change hydra.launcher" in capsys.readouterr().err

@@ -87,7 +87,7 @@ def test_errors_are_one_message(tmp_path: Path, fields: dict[str, object], said:
         ("question: x", "hypothesis is missing"),
     ],
 )
-def test_a_strangers_file_is_read_with_bounds(
+def test_an_untrusted_file_is_read_with_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
