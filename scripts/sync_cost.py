@@ -8,8 +8,9 @@ also measures a training step (forward and backward of ELSTMBN, medians) with th
 process, and with those of both processes.
 
 The model is for NCCL on nodes of 8 GPUs with NVLink. A training step has (n T + 3) all-gathers
-forward and n T + 1 all-reduces backward: for n = 2 norms within the loop (3 for terms and
-update_output), for the norm of W_x x, and for the exchange of counts. So it waits
+forward and n T + 1 all-reduces backward, where n is the number of norms in the loop: 2, or 3 for
+terms and update_output. The added constants are for the norm of W_x x and the exchange of counts.
+So it waits
 
     (n T + 3) (gather(P) + host) + (n T + 1) (reduce(P) + host)
 
@@ -18,7 +19,7 @@ update_output), for the norm of W_x x, and for the exchange of counts. So it wai
 
 for P GPUs on N = P / 8 nodes; s is 1 on one node and 1.8 on several; bytes = 4 * 2 * 4H. The
 constants are those of NCCL's own latency model, protocol LL (baseLat and hwLat in
-src/graph/tuning.cc, commit 01afd20). Assumed, not from there: 25 GB/s, a quarter of a ring's
+src/graph/tuning.cc, commit 01afd20). Two values are assumed: 25 GB/s, a quarter of a ring's
 100 GB/s as LL has it, and `host`, 15 µs for PyTorch to launch a collective from Python. Nothing of
 this was measured on GPUs.
 """

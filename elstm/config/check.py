@@ -152,7 +152,7 @@ def resolve(flat: Mapping[str, Any]) -> dict[str, Any]:
         given = f"{show_key(key)}={show(value)}"
         if "${" in _REFERENCE.sub("", value):
             raise UserError(
-                f"{given}: only ${{other.key}} is allowed here, no resolver and no part"
+                f"{given}: only ${{other.key}} is allowed here, with a full key and no resolver"
             )
         for name in _REFERENCE.findall(value):
             if name not in flat:
@@ -202,7 +202,7 @@ def _check_user_data(data: UserDataConfig) -> None:
         if getattr(data, name, None) == "":
             raise UserError(f"data.{name} has to be given")
     if (data.folds is None) != (data.fold is None):
-        raise UserError("data.folds=K and data.fold=0 ... K - 1 go together")
+        raise UserError("data.folds=K and data.fold=0 ... K - 1 have to be given together")
     if data.folds is not None and data.fold is not None and data.fold >= data.folds:
         raise UserError(
             f"data.fold={data.fold}: has to be at most {data.folds - 1} with "
@@ -213,8 +213,8 @@ def _check_user_data(data: UserDataConfig) -> None:
 def _check_gain(model: ELSTMBNConfig) -> None:
     if model.cell_norm == "center" and model.gamma_c is not None:
         raise UserError(
-            f"model.gamma_c={show(model.gamma_c)} does not go with model.cell_norm=center, which "
-            "does not scale: leave it out, or write model.gamma_c=null"
+            f"model.gamma_c={show(model.gamma_c)} cannot be combined with model.cell_norm=center, "
+            "which does not scale: leave it out, or write model.gamma_c=null"
         )
 
 
@@ -237,23 +237,25 @@ def _check_together(config: Config) -> None:
     if config.trainer.sync_batch_stats and isinstance(model, BNLSTMConfig):
         if model.recompute:
             raise UserError(
-                "model.recompute=true does not go with trainer.sync_batch_stats=true: choose one"
+                "model.recompute=true cannot be combined with trainer.sync_batch_stats=true: "
+                "choose one"
             )
         if model.backend not in ("auto", "reference"):
             raise UserError(
-                f"model.backend={show(model.backend)} does not go with "
+                f"model.backend={show(model.backend)} cannot be combined with "
                 "trainer.sync_batch_stats=true: allowed are auto and reference"
             )
         if config.trainer.compile:
             raise UserError(
-                "trainer.compile=true does not go with trainer.sync_batch_stats=true: the "
+                "trainer.compile=true cannot be combined with trainer.sync_batch_stats=true: the "
                 "compiler cannot trace the exchange between the processes"
             )
     averaged = config.trainer.ema_decay is not None
     if averaged and not config.trainer.recompute_batches and isinstance(model, BNLSTMConfig):
         raise UserError(
-            "trainer.ema_decay does not go with trainer.recompute_batches=0: averaged weights have "
-            "no moving averages of statistics, so that theirs have to be recomputed"
+            "trainer.ema_decay cannot be combined with trainer.recompute_batches=0, because "
+            "averaged weights need recomputed statistics: set trainer.recompute_batches=1 or "
+            "trainer.ema_decay=null"
         )
     if isinstance(model, ELSTMBNConfig):
         _check_gain(model)
@@ -261,8 +263,8 @@ def _check_together(config: Config) -> None:
     allowed = limited.get(type(model), (model.backend,))
     if model.backend not in allowed:
         raise UserError(
-            f"model.backend={model.backend} does not go with model={model.name}: allowed are "
-            f"{', '.join(allowed[:-1])} and {allowed[-1]}"
+            f"model.backend={model.backend} cannot be combined with model={model.name}: allowed "
+            f"are {', '.join(allowed[:-1])} and {allowed[-1]}"
         )
     trainer = config.trainer
     if trainer.overfit_batches is not None and trainer.overfit_batches % trainer.accumulate:

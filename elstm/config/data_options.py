@@ -89,7 +89,7 @@ class PixelsConfig:
         False, help="Reads the pixels of every image in one fixed random order."
     )
     permute_seed: int | None = bounded(
-        0, ge=0, help="Seed of that random order. null uses the seed of the run."
+        0, ge=0, help="Seed of the order of data.permute. null uses the seed of the run."
     )
     augment: AugmentPicturesConfig = nested(AugmentPicturesConfig)
 

@@ -32,7 +32,7 @@ class AdamConfig(OptimizerConfig):
         0.9, ge=0, lt=1, help="Weight of the past in the running mean of the gradients."
     )
     beta2: float = bounded(
-        0.999, ge=0, lt=1, help="Weight of the past in the running mean of their squares."
+        0.999, ge=0, lt=1, help="Weight of the past in the running mean of the squared gradients."
     )
     eps: float = bounded(
         1e-8, gt=0, le=LARGE, help="Number added to the divisor, against a division by zero."
@@ -198,8 +198,8 @@ class TrainerConfig:
     )  # fmt: skip
     recompute_batch_size: int | None = bounded(
         None, ge=2,
-        help="Number of sequences in such a batch. null uses 5,000, or fewer if sequences are long "
-        "or the layer is wide.",
+        help="Number of sequences in a batch for population statistics. null uses 5,000, or fewer "
+        "if sequences are long or the layer is wide.",
     )  # fmt: skip
     overfit_batches: int | None = bounded(
         None, ge=1,

@@ -113,8 +113,8 @@ def _read(options: Any, facts: dict[str, Any], path: str, *, labelled: bool = Tr
         if re.search(r"\bdata\.(?!path=)[a-z_]+=", str(error)) is None:
             raise
         raise UserError(
-            f"{error} (in training; here the options data.* are those of the run, so change the "
-            "file)"
+            f"{error}. Only a new run can have other options data.*; here those of this run hold, "
+            "so change the file"
         ) from error
 
 

@@ -57,11 +57,10 @@ _ARGUMENTS = """
         max_steps: number of steps that have separate statistics; later ones share the last
             row. 1024 rows cover pixel-by-pixel MNIST (784); a row takes 2 * (4H + 4H + H) numbers.
             state_dict() leaves unused rows out, and one saved with another max_steps loads.
-        eps: added to the variance, in every norm. None: 0.1, but for a norm whose result is carried
-            to the next step no less than gamma_c ** 2, which is 9 by default. Both are of the order
-            of the activations' variance or above, because features that are constant over most of a
-            batch (MNIST's blank rows and borders) would otherwise be amplified by 1 / sqrt(eps)
-            where one sequence differs. Training is then unstable, and no population statistics
+        eps: added to the variance, in every norm. None: 0.1; for a norm whose result is carried to
+            the next step max(0.1, gamma_c ** 2), which is 9 by default. A small eps is unstable: if
+            a feature is constant over most of a batch (MNIST's blank rows and borders), 1 /
+            sqrt(eps) amplifies the one sequence that differs. Then no population statistics
             describe a batch. In a carried cell a step multiplies small deviations by up to
             gamma_c / sqrt(eps). Above 1, they grow from step to step until outliers dominate the
             variance. scripts/stability.py shows both.
@@ -89,10 +88,10 @@ _ARGUMENTS = """
         backend: "auto", which uses the fastest that serves a call, or a name from
             elstm.nn.BACKENDS.
         recompute: save fewer values for the backward pass, and compute them again there, for long
-            sequences. The results are the same. In numbers of T * B * H beside the output, "cpu"
-            saves 1 instead of 5 (9 if input_size > 16) in float32, for one more product W_h h per
-            step. "reference" saves the values of sqrt(T) steps, for a second forward pass. "triton"
-            saves 1 in any case. It cannot be combined with sync_batch_stats.
+            sequences. The results are the same. In units of T * B * H numbers beside the output,
+            "cpu" in float32 saves 1 instead of 5, or of 9 if input_size > 16, and computes W_h h
+            once more per step. "reference" saves the values of sqrt(T) steps, for a second forward
+            pass. "triton" saves 1 in any case. It cannot be combined with sync_batch_stats.
         sync_batch_stats: in training with torch.distributed, use the statistics over the sequences
             of all processes, as torch.nn.SyncBatchNorm does. (Its convert_sync_batchnorm does not
             convert these layers; this option takes its place.) The gradients, summed over the

@@ -8,9 +8,9 @@
 A sweep checks every run before the first one starts. A run that fails does not stop the others.
 The same command again skips finished runs and resumes the others. A run on another trainer.device,
 or with another model.backend, counts as another run, because its results may differ in the last
-bits. Ctrl-C saves the running runs, and a second Ctrl-C ends them at once. If a worker is killed,
-the others save and end; their runs resume at the next attempt, except one to which this happens
-twice.
+bits. Ctrl-C saves the running runs, and a second Ctrl-C ends them at once. If a worker of
+joblib is killed, joblib ends all workers. The sweep then starts new ones, which resume the runs; a
+run that was active in two such crashes is recorded as killed.
 
 The last three commands need an extra: joblib, submitit and optuna, or sweeps for all of them.
 

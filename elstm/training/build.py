@@ -111,8 +111,8 @@ def build_data(
         several = f" in {accumulate} batches each" if accumulate > 1 else ""
         raise UserError(
             f"the run's steps of {total} sequences cannot be shared by {processes} processes"
-            f"{several}: resume with a number of processes that divides it and leaves each batch "
-            "at least 2 sequences"
+            f"{several}: resume with a number of processes that divides {total // accumulate} and "
+            "leaves each batch at least 2 sequences"
         )
     return data.with_batch_size(total // processes)
 

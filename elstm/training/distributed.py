@@ -3,12 +3,12 @@
     torchrun --nproc_per_node 2 -m elstm.train data=fashion_mnist trainer.sync_batch_stats=true
 
 All processes that torchrun or `accelerate launch` starts train in rank 0's run folder.
-`data.batch_size` is the number of sequences of each process. Together they train on the batches
-that one process would have with the sum of them. With `trainer.sync_batch_stats=true` the
+`data.batch_size` is the number of sequences of each process, so P processes train on the batches
+that one process has with P times that size. With `trainer.sync_batch_stats=true` the
 statistics of a step are those of the full batch, and weights and metrics equal those of one process
 up to rounding. Without it, each process normalises its part of the batch. elstm/nn/README.md has
-the cost. A resume may have another number of processes; the full batch stays as it was. If one
-process fails, all end, and its error is in train.log.
+the cost. A resume may have another number of processes if it divides the full batch, which stays
+as it was. If one process fails, all end, and its error is in train.log.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ def new_entry(
         raise UserError(f"{done}, and {planned} leaves nothing to train: raise what limits it")
     if state.stopped_early and state.evaluated_step == state.step:
         raise UserError(
-            f"{done} and has stopped early after {state.evaluations_since_best} evaluations "
-            "without a better one: raise trainer.early_stopping_epochs="
-            f"{state.limits.early_stopping} as well, or set it to null"
+            f"{done} and stopped early, because validation accuracy did not rise for "
+            f"{state.epochs - state.best_epoch:.4g} epochs: set trainer.early_stopping_epochs "
+            f"above {state.limits.early_stopping}, or to null"
         )
     known = {**_test_row(rows, state.step), **{k: status.get(k) for k in RESULTS if k in status}}
     numbers = {k: v for k, v in known.items() if type(v) is float and math.isfinite(v)}

@@ -72,7 +72,10 @@ def _checked(
 ) -> dict[str, Tensor]:
     """Returns the weights to load; raises ValueError where they belong to another model."""
     if content.get("settings") is None:
-        raise ValueError("it is of an early version, which did not record the model's settings")
+        raise ValueError(
+            "it was written by an early version, which did not record the model's settings; use "
+            "a checkpoint of a newer run"
+        )
     _check_same_equations(mapping("settings", content["settings"]), config)
     given = mapping("model", chosen)
     expected = model.state_dict()

@@ -247,9 +247,9 @@ class Recorder:
 
     def stopped_early(self, state: TrainState) -> None:
         self.info(
-            "stopped early at epoch %.4g: validation accuracy has not risen above %.2f%% for %d "
-            "evaluations (trainer.early_stopping_epochs=%d)",
-            state.epochs, 100 * state.best_val_accuracy, state.evaluations_since_best,
+            "stopped early at epoch %.4g: validation accuracy has not risen above %.2f%% for %.4g "
+            "epochs (trainer.early_stopping_epochs=%d)",
+            state.epochs, 100 * state.best_val_accuracy, state.epochs - state.best_epoch,
             state.limits.early_stopping,
         )  # fmt: skip
 

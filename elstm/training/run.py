@@ -289,8 +289,8 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
         best = checkpoint.best(run_dir, size_limit(loop.config))
     except checkpoint.Unreadable as error:
         raise UserError(
-            f"{error}, and with it the weights of epoch {state.best_epoch:.4g}, the best: "
-            f"restore a copy of it and resume, or run: elstm-eval {run_dir} --checkpoint last"
+            f"{error}. It held the weights of the best epoch, {state.best_epoch:.4g}: restore a "
+            f"copy of it and resume, or test the last epoch: elstm-eval {run_dir} --checkpoint last"
         ) from error
     _check_best(best, loop, run_dir)
     weights, _, _ = chosen_weights(best)

@@ -73,7 +73,7 @@ def load_trained(run_dir: Path, which: str = "best", weights: str | None = None)
         refuse_links(path.parent, path)
         if not path.exists():
             raise UserError(
-                f"{run_dir} has no {which} checkpoint: it appears after the first epoch"
+                f"{run_dir} has no {which} checkpoint yet: the first evaluation writes it"
             )
     else:
         path = Path(which)

@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(ValueError, match="no averaged weights: its run has no"):
         chosen_weights({k: v for k, v in content.items() if k != "ema"}, "ema")
     validate(small_config("lstm", ema_decay=0.9, recompute_batches=0))
-    with pytest.raises(UserError, match="does not go with trainer"):
+    with pytest.raises(UserError, match="cannot be combined with trainer"):
         validate(small_config(ema_decay=0.9, recompute_batches=0))
 
 

@@ -234,7 +234,7 @@ def test_early_stopping(folders: Any, caplog: pytest.LogCaptureFixture) -> None:
     best = 100 * max(map(float, values))
     reason = (
         f"stopped early at epoch {epoch:g}: validation accuracy has not risen above {best:.2f}% "
-        "for 2 evaluations (trainer.early_stopping_epochs=2)"
+        "for 2 epochs (trainer.early_stopping_epochs=2)"
     )
     assert caplog.messages.count(reason) == 1
     caplog.clear()
