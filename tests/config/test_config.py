@@ -264,8 +264,8 @@ WRONG = [
     ("data.train_size=20", "data.batch_size=32", "at most 20"),
     ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", "optimizer.nesterov", "above 0"),
     ("trainer.sync_batch_stats=true model.backend=cpu", "model.backend", "auto and reference"),
-    ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "does not go"),
-    ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "does not go"),
+    ("trainer.sync_batch_stats=true model.recompute=true", "model.recompute", "cannot be combined"),
+    ("trainer.sync_batch_stats=true trainer.compile=true", "trainer.compile", "cannot be combined"),
 ]
 
 
