@@ -82,12 +82,16 @@ def _main(args: argparse.Namespace) -> int:
         print_line(f"{PROG}: in fp32, since a CPU does not do the run's fp16")
         trainer = dataclasses.replace(trainer, precision="fp32")
     if args.data_root is not None:
+        if args.data is not None:
+            raise UserError("--data-root moves the run's own data; it does nothing with --data")
         source = with_location(source, args.data_root)
     device = runtime.choose_device(trainer.device, trainer.precision)
     if args.data is not None:
         with data_root_as("--data"):
-            data: SequenceData = load_unseen(source, trained.facts, args.data, args.split)
+            data: SequenceData
+            data, taken = load_unseen(source, trained.facts, args.data, args.split)
     else:
+        taken = f"{args.split} split"
         with data_root_as("--data-root"):
             data = load_data(source, stratify=is_stratified(trained.facts))
             check_same_data(trained.facts, data)
@@ -106,7 +110,8 @@ def _main(args: argparse.Namespace) -> int:
 
     total, right = int(population.confusion.sum()), int(population.confusion.trace())
     what = "images" if "image_size" in trained.facts else "sequences"
-    print(f"{config.model.name} on {data.name}, {args.split} split, {total:,} {what}")
+    counted = f"all {total:,}" if taken == "all" else f"{taken}, {total:,}"
+    print(f"{config.model.name} on {data.name}, {counted} {what}")
     print(f"checkpoint   {trained.path} ({trained.epoch} epochs, {trained.step} steps)")
     if trained.weights_text is not None:
         print(f"weights      {trained.weights_text}")
@@ -118,9 +123,8 @@ def _main(args: argparse.Namespace) -> int:
     )
     print(f"loss         {population.loss:.4f}\n")
     print(_table(population.confusion, data.class_names, what))
-    title = (
-        f"{config.model.name} on {data.name}, {args.split} split: {population.accuracy:.2%} right"
-    )
+    shown = f"all {what}" if taken == "all" else taken
+    title = f"{config.model.name} on {data.name}, {shown}: {population.accuracy:.2%} right"
     picture = args.run_dir / _picture_name(args)
     try:
         png = confusion_figure(population.confusion.numpy(), data.class_names, title, what)

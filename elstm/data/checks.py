@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
-from elstm.data.labelled import LabelledSet
+from elstm.data.labelled import MISSING_CELLS, LabelledSet, number_of
 from elstm.files.bounded import one_line
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,30 @@ def warn_of_missing_classes(
                 "the %s split holds no %s of %s %s", what, what_it_holds,
                 "class" if len(missing) == 1 else "classes", ", ".join(missing),
             )  # fmt: skip
+
+
+def warn_of_class_names(names: Sequence[str], labels: Collection[str]) -> None:
+    """Logs a warning for classes that may be no classes: missing labels, and equal numbers.
+
+    Args:
+        labels: those of all sequences.
+    """
+    for name in names:
+        if name.lower() in MISSING_CELLS:
+            log.warning(
+                "%d sequences have the class %s: leave them out if it stands for a missing label",
+                sum(label == name for label in labels), name,
+            )  # fmt: skip
+    numbers: dict[float, list[str]] = {}
+    for name in names:
+        with suppress(ValueError):
+            numbers.setdefault(number_of(name), []).append(name)
+    for same in numbers.values():
+        if len(same) > 1:
+            log.warning(
+                "the classes %s are one number, but differ as text, so they are different classes",
+                " and ".join(same),
+            )
 
 
 def warn_of_copies(parts: dict[str, LabelledSet]) -> None:

@@ -19,6 +19,9 @@ SPLITS = ("train", "val", "test")
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
 FLOAT32_BYTES = 4
 UNLABELLED = ""  # of a sequence without a label, which is only predicted
+MISSING_CELLS = ("", "nan", "na", "n/a", "null", "none", "?")  # an empty cell and its usual names
+# A whole number as text. 01 and 1.10 are codes and versions as well, and stay as they are.
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]{0,3999}))(?:\.0+)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class MissingLabelError(ValueError):
 
 
 def label_text(value: object, *, required: bool = True) -> str:
-    """Returns a label as text: 3, 3.0 and "3" are one class.
+    """Returns a label as text: 3, 3.0, "3" and "3.0" are one class. Other text stays as it is.
 
     Args:
         required: False: a missing label is UNLABELLED.
@@ -92,6 +95,22 @@ def label_text(value: object, *, required: bool = True) -> str:
         if required:
             raise
         return UNLABELLED
+
+
+def group_text(value: object) -> str:
+    """Returns a group as text, as `label_text` does.
+
+    Raises:
+        ValueError: the group is missing, or is neither a number nor text. A name of a missing cell
+            is no group, because it would put unrelated sequences together.
+    """
+    try:
+        text = label_text(value)
+    except MissingLabelError as error:
+        raise MissingLabelError("a group is missing") from error
+    if text.lower() in MISSING_CELLS:
+        raise MissingLabelError(f"{text!r} stands for a missing value")
+    return text
 
 
 def _label_text(value: object) -> str:
@@ -112,23 +131,18 @@ def _label_text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"a label is neither a number nor text: {value!r}")
     text = value.strip()
-    if not text:
-        raise MissingLabelError("a label is empty")
-    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text):
-        return str(int(text))  # a float has 53 bits, and would merge long numbers
-    try:
-        number = number_of(text)
-    except ValueError:
-        return text
-    return text if np.isinf(number) else _label_text(number)
+    if text.lower() in ("", "nan"):
+        raise MissingLabelError("a label is missing" if text else "a label is empty")
+    whole = _WHOLE.fullmatch(text)
+    return str(int(whole[1])) if whole else text  # a float would merge long numbers
 
 
 def with_classes(part: LabelledSet, names: Sequence[str]) -> LabelledSet:
     """Returns the set with its labels spelled as the classes `names` where they mean the same.
 
     Formats spell some labels differently. A truth value is True in CSV, and 1 in arrays and
-    Parquet. 0.1 in 32 bits is 0.10000000149011612, and CSV has 0.1. Labels that mean none of the
-    classes stay as they are.
+    Parquet. 0.1 in 32 bits is 0.10000000149011612, and CSV has 0.1. 01 in CSV is 1 in arrays.
+    Labels that mean none of the classes stay as they are.
     """
     known = {*names, UNLABELLED}
     if known.issuperset(part.labels):
@@ -157,12 +171,15 @@ def _meaning(label: str, *, truth: bool) -> str:
         number = number_of(label)
     except ValueError:
         return label
-    if np.isfinite(number) and not number.is_integer():
-        with np.errstate(over="ignore"):
-            for kind in (np.float16, np.float32):
-                if float(kind(number)) == number:
-                    return str(kind(number))
-    return label
+    if not np.isfinite(number) or abs(number) >= 2**53:
+        return label
+    if number.is_integer():
+        return str(int(number))
+    with np.errstate(over="ignore"):
+        for kind in (np.float16, np.float32):
+            if float(kind(number)) == number:
+                return str(kind(number))
+    return repr(number)
 
 
 def number_of(text: str) -> float:

@@ -146,6 +146,7 @@ def load_user_data(options: Any) -> SequenceData:
     splits = {"training": parts["train"], "validation": parts["val"], "test": parts["test"]}
     present = {what: set(part.labels) for what, part in splits.items() if len(part)}
     checks.warn_of_missing_classes(names, present)
+    checks.warn_of_class_names(names, [label for part in parts.values() for label in part.labels])
     checks.warn_of_copies(parts)
     checks.note_same_ids(parts)
     checks.warn_of_shared_groups(parts)

@@ -14,17 +14,27 @@ import torch
 from elstm.data import preparing
 from elstm.data.catalog import DATA_SETS, DataSet
 from elstm.data.image_sets import Split, load_files
-from elstm.data.labelled import UNLABELLED, LabelledSet, Source, with_classes, with_features
+from elstm.data.labelled import (
+    MISSING_CELLS,
+    UNLABELLED,
+    LabelledSet,
+    Source,
+    with_classes,
+    with_features,
+)
 from elstm.data.load import existing, labels_of, read_user_data, with_location
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
 
 
-def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> SequenceData:
+def load_unseen(
+    options: Any, facts: dict[str, Any], path: str, split: str
+) -> tuple[SequenceData, str]:
     """Returns data that a run has not seen, scaled by the statistics of its training split.
 
-    All sequences of files without splits are taken; of other files only `split` is.
+    All sequences of files without splits are taken; of other files only `split` is. The text that
+    is returned says which.
 
     Args:
         options: the group `data` of the run.
@@ -33,15 +43,16 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
             published set a folder with files of that format, or with a folder for each class.
 
     Raises:
-        UserError: the data cannot be read, or do not fit the run's model.
+        UserError: the data cannot be read, do not fit the run's model, or are those of the run
+            without splits, which hold its training sequences.
     """
-    names = tuple(facts["class_names"])
+    names, taken = tuple(facts["class_names"]), f"{split} split"
     if getattr(options, "source", None) is None:
         published = DATA_SETS[options.name]
         place = existing(path, "--data ")
         files = load_files(published, place, split)
         if files is not None:
-            return _image_sequences(options, files, facts, names, path)
+            return _image_sequences(options, files, facts, names, path), taken
         source = _class_folders(published, facts, place, options.name)
     else:
         source = _read(options, facts, path)
@@ -51,6 +62,13 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
                 f"{path} is the {named} split of two files, and the {split} split is evaluated: "
                 f"give --split {named}, or the other file"
             )
+    if "all" in source:
+        if preparing.fingerprint(source) == facts.get("fingerprint"):
+            raise UserError(
+                f"{path} holds the run's own data, training sequences too: leave --data out, which "
+                f"evaluates the {split} split, or give moved files by --data-root"
+            )
+        taken = "all"
     part = source.get("all", source.get(split))
     if part is None:
         raise UserError(f"{path} has no split {split}: it has {', '.join(source)}")
@@ -62,8 +80,8 @@ def load_unseen(options: Any, facts: dict[str, Any], path: str, split: str) -> S
             f"classes are {', '.join(names[:20])}"
         )
     if part.image_size is not None:
-        return _images(options, part, facts, names, path)
-    return _series(options, part, facts, names, path)
+        return _images(options, part, facts, names, path), taken
+    return _series(options, part, facts, names, path), taken
 
 
 def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
@@ -93,7 +111,10 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
         _check_features(each, facts, path)
     part = preparing.concatenated(parts)
     plain, names = replace(part, labels=(UNLABELLED,) * len(part)), tuple(facts["class_names"])
-    return _series(options, plain, facts, names, path), with_classes(part, names)
+    given = with_classes(part, names)
+    missing = [label.lower() in MISSING_CELLS and label not in names for label in given.labels]
+    labels = (UNLABELLED if no else label for no, label in zip(missing, given.labels, strict=True))
+    return _series(options, plain, facts, names, path), replace(given, labels=tuple(labels))
 
 
 def _read(options: Any, facts: dict[str, Any], path: str, *, labelled: bool = True) -> Source:

@@ -41,9 +41,15 @@ def test_arrays_with_and_without_labels(capsys: pytest.CaptureFixture[str]) -> N
     assert [row["id"] for row in rows[:2]] == ["X[0]", "X[1]"]
     assert [row["label"] for row in rows] == [str(label) for label in sequences()["y"]]
     right = sum(row["label"] == row["predicted"] for row in rows)
-    capsys.readouterr()
-    assert evaluate.main([str(the_run()), "--data", "waves.npz"]) == 0
-    assert f"({right} right)" in capsys.readouterr().out
+    assert evaluate.main([str(the_run()), "--data", "waves.npz"]) == 1
+    err = capsys.readouterr().err
+    assert "waves.npz holds the run's own data, training sequences too: leave --data out" in err
+    assert evaluate.main([str(the_run()), "--data", "x.npz", "--data-root", "waves.npz"]) == 1
+    np.savez("turned.npz", **{name: values[::-1] for name, values in sequences().items()})
+    assert evaluate.main([str(the_run()), "--data", "turned.npz"]) == 0
+    out = capsys.readouterr().out
+    assert f"on turned.npz, all {len(rows)} sequences\n" in out
+    assert f"({right} right)" in out
 
     arrays = sequences()
     np.savez("new.npz", X=arrays["X"], lengths=arrays["lengths"])

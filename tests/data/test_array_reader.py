@@ -52,6 +52,8 @@ def test_splits_and_lengths_of_arrays(npz):
         ({"X": X, "y": np.zeros(2), "lengths": np.array([0, 4])}, "ntc", "from 1 to 4"),
         ({"X": X, "y": np.zeros(2), "lengths": np.array([4.0, 4.0])}, "ntc", "2 integers"),
         ({"X": X, "y": np.zeros(2), "lengths": np.array([4])}, "ntc", "one for each sequence"),
+        ({"X": X, "y": np.zeros(2), "seq_lens": np.array([4, 3])}, "ntc", "holds seq_lens, which"),
+        ({"X": X, "y": np.zeros(2), "mask": np.ones((2, 4))}, "ntc", "holds mask, which would not"),
         ({"X": X[:0], "y": np.zeros(0)}, "ntc", "is empty"),
         ({"X": X.astype("U9"), "y": np.zeros(2)}, "ntc", "not real numbers"),
         (

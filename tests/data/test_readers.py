@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 from tiny_files import COLUMNS, TABLE, TS, X
 
+from elstm.config.data_options import TableConfig
+from elstm.data import checks
 from elstm.data.labelled import LabelledSet, class_names, label_text, with_classes
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.table import read_table
 from elstm.data.readers.ts import read_ts
+from elstm.data.unseen import load_series
 from elstm.errors import UserError
 
 
@@ -20,8 +23,9 @@ def test_labels_are_numbers_or_text():
         with pytest.raises(ValueError, match="label"):
             label_text(wrong)
     long = ("9007199254740993", "9007199254740992", "-9007199254740993", "+7", "007")
-    assert [label_text(v) for v in long] == [*long[:3], "7", "7"]
-    assert [label_text(v) for v in ("1_1", "1e2", "inf")] == ["1_1", "100", "inf"]
+    assert [label_text(v) for v in long] == [*long]
+    texts = ["1_1", "1e2", "inf", "01", "1.10", "1.1", "-3", "NA"]
+    assert [label_text(v) for v in texts] == texts
     assert [label_text(v, required=False) for v in (None, " ", float("nan"), 0)] == [
         "",
         "",
@@ -33,6 +37,25 @@ def test_labels_are_numbers_or_text():
     assert class_names(same) == same
     assert class_names(["2", "nan", "10", "1", "3"]) == ("1", "10", "2", "3", "nan")
     assert class_names(["10", "9", "cat"]) == ("10", "9", "cat")
+
+
+def test_labels_mean_the_same_in_all_formats():
+    def spelled(labels, names):
+        part = LabelledSet(np.zeros((len(labels), 1, 1)), np.ones(len(labels)), labels, labels, ())
+        return with_classes(part, names).labels
+
+    assert spelled(("1", "100", "0.1"), ("01", "1e2", "0.10")) == ("01", "1e2", "0.10")
+    assert spelled(("1",), ("01", "+1")) == ("1",)  # it may be either
+
+
+def test_classes_that_may_be_none_are_reported(caplog):
+    checks.warn_of_class_names(("NA", "a", "none"), ["a", "NA", "none", "NA"])
+    checks.warn_of_class_names(("01", "1", "1.0.1", "2"), ["01"])
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "2 sequences have the class NA",
+        "1 sequences have the class none",
+        "the classes 01 and 1 are one number, but differ as text, so they are different classes",
+    ]
 
 
 def test_changes_that_32_bits_do_not_have_are_reported(npz, csv):
@@ -55,6 +78,10 @@ def test_labels_that_only_some_sequences_have(csv, npz, tmp_path):
     assert read_arrays(arrays, labelled=False)["all"].labels == ("1", "")
     with pytest.raises(UserError, match="a label is missing"):
         read_arrays(arrays)
+    facts = {"class_names": ["cat", "dog"], "input_size": 2, "mean": [0, 0], "std": [1, 1]}
+    options = TableConfig(path=str(path), id="id", label="kind", time="t")
+    path = csv(TABLE.replace("dog", "NA"))  # as R writes a missing label
+    assert load_series(options, facts, str(path))[1].labels == ("cat", "")
     for missing in ("", "?"):
         (tmp_path / "Own.ts").write_text(TS.replace("NaN:dog", f"NaN:{missing}"))
         assert read_ts(tmp_path / "Own.ts", labelled=False)["all"].labels == ("cat", "")

@@ -65,6 +65,7 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         ),
         (TABLE + "y,dog,2,1_2,6\n", "column 'a' holds '1_2', which is no number"),
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
+        (TABLE + "NA,dog,2,5,6\n", "the column 'id' holds 'NA', which stands for a missing value"),
         (TABLE + "z,,2,5,6\n", "kind: a label is empty"),
         ("id,kind,a,a\nx,cat,1,2\n", "two columns named 'a'"),
         (TABLE + "z,nan,2,5,6\n", "kind: a label is missing"),
@@ -105,7 +106,11 @@ def test_groups_of_a_table(csv, tmp_path):
         (TABLE, "id=x has the group '1', and '2' in line 2: a sequence has one group"),
         (
             TABLE.replace("dog,1", "dog,").replace("cat,1", "cat,2"),
-            "line 4: the column 't' (data.group) is empty",
+            "line 4: the column 't' (data.group): a group is missing",
+        ),
+        (
+            TABLE.replace("dog,1", "dog,NA").replace("cat,1", "cat,2"),
+            "line 4: the column 't' (data.group): 'NA' stands for a missing value",
         ),
     ):
         with pytest.raises(UserError) as caught:

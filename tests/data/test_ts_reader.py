@@ -71,7 +71,8 @@ def test_a_file_that_is_named_alone(tmp_path):
         _, part = load_series(options, facts, str(path))
         assert part.ids == tuple(f"Two_{end}:{line}" for line in (10, 11)[: len(part)])
         assert len(part) == (2 if end == "train" else 1)
-        assert len(load_unseen(options, facts, str(path), end).test) == len(part)
+        data, taken = load_unseen(options, facts, str(path), end)
+        assert (len(data.test), taken) == (len(part), f"{end} split")
         other = "test" if end == "train" else "train"
         with pytest.raises(UserError, match=f"is the {end} split of two files.* --split {end}"):
             load_unseen(options, facts, str(path), other)

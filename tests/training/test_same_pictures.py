@@ -80,7 +80,8 @@ def test_class_folders_give_what_idx_files_give(
     for place in ("idx", "idx/MNIST/raw", "folders", "folders/test"):
         assert evaluate.main(["a", "--data", place]) == 0
         out = capsys.readouterr().out.splitlines()
-        assert out[0] == f"elstm_bn on {place}, test split, 60 images"
+        which = "all 60" if place == "folders/test" else "test split, 60"
+        assert out[0] == f"elstm_bn on {place}, {which} images"
         assert out[1:-2] == expected
     for file in IDX_FILES[:2]:
         Path("idx/MNIST/raw", file).unlink()  # those of the test are enough
@@ -101,7 +102,7 @@ def test_pictures_of_other_classes_and_spellings(small: Pictures) -> None:
     write_class_folders(Path("names"), images, np.array(["T-shirt-top", "Bag", "Bag"]))
     write_class_folders(Path("numbers"), images, np.array(["0", "8", "8"]))
     for place in ("names", "numbers"):
-        data = load_unseen(fashion, facts_of_fashion, place, "test")
+        data, _ = load_unseen(fashion, facts_of_fashion, place, "test")
         assert sorted(data.test.labels.tolist()) == [0, 8, 8]
         assert data.test.images.shape == (3, 784)
         assert (data.mean, data.std) == (facts["mean"], facts["std"])
@@ -139,7 +140,7 @@ def test_pictures_that_are_dark_on_light_are_inverted_as_by_a_prediction(small: 
     facts = load_data(options).facts()
     images, labels = (part[small["test"][1] > 0] for part in small["test"])  # 0 fills the frame
     write_class_folders(Path("dark"), 255 - images, labels.astype(str))
-    data = load_unseen(options, facts, "dark", "test")
+    data, _ = load_unseen(options, facts, "dark", "test")
     torch.testing.assert_close(data.test.images, torch.from_numpy(images).flatten(1))
 
 

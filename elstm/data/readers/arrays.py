@@ -20,10 +20,10 @@ from elstm.data.labelled import (
     SPLITS,
     UNLABELLED,
     LabelledSet,
-    MissingLabelError,
     Narrowing,
     Source,
     check_memory,
+    group_text,
     label_text,
 )
 from elstm.errors import UserError
@@ -33,6 +33,8 @@ LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
 BLOCK = 256  # sequences that are converted at once
 # Names of arrays that belong to X, or that somebody takes for such.
 LIKE_X = re.compile(rf"X|lengths|(?i:x|lengths)_?(?i:{'|'.join(sorted(LIKE_SPLITS))})")
+# Names that other programs give to lengths, which would make padding count as data.
+LIKE_LENGTHS = re.compile(r"(?i)((seq(uence)?_?)?len(gth)?s?|n_?steps|(padding_?)?mask)(_\w*)?")
 REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -122,10 +124,14 @@ def _read(
             f"{path} holds {', '.join(headers) or 'no array'}: needed are X and y, or X_train and "
             "y_train (and X_val, y_val, X_test, y_test where there are such splits)"
         )
+    counts = {headers[f"X{end}"][0][:1] for end in names.values()}
     for name in headers:
+        if group is not None and name in (f"{group}{end}" for end in names.values()):
+            continue
         array = name.partition("_")[0]
         is_used = array in ("X", "lengths") and name.removeprefix(array) in names.values()
-        if LIKE_X.fullmatch(name) and not is_used:
+        like_lengths = LIKE_LENGTHS.fullmatch(name) and headers[name][0][:1] in counts
+        if (LIKE_X.fullmatch(name) or like_lengths) and not is_used:
             raise UserError(
                 f"{path} holds {name}, which would not be used: the splits are train, val and "
                 "test, and lengths go with X, lengths_train with X_train; rename it, or leave it "
@@ -209,9 +215,7 @@ def _groups(
             f"and is {' x '.join(map(str, shape)) or '1'}"
         )
     try:
-        return tuple(label_text(group) for group in file[name].reshape(-1))
-    except MissingLabelError as error:
-        raise UserError(f"{path}: {name} (data.group): a group is missing") from error
+        return tuple(group_text(group) for group in file[name].reshape(-1))
     except ValueError as error:
         raise UserError(f"{path}: {name} (data.group): {_reason(error)}") from error
 

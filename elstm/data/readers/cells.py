@@ -8,18 +8,25 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
-from elstm.data.labelled import MissingLabelError, label_text, number_of
+from elstm.data.labelled import MISSING_CELLS, MissingLabelError, group_text, number_of
 from elstm.errors import UserError
 
-MISSING = ("", "nan", "na", "null", "none", "?")  # an empty cell and its usual names
+
+def id_cell(where: str, column: str, cell: Any) -> str:
+    """Returns the name of the sequence to which a row belongs."""
+    name = "" if cell is None or cell != cell else str(cell).strip()  # NaN equals nothing
+    if name.lower() in MISSING_CELLS:
+        given = f"holds {name!r}, which stands for a missing value" if name else "is empty"
+        raise UserError(f"{where}: the column {column!r} {given}")
+    return name
 
 
 def group_cell(where: str, column: str, cell: Any) -> str:
     """Returns the group of a row."""
     try:
-        return label_text(cell)  # 3 and 3.0 are one group
+        return group_text(cell)  # 3 and 3.0 are one group
     except MissingLabelError as error:
-        raise UserError(f"{where}: the column {column!r} (data.group) is empty") from error
+        raise UserError(f"{where}: the column {column!r} (data.group): {error}") from error
     except ValueError:
         return str(cell)  # a date, say
 
@@ -39,7 +46,7 @@ def time_cell(where: str, column: str, cell: Any, decimal: str = ".") -> Any:
         if re.fullmatch("[+-]?[0-9]{1,4000}", text):
             return int(text)
         try:
-            cell = math.nan if text.lower() in MISSING else _moment(text, decimal)
+            cell = math.nan if text.lower() in MISSING_CELLS else _moment(text, decimal)
         except ValueError:
             raise UserError(
                 f"{where}: the column {column!r} (data.time) holds {text[:40]!r}, which is no "
@@ -80,7 +87,7 @@ def number_cell(where: str, column: str, cell: Any, decimal: str = ".") -> float
         return math.nan
     if isinstance(cell, str):
         text = cell.strip()
-        if text.lower() in MISSING:
+        if text.lower() in MISSING_CELLS:
             return math.nan
         try:
             return _number(text, decimal)

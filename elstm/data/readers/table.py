@@ -21,7 +21,7 @@ from elstm.data.labelled import (
     label_text,
     padded,
 )
-from elstm.data.readers.cells import group_cell, number_cell, time_cell
+from elstm.data.readers.cells import group_cell, id_cell, number_cell, time_cell
 from elstm.data.readers.row_numbers import RowNumbers
 from elstm.data.readers.table_rows import rows_of
 from elstm.errors import UserError
@@ -261,10 +261,7 @@ def _add(
     features: dict[str, int], columns: Columns, number: int, line: int,
 ) -> _Sequence:  # fmt: skip
     """Adds one row to the sequence that it belongs to, and returns that."""
-    given = cells[places["id"]]
-    name = "" if given is None or given != given else str(given).strip()  # NaN equals nothing
-    if not name:
-        raise UserError(f"{where}: the column {columns.id!r} is empty")
+    name = id_cell(where, columns.id, cells[places["id"]])
     try:
         label = UNLABELLED
         if columns.label is not None:
