@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from elstm.commands.serving import Layers
 from elstm.data.sequences import to_sequences
 from elstm.models import SequenceClassifier
-from elstm.training.torch_private import scan
+from elstm.training.torch_private import assert_dtype, scan
 
 
 class Program(nn.Module):
@@ -75,6 +75,7 @@ class ImageProgram(Program):
         self.size = (*facts["image_size"], *([self.channels] if self.channels > 1 else []))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        assert_dtype(images, torch.uint8)  # images of floats in [0, 1] would be nearly black
         pixels = images.reshape(-1, self.size[0] * self.size[1] * self.channels)
         x = to_sequences(
             pixels, self.pixels_per_step, self.mean, self.std, self.permutation, self.channels

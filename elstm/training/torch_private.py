@@ -10,6 +10,8 @@ torch.distributed.distributed_c10d._get_default_store
     collective operation cannot run any more.
 torch._higher_order_ops.scan.scan
     A loop over time steps becomes one node of an exported program. torch.export has no other loop.
+torch.ops.aten._assert_tensor_metadata
+    An exported program checks the shapes of its inputs, but not their dtypes.
 
 elstm.nn has its own in elstm/nn/norm.py and elstm/nn/backends/plain.py. The test
 tests/training/test_torch_private.py fails if one of those here changes.
@@ -32,6 +34,11 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 def default_store() -> Any:
     """Returns the store that all processes of the job read and write."""
     return distributed.distributed_c10d._get_default_store()
+
+
+def assert_dtype(tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raises RuntimeError if a tensor has another dtype, also within an exported program."""
+    torch.ops.aten._assert_tensor_metadata.default(tensor, None, None, dtype)
 
 
 def scan(body: Callable[..., Any], state: Any, inputs: Any) -> Any:

@@ -76,6 +76,8 @@ def test_programs_do_what_the_model_does(name: str) -> None:
             torch.testing.assert_close(
                 torch.as_tensor(logits), expected[:size], rtol=1e-4, atol=1e-5
             )
+    with pytest.raises(RuntimeError, match="dtype mismatch"):
+        program.module()(IMAGES / 255)
     graph = onnx.load_from_string(content).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("Scan") == 4  # of two layers and two directions, whatever the steps
