@@ -12,7 +12,7 @@ from elstm.files.bounded import Value
 from elstm.reporting.groups import Group, choose_baselines, folds_of, make_sections
 from elstm.reporting.labels import differing_keys, show_value
 from elstm.reporting.repeat import quoted
-from elstm.reporting.runs import Run, load_runs
+from elstm.reporting.runs import load_runs
 from elstm.reporting.stats import Folds, summarize
 
 
@@ -85,7 +85,7 @@ def _ranked(groups: Sequence[Group]) -> list[RankedSetting]:
             f"{key}={_as_override(group.settings[key])}"
             for key in sorted(varied & group.settings.keys())
         )
-        found = [(run, best) for run in group.runs if (best := _validation(run)) is not None]
+        found = [(run, best) for run in group.runs if (best := run.choosing_accuracy) is not None]
         bests = tuple(best for _, best in found)
         folds = folds_of([run for run, _ in found], group.folds)
         settings.append(RankedSetting(group.model, overrides, bests, folds))
@@ -103,16 +103,6 @@ def _as_override(value: Value) -> str:
         return quoted(value)
     shown = show_value(value)
     return repr(value) if isinstance(value, float) and float(shown) != value else shown
-
-
-def _validation(run: Run) -> float | None:
-    """Returns the accuracy by which a run is ranked; None if it was tested on test data alone.
-
-    With data.val_fraction=0 the part that cross-validation leaves out does not affect the run.
-    """
-    if run.best_val_accuracy is None and run.fold is not None:
-        return run.test_accuracy
-    return run.best_val_accuracy
 
 
 def _without_bars(text: str) -> str:

@@ -71,15 +71,10 @@ class Group:
 
     @property
     def best_validation(self) -> float:
-        """Returns the mean of the best validation accuracies; -1 if there is none."""
+        """Returns the mean of the accuracies by which settings are chosen; -1 if there is none."""
         runs = self.counted_runs
-        mean = summarize([run.best_val_accuracy for run in runs], folds_of(runs, self.folds))
+        mean = summarize([run.choosing_accuracy for run in runs], folds_of(runs, self.folds))
         return -1.0 if mean is None else mean.mean
-
-    @property
-    def standing(self) -> tuple[bool, float]:
-        """Returns a key that sorts groups: those with a finished run last, then by validation."""
-        return self.count("done") > 0, self.best_validation
 
 
 @dataclass
@@ -212,9 +207,8 @@ def folds_of(runs: Sequence[Run], count: int | None) -> Folds | None:
 def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[str]:
     """Sets each section's `baseline`: by the first spec, else `lstm`, else the first group.
 
-    If a spec fits several groups, the one with the best validation accuracy is taken, because a
-    baseline deserves its best setting. A group without a finished run comes last, since nothing can
-    be compared with it. Returns the specs, checked.
+    If a spec fits several groups, the first of `by_standing` is taken, because a baseline deserves
+    its best setting. Returns the specs, checked.
 
     Raises:
         UserError: a spec fits no group of any section.
@@ -236,13 +230,30 @@ def choose_baselines(sections: Sequence[Section], specs: Sequence[str]) -> list[
 
 
 def matches(section: Section, spec: str) -> Group | None:
-    """Returns the group with this label, or the best by validation of those with this key=value."""
+    """Returns the group with this label, or the first by standing of those with this key=value."""
     exact = [group for group in section.groups if group.label == spec]
     key, _, value = spec.partition("=")
     fitting = exact or [group for group in section.groups if _has(group, section, key, value)]
     if not fitting and not value:
         fitting = [group for group in section.groups if group.model == spec]
-    return max(fitting, key=lambda group: group.standing, default=None)
+    return next(iter(by_standing(fitting)), None)
+
+
+def by_standing(groups: Iterable[Group]) -> list[Group]:
+    """Sorts groups by the accuracy by which settings are chosen, the best first.
+
+    Groups with less than half the finished runs of another come after the others, because the best
+    of many settings with one seed each is partly the luckiest. Those without a finished run, with
+    which nothing can be compared, come last.
+    """
+    groups = list(groups)
+    most = max((group.count("done") for group in groups), default=0)
+
+    def key(group: Group) -> tuple[bool, bool, float]:
+        done = group.count("done")
+        return done > 0, 2 * done >= most, group.best_validation
+
+    return sorted(groups, key=key, reverse=True)
 
 
 def _has(group: Group, section: Section, key: str, value: str) -> bool:
@@ -256,8 +267,7 @@ def _has(group: Group, section: Section, key: str, value: str) -> bool:
 def leading_groups(section: Section, at_most: int, otherwise: int | None = None) -> list[Group]:
     """Returns all groups if they are few, else the baseline, each model's best and the next best.
 
-    The order is by validation accuracy, never by test accuracy. Groups without a finished run come
-    last.
+    The order is that of `by_standing`, never by test accuracy on test data alone.
 
     Args:
         at_most: groups that count as few.
@@ -265,7 +275,7 @@ def leading_groups(section: Section, at_most: int, otherwise: int | None = None)
     """
     if len(section.groups) <= at_most:
         return list(section.groups)
-    ranked = sorted(section.groups, key=lambda group: group.standing, reverse=True)
+    ranked = by_standing(section.groups)
     firsts = {group.model: group for group in reversed(ranked)}  # each model's best
     leading = [section.baseline, *sorted(firsts.values(), key=ranked.index), *ranked]
     chosen: list[Group] = []

@@ -84,6 +84,16 @@ class Run:
     changed: frozenset[str] = frozenset()  # the keys of CHANGING that a resume changed
 
     @property
+    def choosing_accuracy(self) -> float | None:
+        """Returns the accuracy by which settings are chosen; None if test data alone measured one.
+
+        With data.val_fraction=0 the part that cross-validation leaves out does not affect the run.
+        """
+        if self.best_val_accuracy is None and self.fold is not None:
+            return self.test_accuracy
+        return self.best_val_accuracy
+
+    @property
     def processes(self) -> int | str:
         """Returns how many processes trained the run together; "4 then 1" if that changed."""
         found = self.made_with.get("processes", "1")

@@ -9,7 +9,7 @@ from pathlib import Path
 from elstm.errors import UserError
 from elstm.files.bounded import Value
 from elstm.reporting import wording
-from elstm.reporting.groups import Group, choose_baselines, make_sections
+from elstm.reporting.groups import Group, by_standing, choose_baselines, make_sections
 from elstm.reporting.measures import GroupResult, analyse
 from elstm.reporting.runs import Run, load_runs
 from elstm.reporting.stats import PairedTest, holm
@@ -76,11 +76,14 @@ class Archives:
             and all(run.config.get(key, value) == value for key, value in task.settings.items())
         ]
 
-    def compare(self, task: Task) -> Compared:
+    def compare(self, task: Task, needed: Sequence[str] = ("lstm", OURS)) -> Compared:
         """Measures every model of a task, at its best setting by validation accuracy.
 
+        Args:
+            needed: the models that have to have finished runs.
+
         Raises:
-            UserError: there are no finished runs, or runs on several tasks.
+            UserError: one of them has none, or the runs are on several tasks.
         """
         sections = make_sections(self.runs(task))
         if len(sections) != 1:
@@ -90,10 +93,11 @@ class Archives:
             )
         section = sections[0]
         best: dict[str, Group] = {}
-        for group in sorted(section.groups, key=lambda group: group.best_validation):
-            best[group.model] = group
-        if not {"lstm", OURS} <= best.keys():
-            raise UserError(f"{task.title} needs runs of lstm and {OURS}, not of {sorted(best)}")
+        for group in by_standing(section.groups):
+            best.setdefault(group.model, group)
+        missing = [model for model in needed if model not in best]
+        if missing:
+            raise UserError(f"{task.title} has no finished run of {' and '.join(missing)}")
         section.groups = list(best.values())
         models = list(best)
         specs = ["model=lstm", *(f"model={m}" for m in models if m not in ("lstm", OURS))]

@@ -11,6 +11,8 @@ from synthetic_runs import write_run
 from elstm.commands import report
 from elstm.errors import UserError
 from elstm.reporting.choose import RankedSetting, best_overrides, read_settings, settings_table
+from elstm.reporting.groups import by_standing, choose_baselines, make_sections
+from elstm.reporting.runs import load_runs
 
 
 def tuned(folder: Path) -> Path:
@@ -72,6 +74,19 @@ def test_the_best_of_two_folders(tmp_path: Path) -> None:
     assert best_overrides(folders[:1], "lstm") == ("optimizer.lr=0.003",)
 
 
+def test_a_lucky_seed_is_no_baseline(tmp_path: Path) -> None:
+    for lr, seeds, offset in ((0.01, 1, 0.02), (0.02, 2, 0.01), (0.03, 4, 0)):
+        for seed in range(seeds):
+            write_run(tmp_path / f"{lr}-{seed}", seed=seed, optimizer__lr=lr, offset=offset,
+                      epochs=3)  # fmt: skip
+    [section] = make_sections(load_runs([tmp_path])[0])
+    choose_baselines([section], [])
+    assert section.baseline.settings["optimizer.lr"] == 0.02
+    assert [group.settings["optimizer.lr"] for group in by_standing(section.groups)] == [
+        0.02, 0.03, 0.01,
+    ]  # fmt: skip
+
+
 def test_over_folds_without_a_validation_split(tmp_path: Path) -> None:
     """The part that is left out ranks; a run that only tests on test data cannot."""
     folds = {"data__folds": 2, "data__val_fraction": 0}
@@ -83,6 +98,9 @@ def test_over_folds_without_a_validation_split(tmp_path: Path) -> None:
     best, other = read_settings([tmp_path])["lstm"]
     assert (best.overrides, best.bests) == (("optimizer.lr=0.01",), (0.5, 0.9))
     assert other.bests == (0.6, 0.6)
+    [section] = make_sections(load_runs([tmp_path])[0])
+    choose_baselines([section], [])
+    assert section.baseline.settings["optimizer.lr"] == 0.01
 
     alone = write_run(tmp_path / "alone" / "run", epochs=3)
     drop_validation(alone)

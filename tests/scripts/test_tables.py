@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from synthetic_runs import write_run
 
 from elstm.reporting.stats import PairedTest
 
@@ -42,6 +43,16 @@ def test_the_pages_show_the_tables(tables: ModuleType, name: str) -> None:
 
 def test_every_table_is_on_a_page(tables: ModuleType) -> None:
     assert set(tables.TABLES) == set(PAGES)
+
+
+def test_a_model_that_is_not_finished_is_one_line(
+    tables: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for model in ("lstm", "elstm_bn"):
+        for data in ("fashion_mnist", "mnist"):
+            write_run(tmp_path / "rows-default" / f"{model}-{data}", model, data, epochs=2)
+    assert tables.main(["headline", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith(" has no finished run of bn_lstm\n")
 
 
 def test_the_headline_by_hand(tables: ModuleType) -> None:
