@@ -125,6 +125,8 @@ def train(composer: Composer, arguments: Sequence[str]) -> int:
         return execute(config, Path()).code  # in the folder that rank 0 makes
     run_dir = _check_run_dir(cfg)
     missing = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    if any(argument.lstrip("+").startswith("hydra.run.dir=") for argument in arguments):
+        _claim(run_dir)
     outcomes: list[Outcome] = []
 
     def task(cfg: DictConfig) -> None:
@@ -136,7 +138,7 @@ def train(composer: Composer, arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot create the run folder: {error}") from error
     finally:
-        for folder in missing:  # if the run left nothing in it
+        for folder in (run_dir / ".hydra", *missing):  # if the run left nothing in it
             with suppress(OSError):  # not empty
                 folder.rmdir()
         if not missing:
@@ -161,11 +163,27 @@ def _check_run_dir(cfg: DictConfig) -> Path:
     if given.startswith("~"):
         raise UserError(f"hydra.run.dir={show(given)}: write the folder without ~")
     if foreign:
-        raise UserError(
-            f"hydra.run.dir={show(run_dir)} exists and is not empty: a new run needs a new "
-            "folder; to resume a run, give trainer.resume=RUN_DIR"
-        )
+        raise _taken(run_dir)
     return run_dir
+
+
+def _claim(run_dir: Path) -> None:
+    """Makes .hydra, so that only one of two commands that start with one folder uses it."""
+    try:
+        (run_dir / ".hydra").mkdir(parents=True)
+    except FileExistsError as error:
+        raise _taken(run_dir) from error
+    except OSError as error:
+        raise UserError(f"cannot create the run folder: {error}") from error
+
+
+def _taken(run_dir: Path) -> UserError:
+    from elstm.errors import show
+
+    return UserError(
+        f"hydra.run.dir={show(run_dir)} exists and is not empty: a new run needs a new folder; to "
+        "resume a run, give trainer.resume=RUN_DIR"
+    )
 
 
 def resume(arguments: Sequence[str]) -> int:

@@ -59,7 +59,7 @@ from typing import Any
 
 import elstm
 from elstm.errors import OtherProcessError, UserError
-from elstm.files.atomic import read_json, write_atomic
+from elstm.files.atomic import open_locked, read_json, write_atomic
 
 _EMPTY: dict[str, Any] = dict.fromkeys(
     (
@@ -231,3 +231,15 @@ def _git(folder: Path, *command: str) -> str:
         check=True, capture_output=True, text=True, timeout=5,
     )  # fmt: skip
     return result.stdout.strip()
+
+
+def is_locked(folder: Path) -> bool:
+    """Returns whether another process trains in a folder, which it locks by metrics.csv."""
+    path = folder / "metrics.csv"
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        open_locked(path, folder).close()
+    except UserError:
+        return True
+    return False

@@ -23,7 +23,7 @@ from elstm.cli import FAILED, Ended, fitted, print_error, summary
 from elstm.config.schema import Config
 from elstm.errors import OtherProcessError, UserError
 from elstm.files.atomic import open_append
-from elstm.records.status import read_status, status_path
+from elstm.records.status import is_locked, read_status, status_path
 from elstm.training.ranks import Ranks, read_ranks
 
 PROG = "elstm-train"
@@ -156,11 +156,15 @@ def _started(run_dir: Path) -> bool:
 
 @contextmanager
 def _removed_unless_started(run_dir: Path, resume: bool) -> Iterator[None]:
-    """Removes the folder of a new run that ends before its first step; a resumed one stays."""
+    """Removes the folder of a new run that ends before its first step.
+
+    A resumed one stays, and one in which another process trains.
+    """
     try:
         yield
     finally:
-        if not resume and read_ranks().main and not _started(run_dir):
+        removed = not resume and read_ranks().main and not _started(run_dir)
+        if removed and not is_locked(run_dir):
             shutil.rmtree(run_dir, ignore_errors=True)
 
 

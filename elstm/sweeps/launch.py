@@ -27,9 +27,9 @@ from elstm.config.compose import Composer
 from elstm.config.hydra_private import BASIC_LAUNCHER, raised_in
 from elstm.config.messages import explain
 from elstm.errors import UserError
-from elstm.records.status import read_status
+from elstm.records.status import is_locked, read_status
 from elstm.sweeps.job import train_job
-from elstm.sweeps.plan import PlannedRun, is_locked
+from elstm.sweeps.plan import PlannedRun
 from elstm.sweeps.worker import StopFile, WorkerJob
 
 IN_THIS_PROCESS = (BASIC_LAUNCHER,)  # launchers that train one run after the other

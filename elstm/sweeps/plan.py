@@ -24,11 +24,10 @@ from elstm.config.run_config import load_run_config
 from elstm.config.run_folder import run_changes, run_name
 from elstm.config.schema import SAME_LAYER, Config, settings_without_effect
 from elstm.errors import UserError, show
-from elstm.files.atomic import open_locked
 from elstm.files.bounded import Damaged
 from elstm.files.claims import Claims
 from elstm.records.archive import ArchivedRun, finished_runs
-from elstm.records.status import read_status
+from elstm.records.status import is_locked, read_status
 from elstm.sweeps.fingerprints import Fingerprints, source_in
 from elstm.sweeps.job import OnEvaluation
 from elstm.sweeps.table import JobResult
@@ -356,15 +355,3 @@ def _state(folder: Path) -> str:
     if state == "running":
         return "locked" if is_locked(folder) else "killed"
     return state
-
-
-def is_locked(folder: Path) -> bool:
-    """Returns whether another process trains in a folder, which it locks by metrics.csv."""
-    path = folder / "metrics.csv"
-    if path.is_symlink() or not path.is_file():
-        return False
-    try:
-        open_locked(path, folder).close()
-    except UserError:
-        return True
-    return False

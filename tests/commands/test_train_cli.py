@@ -14,6 +14,7 @@ import pytest
 from elstm.config.compose import Composer
 from elstm.config.help import HEAD
 from elstm.errors import UserError
+from elstm.sweeps import job
 from elstm.train import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -142,6 +143,21 @@ def test_hydra_run_dir_is_taken_if_it_is_new_or_empty(training, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     assert main(["hydra.run.dir=empty"]) == 0
     assert len(training.calls) == 2
+
+
+def test_two_runs_that_start_in_one_folder(training, tmp_path, monkeypatch, capsys):
+    """The other run takes the folder after this one found it empty, and keeps it."""
+    monkeypatch.setattr("elstm.train._check_run_dir", lambda cfg: Path("same"))
+    (tmp_path / "same" / ".hydra").mkdir(parents=True)
+    assert main(["hydra.run.dir=same"]) == 1
+    assert "hydra.run.dir=same exists and is not empty" in capsys.readouterr().err
+    assert training.calls == []
+    assert (tmp_path / "same" / ".hydra").is_dir()
+
+    monkeypatch.setattr(job, "is_locked", lambda folder: True)
+    with job._removed_unless_started(tmp_path / "same", resume=False):
+        pass
+    assert (tmp_path / "same" / ".hydra").is_dir()
 
 
 # --- going on
