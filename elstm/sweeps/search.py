@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from elstm.config.compose import Composer, plain
-from elstm.config.schema import SearchConfig
+from elstm.config.schema import Config, SearchConfig
 from elstm.config.values import check_fields
 from elstm.errors import UserError, show
 from elstm.files.atomic import open_locked, refuse_links, writing
@@ -70,7 +70,8 @@ class StudyFile:
 
         settings = self.settings
         if settings.pruner == "median":
-            return pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs)
+            # Optuna counts steps from 0, and epochs are reported from 1 on.
+            return pruners.MedianPruner(settings.startup_trials, settings.warmup_epochs + 1)
         if settings.pruner == "hyperband":
             return pruners.HyperbandPruner(settings.warmup_epochs + 1, self.max_epochs)
         return pruners.NopPruner()
@@ -133,10 +134,10 @@ class Search:
         self.space = Space(composer, overrides)
         if self.space.first.sweep.rerun:
             raise UserError("sweep.rerun: a study has each trial once; set a new study_name")
-        if getattr(self.space.first.data, "val_fraction", None) == 0:
+        if self.space.undrawn is not None and "val" not in _splits(self.space.undrawn):
             raise UserError(
-                "hydra/sweeper=optuna compares validation accuracies: data.val_fraction has to be "
-                "above 0"
+                "hydra/sweeper=optuna compares validation accuracies, and the files have no "
+                "validation split: data.val_fraction has to be above 0"
             )
         self.fingerprint = hashlib.sha256(repr(self.space).encode()).hexdigest()[:12]
         name = self.settings.study_name or f"{self.space.first.data.name}-{self.fingerprint}"
@@ -219,6 +220,13 @@ class Search:
             study.tell(number, state=states.FAIL)
         elif result.state == "pruned":
             study.tell(number, state=states.PRUNED)
+
+
+def _splits(config: Config) -> Collection[str]:
+    """Returns the splits that the files of user data have."""
+    from elstm.data.load import read_user_data  # torch: seconds
+
+    return read_user_data(config.data)
 
 
 def _status_of(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Space:
     Attributes:
         distributions: Optuna's, by key.
         first: the config of one trial.
+        undrawn: the config of a trial with data.val_fraction=0, which draws no validation split; or
+            None.
 
     Raises:
         UserError: a range or a choice that the config does not allow, alone or with the others.
@@ -68,10 +70,14 @@ class Space:
         }
         # Composing checks every combination of choices with both ends of all ranges.
         self.first = first
+        self.undrawn: Config | None = None
         for end in ("high", "low"):
             ends = {k: _text(r, getattr(r, end)) for k, r in ranges.items()}
             for values in itertools.product(*choices.values()):
-                config_of(self.overrides({**dict(zip(choices, values, strict=True)), **ends}))
+                chosen = dict(zip(choices, values, strict=True))
+                config = config_of(self.overrides({**chosen, **ends}))
+                if getattr(config.data, "val_fraction", None) == 0:
+                    self.undrawn = config
 
     def texts(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Returns the values that a sampler chose as texts for overrides."""

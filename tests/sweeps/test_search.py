@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from elstm.config.compose import Composer
 from elstm.errors import UserError
-from elstm.sweeps.search import repair
+from elstm.sweeps.search import Pruning, repair
 from elstm.sweeps.search_space import Space
 from elstm.train import main
 
@@ -100,6 +100,29 @@ def test_bad_trials_are_pruned_which_is_no_failure(training, capsys):
     assert main(["-m", f"optimizer.lr={rate}"]) == 0  # a grid wants it whole
     assert training.calls[-1].resume
     assert table()[0]["state"] == "done"
+
+
+def test_the_warm_up_prunes_nothing(training):
+    """Checks that the first epochs are exempt, which Optuna counts from 0."""
+    training.accuracy = lambda c: 0.9 - len(training.calls) / 100
+    for warmup, last in ((1, 2), (2, 3)):
+        words = [LR, "hydra.sweeper.startup_trials=1", f"seed={warmup}"]
+        words += [f"hydra.sweeper.warmup_epochs={warmup}", f"hydra.sweeper.study_name=w{warmup}"]
+        epochs = []
+        answer = Pruning.__call__
+
+        def noted(self, epoch, accuracy, answer=answer, epochs=epochs):
+            pruned = answer(self, epoch, accuracy)
+            epochs.append((epoch, pruned))
+            return pruned
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pruning, "__call__", noted)
+            assert (
+                search(LR, "hydra.sweeper.startup_trials=1", *words, f"seed={warmup}", trials=2)
+                == 0
+            )
+        assert [epoch for epoch, pruned in epochs if pruned][:1] == [last]
 
 
 def test_ended_trials_without_folders_keep_their_ends(training):

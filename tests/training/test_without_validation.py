@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from own_data import QUICK, the_run, write_arrays, write_pictures
@@ -83,6 +84,16 @@ def test_a_search_needs_one_too(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "hydra/sweeper=optuna", *ALL, "optimizer.lr=interval(0.001, 0.1)"]
     assert train.main(words) == 1
     assert "data.val_fraction has to be above 0" in capsys.readouterr().err
+    assert train.main([*words, "data.val_fraction=0.2,0"]) == 1
+    assert "data.val_fraction has to be above 0" in capsys.readouterr().err
+    arrays = np.load("waves.npz")
+    np.savez(
+        "waves.npz",
+        **{f"{name}_train": values[::2] for name, values in arrays.items()},
+        **{f"{name}_val": values[1::4] for name, values in arrays.items()},
+        **{f"{name}_test": values[3::4] for name, values in arrays.items()},
+    )
+    assert train.main([*words, "hydra.sweeper.n_trials=1"]) == 0
 
 
 def test_folds_of_all_training_sequences(capsys: pytest.CaptureFixture[str]) -> None:
