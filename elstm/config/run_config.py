@@ -11,7 +11,7 @@ from elstm.config.check import config_from, resolve
 from elstm.config.data_options import DATA_NAME, DATA_ROOT
 from elstm.config.hints import keys_of, unknown_key
 from elstm.config.schema import Config
-from elstm.errors import UserError, in_full, show
+from elstm.errors import UserError, in_full
 from elstm.files.bounded import Damaged, read_config
 
 
@@ -24,10 +24,11 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
         changed: settings that replace those of the run, by key.
 
     Raises:
-        UserError: the folder is no run folder, or the file is damaged or holds wrong values.
+        UserError: the folder is no run folder, the file is damaged or holds wrong values, or
+            `changed` does.
     """
     run_dir = Path(run_dir)
-    folder = show(str(run_dir))
+    folder = in_full(str(run_dir))
     if run_dir.is_file():
         raise UserError(f"{folder} is a file, not a run folder{_run_of(run_dir)}")
     if not run_dir.is_dir():
@@ -38,18 +39,19 @@ def load_run_config(run_dir: str | Path, changed: Mapping[str, Any] | None = Non
             "give one like outputs/DATA/MODEL/CHANGES/TIME-ID"
         )
     try:
-        stored = read_config(run_dir / ".hydra" / "config.yaml")
-        flat = {**_with_data_name(stored), **(changed or {})}
-        config = config_from(_with_data_here(flat), stored=True)
+        stored = _with_data_name(read_config(run_dir / ".hydra" / "config.yaml"))
+        config = config_from(_with_data_here(stored), stored=True)
     except Damaged as error:
         raise UserError(f"{folder}: .hydra cannot be read: {error}") from error
     except UserError as error:
         raise UserError(f"{folder}/.hydra/config.yaml: {error}") from error
+    if not changed:
+        return config
     known = keys_of(config)
-    for key in changed or ():
+    for key in changed:
         if key not in known:
             raise unknown_key(key, known)
-    return config
+    return config_from(_with_data_here({**stored, **changed}), stored=True)
 
 
 def _with_data_name(flat: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,9 @@ class TrainerConfig:
         help="Gives the same bits from the same seed on a GPU too, which costs speed.",
     )
     compile: bool = setting(
-        False, affects_training=False, help="Trains through torch.compile; evaluation runs without it."
+        False,
+        affects_training=False,
+        help="Trains through torch.compile; evaluation runs without it.",
     )
     cuda_graph: bool | str = choice(
         "auto", "auto", True, False, affects_result=False,

@@ -193,6 +193,7 @@ def test_resume_goes_on_in_the_folder(training, capsys):
         (["trainer.resume=."], "is not a run folder"),
         (["trainer.resume="], "has to be a run's folder"),
         (["trainer.resume=RUN/train.log"], "is a file"),
+        (["trainer.resume=RUN", "trainer.log_every=0"], "resume: trainer.log_every=0: has to be"),
     ],
 )
 def test_resume_is_refused_in_one_line(training, capsys, words, said):
