@@ -27,6 +27,7 @@ class FakeTraining:
     calls: list = field(default_factory=list)
     commit: str = "0" * 40
     step: int = 7  # 0: the run ends before its first one
+    late_signal: str | None = None  # comes when the run is about to end
 
     def check_nothing_began(self, captured, said):
         """One line with `said` in it, no run, and no file under the current folder."""
@@ -59,7 +60,7 @@ class FakeTraining:
         (run_dir / "status.json").write_text(json.dumps(status))
         if failed:
             raise state
-        signal = "SIGTERM" if state == "interrupted" else None
+        signal = "SIGTERM" if state == "interrupted" else self.late_signal
         return types.SimpleNamespace(
             state=state, best_val_accuracy=best, test_accuracy=best, status=status, signal=signal
         )

@@ -39,6 +39,7 @@ class Outcome:
     code: int  # exit code of the process
     metric: float  # best validation accuracy, a fraction; NaN if the run failed
     error: str | None = None
+    signal: str | None = None  # requested a stop when the run was about to end
 
 
 # A function of the epoch and the validation accuracy; True ends the run. It can be pickled.
@@ -55,6 +56,9 @@ def train_job(
 
     Returns:
         Best validation accuracy; NaN if the run failed.
+
+    Raises:
+        Ended: a signal requested a stop, so no further run is to start.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -70,6 +74,8 @@ def train_job(
     )
     if outcome.error is not None and not folder.exists():  # the sweep finds no status.json
         raise UserError(outcome.error)
+    if terminal and outcome.signal is not None:  # workers of a sweep are told by their stop file
+        raise Ended(outcome.signal)
     return outcome.metric
 
 
@@ -119,9 +125,9 @@ def execute(
         except Exception as error:
             return _failed(error, run_dir, resume=resume, terminal=terminal)
     if result.state == "interrupted":
-        raise Ended(getattr(result, "signal", None) or "SIGINT", reported=True)
+        raise Ended(result.signal or "SIGINT", reported=True)
     best = result.best_val_accuracy
-    return Outcome(0, math.nan if best is None else best)
+    return Outcome(0, math.nan if best is None else best, signal=result.signal)
 
 
 def _failed(error: Exception, run_dir: Path, *, resume: bool, terminal: bool) -> Outcome:

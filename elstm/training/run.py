@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 class RunResult:
     """Holds how a run ended: `state` is done, pruned, or interrupted by `signal`.
 
-    Accuracies are fractions.
+    A signal that came when the run was about to end is named too. Accuracies are fractions.
     """
 
     state: str
@@ -162,7 +162,6 @@ def _trained(loop: TrainingLoop | None, resume: bool) -> bool:
 
 def _result(status: dict[str, Any], signal: str | None = None) -> RunResult:
     accuracies = status.get("test_accuracy"), status.get("best_val_accuracy")
-    signal = signal if status["state"] == "interrupted" else None
     return RunResult(status["state"], *accuracies, status, signal)
 
 

@@ -243,6 +243,15 @@ def test_an_interrupt_ends_the_sweep_and_the_same_command_goes_on(training, caps
     assert [(c.config.seed, c.resume) for c in training.calls[2:]] == [(1, True), (2, False)]
 
 
+def test_a_signal_at_the_end_of_a_run_ends_the_sweep(training, capsys):
+    training.late_signal = "SIGINT"
+    assert main(["-m", "seed=0,1,2"]) == 130
+    assert capsys.readouterr().out.rstrip().endswith("run the same command again to resume")
+    assert [(row["seed"], row["state"]) for row in table()] == [("0", "done")]
+    assert len(training.calls) == 1
+    assert main(["seed=3"]) == 0  # a single run is complete
+
+
 def test_an_experiment_may_hold_its_sweep(training, tmp_path_factory, monkeypatch):
     conf = tmp_path_factory.mktemp("conf") / "conf"
     shutil.copytree(find_config_dir(), conf)
