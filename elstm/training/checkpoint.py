@@ -31,6 +31,7 @@ from elstm.errors import UserError
 from elstm.files.atomic import refuse_links, write_atomic
 
 FORMAT = "elstm-checkpoint"
+MARKS = ("format", "version")  # entries that `save` adds
 VERSION = 2  # increased when the format changes; 1 had no seal, only the CRC-32 of each zip entry
 # Limits of a checkpoint's content: some hundred values for each layer. Data with many features or
 # classes have more, and each of these takes at least NODE_BYTES of the file.

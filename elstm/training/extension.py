@@ -9,9 +9,10 @@ Each extension is an entry of `extensions` in status.json, and in every later ch
     best_val_accuracy, best_epoch                             up to that step
     test_accuracy, test_loss, ...                             of a run that was tested there
 
-Up to the first new checkpoint the run is as it was before. This checkpoint then records the
-extension, and .hydra/config.yaml and status.json follow it. After a kill in between, the next
-resume updates them. Copies of the replaced files stay:
+Up to the first new checkpoint the run is as it was before. Then last.pt, still of the step from
+which the extension starts, records the extension. .hydra/config.yaml, status.json and the new
+checkpoint follow it. After a kill or a full disk in between, the next resume updates them, and
+trains from that step again. Copies of the replaced files stay:
 
     checkpoints/best-before-step-N.pt, test_correct-before-step-N.csv,
     .hydra/config-before-step-N.yaml
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -145,20 +146,34 @@ def _test_row(rows: Sequence[Mapping[str, str]], step: int) -> dict[str, float]:
 
 @dataclass
 class Extension:
-    """Copies the files that an extension replaces, and records it after its first checkpoint."""
+    """Copies the files that an extension replaces, and records it before its first checkpoint.
+
+    Attributes:
+        entries: all extensions of the run, this one last.
+        start: the entries of the checkpoint from which it starts that differ from here on.
+    """
 
     run_dir: Path
     status: Status
-    entries: list[dict[str, Any]]  # with this one, the last
+    entries: list[dict[str, Any]]
+    start: dict[str, Any] = field(default_factory=dict)
 
-    def before_checkpoint(self) -> None:
-        """Copies the files that later checkpoints and the next test replace."""
+    def begin(self, size_limit: int | None) -> None:
+        """Makes last.pt that of the extended run, at the step from which the extension starts.
+
+        It first copies the files that later checkpoints and the next test replace. A best.pt that
+        is written next belongs to the same run as last.pt, even if nothing follows it.
+        """
         best = checkpoint.best_path(self.run_dir)
         for path in (best, self.run_dir / TABLE):
             self._keep(path)
+        content = checkpoint.latest(self.run_dir, size_limit)
+        assert content is not None  # it was resumed from
+        content = {key: value for key, value in content.items() if key not in checkpoint.MARKS}
+        checkpoint.save({**content, **self.start}, checkpoint.last_path(self.run_dir))
 
-    def after_checkpoint(self) -> None:
-        """Updates .hydra/config.yaml and status.json after the checkpoint."""
+    def complete(self) -> None:
+        """Updates .hydra/config.yaml and status.json."""
         settings = self.entries[-1]["settings"]
         self._rewrite_config(settings)
         self.status.update(
@@ -193,6 +208,6 @@ class Extension:
 
 
 def complete_extension(run_dir: Path, status: Status, extensions: list[dict[str, Any]]) -> None:
-    """Completes the update of files that a kill after an extension's first checkpoint prevented."""
+    """Completes the update of files that a kill prevented when the extension began."""
     if extensions and status.fields.get("extensions") != extensions:
-        Extension(run_dir, status, extensions).after_checkpoint()
+        Extension(run_dir, status, extensions).complete()

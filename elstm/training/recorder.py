@@ -141,6 +141,7 @@ class Recorder:
         tested = {k: v for k, v in entry.items() if k.startswith("test_") and v is not None}
         if tested:
             self.tracker.log(position(state), tested)
+            self._log_results(state)
         changed = ", ".join(
             f"{key} {show(old)} -> {show(new)}" for key, (old, new) in entry["changed"].items()
         )
@@ -272,8 +273,7 @@ class Recorder:
         write_atomic(self.run_dir / TABLE, encode_correct(score.correct.numpy()), sync=False)
         self.tracker.log(position(state), values)
         best = state.best_validation
-        measured = {} if best is None else {"best_val_accuracy": best}
-        self.tracker.log_end(state.step, {**measured, "train_seconds": state.train_seconds})
+        self._log_results(state)
         self._log_test_pictures(state, score)
         self._write_status("done", state, values)
         self.info(
@@ -283,6 +283,11 @@ class Recorder:
             "the last" if best is None else f"the best by validation ({best:.2%})",
             duration(state.wall_seconds), self.run_dir,
         )  # fmt: skip
+
+    def _log_results(self, state: TrainState) -> None:
+        best = state.best_validation
+        measured = {} if best is None else {"best_val_accuracy": best}
+        self.tracker.log_end(state.step, {**measured, "train_seconds": state.train_seconds})
 
     def _log_test_pictures(self, state: TrainState, score: evaluation.SplitScore) -> None:
         data = self.parts.data

@@ -47,7 +47,7 @@ from elstm.training.recorder import Recorder, run_facts
 from elstm.training.signals import Interrupted, StopSignals
 from elstm.training.snapshot import Checkpoints, Snapshot
 from elstm.training.state import Clock, StepSums, TrainState
-from elstm.training.trained import check_fits, size_limit
+from elstm.training.trained import check_fits, settings, size_limit
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,14 @@ def set_up(
         except checkpoint.Unreadable as error:
             recorder.warn(f"{error}: the next epoch that is better replaces it")
     clock = Clock(state)
-    extension = Extension(run_dir, status, snapshot.extensions) if changed else None
+    extension = None
+    if changed:
+        start = {
+            "extensions": snapshot.extensions,
+            "settings": settings(config),
+            "schedule": parts.schedule.state_dict(),
+        }
+        extension = Extension(run_dir, status, snapshot.extensions, start)
     checkpoints = Checkpoints(run_dir, snapshot, clock, tracker, extension)
     train = batch_step(config, parts, sums)
     return TrainingLoop(config, parts, state, sums, train, clock, signals, recorder, checkpoints)

@@ -33,7 +33,7 @@ from elstm.training.ema import EMA
 from elstm.training.extension import Extension
 from elstm.training.optim import Schedule, stored_state
 from elstm.training.state import REMOVED_COUNTERS, Clock, StepSums, TrainState
-from elstm.training.trained import check_same_settings, settings
+from elstm.training.trained import check_same_settings, settings, size_limit
 
 
 @dataclass
@@ -201,7 +201,7 @@ class Checkpoints:
     snapshot: Snapshot
     clock: Clock
     tracker: Tracker
-    extension: Extension | None = None  # until its first checkpoint is written
+    extension: Extension | None = None  # until it has begun, with its first checkpoint
 
     def save(self, *, best: bool = False) -> None:
         """Writes last.pt, and best.pt before it if this is the best epoch.
@@ -221,11 +221,10 @@ class Checkpoints:
             self.clock.update()
             content = self.snapshot.content(self.tracker.sizes())
             if self.extension is not None:
-                self.extension.before_checkpoint()
-            checkpoint.save(content, *paths, checkpoint.last_path(self.run_dir))
-            if self.extension is not None:
+                self.extension.begin(size_limit(self.snapshot.config))
                 extension, self.extension = self.extension, None
-                extension.after_checkpoint()
+                extension.complete()
+            checkpoint.save(content, *paths, checkpoint.last_path(self.run_dir))
 
     def check_finite(self) -> None:
         """Raises UserError before the weights or records of a bad step reach the disk."""

@@ -16,6 +16,7 @@ from training_runs import at, differences, events, last, rows, send, without_pic
 
 from elstm import train
 from elstm.config.run_config import load_run_config
+from elstm.errors import UserError
 from elstm.records.stored import RunFolder
 from elstm.reporting.groups import make_sections
 from elstm.reporting.runs import load_run
@@ -224,6 +225,7 @@ def test_an_extension_that_fails_before_its_first_checkpoint_leaves_the_run(
     assert after["state"] == "done"
     assert after["test_accuracy"] == before["test_accuracy"]
     assert (run / ".hydra" / "config.yaml").read_bytes() == config
+    assert {"accuracy/test", "results/best_val_accuracy"} <= {tag for _, tag, _ in events(run)}
     assert train.main(EXTEND) == 0
     assert differences(trained(run), trained(Path("planned"))) == []
     assert [row["step"] for row in rows(run) if row["test_accuracy"]] == ["10", "20"]
@@ -234,7 +236,7 @@ def test_a_kill_right_after_the_first_checkpoint_is_mended(run: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Extension, "after_checkpoint", killed)
+        patch.setattr(Extension, "complete", killed)
         assert train.main(EXTEND) == 130
     assert status(run)["state"] == "interrupted"
     assert load_run_config(run).trainer.max_epochs == 2
@@ -242,6 +244,28 @@ def test_a_kill_right_after_the_first_checkpoint_is_mended(run: Path) -> None:
     assert load_run_config(run).trainer.max_epochs == 4
     assert [entry["step"] for entry in status(run)["extensions"]] == [10]
     assert differences(trained(run), trained(Path("planned"))) == []
+
+
+def test_a_full_disk_at_the_first_checkpoint_is_mended(run: Path) -> None:
+    """best.pt is then of the extension, and last.pt of its start."""
+    written, write = [], checkpoint.write_atomic
+
+    def full(path: Path, *args: Any, **options: Any) -> None:
+        written.append(path.name)
+        if written.count("last.pt") == 2:
+            raise UserError("the disk is full")
+        write(path, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_atomic", full)
+        assert train.main(EXTEND) == 1
+    assert written == ["last.pt", "best.pt", "last.pt"]
+    assert status(run)["state"] == "failed"
+    assert [entry["step"] for entry in status(run)["extensions"]] == [10]
+    assert load_run_config(run).trainer.max_epochs == 4
+    assert train.main(["trainer.resume=run"]) == 0
+    assert differences(trained(run), trained(Path("planned"))) == []
+    assert [row["step"] for row in rows(run) if row["test_accuracy"]] == ["10", "20"]
 
 
 def test_a_checkpoint_from_before_the_extension_does_not_stand_in(
