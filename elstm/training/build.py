@@ -70,7 +70,7 @@ def build_parts(
     model = build_classifier(config, data, accelerator.device)
     source = None
     if saved is None and config.trainer.init_from is not None:
-        source = take_weights(config, model)  # before DDP sends rank 0's weights to all
+        source = take_weights(config, model, data.facts())  # before DDP sends rank 0's weights
     plain = build_optimizer(config.optimizer, model.parameters(), accelerator.device)
     decay = config.trainer.ema_decay
     ema = None if decay is None else EmaModel(model, decay)  # before Accelerate wraps `forward`

@@ -22,15 +22,21 @@ from elstm.training.ema import EMA, RAW, chosen_weights
 from elstm.training.trained import NOT_TRAINED, OWN_DATA_LIMIT, size_of
 
 HEAD = "head."
+SPLITS = ("split_seed", "val_fraction", "test_fraction", "folds", "fold", "group")  # of user data
 SETTING = (str, int, float, type(None))  # of the values of settings
 
 log = logging.getLogger(__name__)
 
 
-def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
+def take_weights(
+    config: Config, model: SequenceClassifier, facts: Mapping[str, Any]
+) -> dict[str, Any]:
     """Loads the weights that trainer.init_from names into a new model.
 
     Population statistics of other steps than the model's are cut, or their last row is repeated.
+
+    Args:
+        facts: those of the data of the new run (elstm.data.sequences.SequenceData.facts).
 
     Returns:
         The record of it in status.json and checkpoints: path, step, sha256, head, weights ("ema" or
@@ -55,6 +61,7 @@ def take_weights(config: Config, model: SequenceClassifier) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"trainer.init_from={show(given)}: {error}") from error
     _log(weights, model, path, step, kind)
+    _warn_of_other_splits(content, config, facts)
     if note is not None:
         log.info("the raw weights are used: %s", note)
     with warnings.catch_warnings():  # `_log` has logged it
@@ -155,6 +162,24 @@ def _log(
     }:
         how = "cut" if rows > steps else "extended by those of the last step"
         log.info("the statistics of %d steps are %s, to %d steps", rows, how, steps)
+
+
+def _warn_of_other_splits(
+    content: Mapping[str, Any], config: Config, facts: Mapping[str, Any]
+) -> None:
+    """Logs a warning where the weights were trained on sequences that validate or test here."""
+    there, settings = content.get("data"), content["settings"]
+    fingerprint = facts.get("fingerprint")
+    if not fingerprint or not isinstance(there, dict) or there.get("fingerprint") != fingerprint:
+        return
+    here = {f"data.{name}": getattr(config.data, name, None) for name in SPLITS}
+    other = [key for key, value in here.items() if settings.get(key) != value]
+    if other:
+        log.warning(
+            "the initial weights were trained on other splits of the same data (%s): sequences "
+            "that validate and test here trained them, so that accuracy is too good",
+            ", ".join(f"{key}={show(settings.get(key))}, here {show(here[key])}" for key in other),
+        )
 
 
 def checked_record(saved: Mapping[str, Any]) -> dict[str, Any] | None:

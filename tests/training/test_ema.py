@@ -178,7 +178,7 @@ def test_a_run_begins_with_the_averaged_weights(
     model = build_model(
         "elstm_bn", config.model.options(), input_size=8, num_steps=8, num_classes=10
     )
-    record = take_weights(config, model)
+    record = take_weights(config, model, {})
     assert record["weights"] == "ema"
     assert "step 10, averaged" in caplog.text or "step 5, averaged" in caplog.text
     assert differences(dict(model.state_dict()), checkpoint.best(folder)["ema"]["model"]) == []

@@ -68,8 +68,8 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The weights of each model after it has taken those of another run."""
     found = []
 
-    def take(config: Any, model: Any) -> dict[str, Any]:
-        record = initial.take_weights(config, model)
+    def take(config: Any, model: Any, facts: Any) -> dict[str, Any]:
+        record = initial.take_weights(config, model, facts)
         found.append({name: value.clone() for name, value in model.state_dict().items()})
         return record
 
@@ -129,6 +129,22 @@ def test_a_data_set_with_other_classes_wants_a_new_head(
         if name.endswith("running_var"):
             assert torch.equal(value[:8], source[name])
             assert torch.equal(value[8:], source[name][-1:].expand(4, -1))
+
+
+def test_other_splits_of_the_same_data_are_reported(run: Path) -> None:
+    write_series(steps=8)
+    words = [word for word in SERIES if not word.startswith("hydra.run.dir=")]
+    first = ["trainer.max_steps=1", "hydra.run.dir=first"]
+    assert train.main([*words, *first]) == 0
+    for number, more in enumerate(([], ["data.split_seed=1"], ["data.folds=3", "data.fold=0"])):
+        folder = f"hydra.run.dir=next{number}"
+        assert (
+            train.main([*words, "trainer.init_from=first", "trainer.max_steps=1", folder, *more])
+            == 0
+        )
+        text = Path(f"next{number}/train.log").read_text()
+        assert ("other splits of the same data" in text) == bool(more)
+    assert "(data.folds=null, here 3, data.fold=null, here 0)" in text
 
 
 def test_statistics_are_cut(run: Path, weights: list[dict[str, Any]]) -> None:
@@ -216,13 +232,13 @@ def test_a_name_does_not_decide_whether_weights_fit(
     }  # fmt: skip
     checkpoint.save(content, tmp_path / "source.pt")
     new, target = built(own, of_own, init_from=str(tmp_path / "source.pt"))
-    initial.take_weights(new, target)
+    initial.take_weights(new, target, {})
     assert differences(dict(target.state_dict()), dict(model.state_dict())) == []
     assert ("another eps" in caplog.text) == warned
     content["settings"]["model.cell_norm"] = torch.zeros(2)
     checkpoint.save(content, tmp_path / "source.pt")
     with pytest.raises(UserError, match="settings are damaged"):
-        initial.take_weights(new, target)
+        initial.take_weights(new, target, {})
 
 
 def test_damaged_weights_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
