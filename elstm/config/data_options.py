@@ -71,7 +71,8 @@ class DataConfig:
     name: str = setting(MISSING, help="Names the data set. Choose it with data=NAME.")
     train_size: int | None = bounded(
         None, ge=2,
-        help="Number of training sequences that are used, drawn class by class. null uses all.",
+        help="Number of training sequences that are used: of each class the first ones. null uses "
+        "all.",
     )  # fmt: skip
     batch_size: int = bounded(
         128, ge=2, help="Number of sequences in a training batch of each process."
@@ -126,8 +127,8 @@ class UserDataConfig(DataConfig):
     batch_size: int = bounded(32, ge=2)
     val_fraction: float = bounded(
         0.15, ge=0, lt=1,
-        help="Fraction of the sequences that validates, if the files have no validation split. "
-        "With 0 all of them train, and the last epoch is tested.",
+        help="Fraction of the sequences outside the test split that validates, if the files have "
+        "no validation split. With 0 all of them train, and the last epoch is tested.",
     )  # fmt: skip
     test_fraction: float = bounded(
         0.15, gt=0, lt=1,
@@ -135,7 +136,7 @@ class UserDataConfig(DataConfig):
     )  # fmt: skip
     split_seed: int = bounded(0, ge=0, help="Seed of the random splits.")
     folds: int | None = bounded(
-        None, ge=2, le=1000, help="Number of parts for cross-validation; goes with data.fold."
+        None, ge=2, le=1000, help="Number of parts for cross-validation; data.fold chooses one."
     )
     fold: int | None = bounded(
         None, ge=0, help="Number of the part that tests in cross-validation, counted from 0."

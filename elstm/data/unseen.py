@@ -87,7 +87,7 @@ def load_unseen(
 def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesData, LabelledSet]:
     """Returns the sequences of files, labelled or not, as a model takes them and as read.
 
-    All splits of a file or folder are taken, one after the other. If they share ids, each id gets
+    All splits that readers find are taken, one after the other. If they share ids, each id gets
     the name of its split. Labels are not checked.
 
     Args:
@@ -97,9 +97,6 @@ def load_series(options: Any, facts: dict[str, Any], path: str) -> tuple[SeriesD
         UserError: the files cannot be read, or do not fit the model.
     """
     source = _read(options, facts, path, labelled=False)
-    named = _named(source, path)
-    if named is not None:
-        source = {named: source[named]}
     ids = [set(part.ids) for part in source.values()]
     if len(set().union(*ids)) < sum(map(len, ids)):  # as of tables that count from 1
         source = {

@@ -61,7 +61,7 @@ def test_a_folder_holds_a_table_for_each_split(csv, tmp_path):
         (TABLE + "y,dog,2,five,6\n", "column 'a' holds 'five', which is no number"),
         (
             TABLE + 'y,dog,2,"0,5",6\n',
-            "holds '0,5', which is no number; numbers are read as 0.5, and",
+            "holds '0,5', which is no number; numbers are read as 0.5, with",
         ),
         (TABLE + "y,dog,2,1_2,6\n", "column 'a' holds '1_2', which is no number"),
         (TABLE + ",dog,2,5,6\n", "the column 'id' is empty"),
@@ -142,7 +142,7 @@ def test_decimals_after_a_comma(csv):
     read = read_table(csv(text), columns)["all"]
     np.testing.assert_array_equal(read.values[0], [[1, 2], [0.5, -4.25]])
     with pytest.raises(
-        UserError, match=r"holds '1\.250', .* as 0,5, and with 'data.decimal=\"\.\"'"
+        UserError, match=r"holds '1\.250', .* as 0,5, with 'data.decimal=\"\.\"'"
     ):
         read_table(csv(text.replace("5;6", "1.250;6")), columns)  # it may be 1250
 

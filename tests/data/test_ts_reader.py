@@ -69,6 +69,11 @@ def test_a_file_that_is_named_alone(tmp_path):
         options = TsConfig(path=str(tmp_path), missing="zero")
         facts = {"class_names": ["cat", "dog"], "input_size": 2, "mean": [0, 0], "std": [1, 1]}
         _, part = load_series(options, facts, str(path))
+        damaged = tmp_path / f"Two_{'test' if end == 'train' else 'train'}.ts"
+        content = damaged.read_bytes()
+        damaged.write_text("x")  # a prediction reads one file alone
+        assert load_series(options, facts, str(path))[1].labels == part.labels
+        damaged.write_bytes(content)
         assert part.ids == tuple(f"Two_{end}:{line}" for line in (10, 11)[: len(part)])
         assert len(part) == (2 if end == "train" else 1)
         data, taken = load_unseen(options, facts, str(path), end)

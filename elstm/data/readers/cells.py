@@ -96,7 +96,10 @@ def number_cell(where: str, column: str, cell: Any, decimal: str = ".") -> float
             other = "," if decimal == "." else "."
             if re.fullmatch(f"[+-]?[0-9]+[{other}][0-9]+", text):
                 option = f"'data.decimal=\"{other}\"'"
-                advice = f"numbers are read as 0{decimal}5, and with {option} as 0{other}5"
+                advice = (
+                    f"numbers are read as 0{decimal}5, with {option} as 0{other}5, and without "
+                    "signs between thousands"
+                )
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; {advice}"
             ) from None

@@ -51,12 +51,13 @@ def read_unlabelled(options: TsOptions) -> Source:
 def read_ts(path: Path, *, labelled: bool = True) -> Source:
     """Reads NAME_TRAIN.ts and NAME_TEST.ts of a folder, the partner of a file, or one file.
 
-    In a folder with several sets, it reads the one that has the folder's name.
+    In a folder with several sets, it reads the one that has the folder's name. Without `labelled`,
+    for a prediction, a file is read alone.
 
     Raises:
         UserError: there is no such file, or it is not one that can be classified.
     """
-    files = _files(path)
+    files = _files(path) if labelled or path.is_dir() else {"all": path}
     source = {split: _read(file, labelled) for split, file in files.items()}
     shapes = {split: part.values.shape[2] for split, part in source.items()}
     if len(set(shapes.values())) > 1:
