@@ -81,7 +81,8 @@ class SearchConfig:
     )  # fmt: skip
     n_jobs: int | None = bounded(
         None, ge=1, le=10_000,
-        help="Number of trials that train at once. null uses that of the launcher.",
+        help="Number of trials that are chosen together, and train at once with a launcher. null "
+        "uses the number of the launcher.",
     )  # fmt: skip
     sampler: str = choice("tpe", "tpe", "gp", "random", help="Optuna's sampler of the values.")
     seed: int = bounded(0, ge=0, le=2**32 - 1, help="Seed of the sampler.")

@@ -283,6 +283,12 @@ class Tracker:
         self.flush()
         self._feed(step, {TAGS[name]: png})
 
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Shows a Markdown text in the Text tab, beside earlier ones of its tag."""
+        if self._events is not None:
+            self._events.add(summaries.text(tag, text), step)
+            self.flush()
+
     def log_end(self, step: int, results: Mapping[str, float]) -> None:
         """Marks the run as finished in the HPARAMS tab.
 

@@ -12,7 +12,8 @@ Each extension is an entry of `extensions` in status.json, and in every later ch
 Up to the first new checkpoint the run is as it was before. Then last.pt, still of the step from
 which the extension starts, records the extension. .hydra/config.yaml, status.json and the new
 checkpoint follow it. After a kill or a full disk in between, the next resume updates them, and
-trains from that step again. Copies of the replaced files stay:
+trains from that step again. TensorBoard's HPARAMS keeps the settings of the run's start; its Text
+tab shows those of each extension. Copies of the replaced files stay:
 
     checkpoints/best-before-step-N.pt, test_correct-before-step-N.csv,
     .hydra/config-before-step-N.yaml

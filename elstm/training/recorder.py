@@ -98,6 +98,8 @@ class Recorder:
             hparams(self.config), file_sizes, state.step, texts, keep,
             changed_keys(self.run_dir),
         )  # fmt: skip
+        if extended:
+            self.tracker.log_text("run/config", texts["run/config"], state.step)
         self.tracker.open_feeds(self.config)
         due = at_evaluation and self.main and self._pictures_due(state)
         if due and not self.tracker.has_picture("gradient"):

@@ -142,7 +142,7 @@ def _columns(config: Config) -> tuple[str, ...]:
 
 
 def _send_records(config: Config, run_dir: Path, status: Mapping[str, Any]) -> None:
-    """Sends to the trackers what they lack of a finished run, such as all of it to a new one."""
+    """Sends to the trackers the rows and results of a finished run that they lack."""
     if not (config.tracking.wandb or config.tracking.mlflow) or not read_ranks().main:
         return
     require_extras(config.tracking)

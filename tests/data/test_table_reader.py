@@ -141,9 +141,7 @@ def test_decimals_after_a_comma(csv):
     columns = Columns("id", "kind", "t", separator=";", decimal=",")
     read = read_table(csv(text), columns)["all"]
     np.testing.assert_array_equal(read.values[0], [[1, 2], [0.5, -4.25]])
-    with pytest.raises(
-        UserError, match=r"holds '1\.250', .* as 0,5, with 'data.decimal=\"\.\"'"
-    ):
+    with pytest.raises(UserError, match=r"holds '1\.250', .* as 0,5, with 'data.decimal=\"\.\"'"):
         read_table(csv(text.replace("5;6", "1.250;6")), columns)  # it may be 1250
 
 

@@ -225,7 +225,9 @@ def test_an_extension_that_fails_before_its_first_checkpoint_leaves_the_run(
     assert after["state"] == "done"
     assert after["test_accuracy"] == before["test_accuracy"]
     assert (run / ".hydra" / "config.yaml").read_bytes() == config
-    assert {"accuracy/test", "results/best_val_accuracy"} <= {tag for _, tag, _ in events(run)}
+    shown = [(step, tag) for step, tag, _ in events(run)]
+    assert {(10, "accuracy/test"), (10, "results/best_val_accuracy")} <= set(shown)
+    assert [step for step, tag in shown if tag == "run/config/text_summary"] == [0, 10]
     assert train.main(EXTEND) == 0
     assert differences(trained(run), trained(Path("planned"))) == []
     assert [row["step"] for row in rows(run) if row["test_accuracy"]] == ["10", "20"]
