@@ -60,7 +60,9 @@ def _main(arguments: list[str]) -> int:
     composer = Composer(args.config_dir)
     if args.shell_completion or args.hydra_help or args.info or args.cfg:
         return _show(args, composer)
-    if args.multirun or _mode(args.overrides) == "MULTIRUN":
+    sweep = args.multirun or _mode(args.overrides) == "MULTIRUN"
+    _refuse_settings_of_the_other_mode(args.overrides, sweep=sweep)
+    if sweep:
         from elstm.sweeps.sweep import run_sweep
 
         return run_sweep(composer, args.overrides)
@@ -101,6 +103,22 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if args.resolve and not args.cfg:
         parser.error("--resolve goes with --cfg")
     return args
+
+
+def _refuse_settings_of_the_other_mode(arguments: Sequence[str], *, sweep: bool) -> None:
+    """Raises UserError for settings that only sweeps have, or only single runs."""
+    from elstm.errors import show
+
+    of_sweeps = ("hydra.sweep.", "hydra/sweeper=", "hydra.sweeper.", "hydra/launcher=", "sweep.")
+    for argument in arguments:
+        plain = argument.lstrip("+")
+        if sweep and plain.startswith("hydra.run.dir="):
+            raise UserError(
+                f"{show(argument)} is the folder of a single run: the folder of a sweep, and of "
+                "all its runs, is hydra.sweep.dir"
+            )
+        if not sweep and plain.startswith(of_sweeps):
+            raise UserError(f"{show(argument)} is a setting of sweeps: add -m")
 
 
 def _mode(arguments: Sequence[str]) -> str | None:

@@ -14,7 +14,13 @@ from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, Tr
 from elstm.errors import UserError, show, show_key
 
 ALIASES = {"gpu": "cuda", "cuda": "gpu", "none": "constant"}  # of options
-LEAVES = {"learning_rate": "lr", "batch": "batch_size", "units": "hidden_size"}  # of keys
+LEAVES = {  # of keys
+    "learning_rate": "lr",
+    "batch": "batch_size",
+    "units": "hidden_size",
+    "accelerator": "device",
+    "patience": "early_stopping_epochs",
+}
 # Flags of other programs, as arguments of this one.
 FLAGS = {
     "epochs": "trainer.max_epochs={}",
@@ -25,6 +31,9 @@ FLAGS = {
     "output": "hydra.run.dir={}",
     "output_dir": "hydra.run.dir={}",
     "learning_rate": "optimizer.lr={}",
+    "patience": "trainer.early_stopping_epochs={}",
+    "momentum": "optimizer=sgd optimizer.momentum={}",
+    "accelerator": "trainer.device={}",
     "dataset": "data={}",
     "gpu": "trainer=gpu",
     "cuda": "trainer=gpu",
@@ -86,7 +95,7 @@ def near_keys(key: str, known: Sequence[str]) -> list[str]:
             return [f"{group}.{near[0]}"]
     same = [k for k in known if _leaf(k) == leaf]  # hidden_size: model.hidden_size
     if same:
-        return same[:1]
+        return same[:3]
     top = sorted({k.partition(".")[0] for k in known})
     near = difflib.get_close_matches(key, known if group else top, n=1, cutoff=0.75)
     if near:
@@ -125,7 +134,7 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
         return None
     if given == "VALUE" and same[0].startswith("tracking."):
         given = "true"
-    return f"{same[0]}={given}"
+    return " or ".join(f"{key}={given}" for key in same[:3])
 
 
 def near_argument(argument: str, before: str | None = None) -> str | None:

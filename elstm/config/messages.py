@@ -38,6 +38,11 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
         return UserError(f"{key} needs a launcher that has it: -m hydra/launcher=joblib {key}=N")
     if key.startswith("hydra."):
         return UserError(f"{show_key(key)}: {show(text)}")
+    if key.partition(".")[0] in ("experiment", "debug") and "Could not override" not in outer:
+        return UserError(
+            f"{show_key(key)}: the first line of such a file has to be '# @package _global_', "
+            "because its settings are those of all groups"
+        )
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         given = re.search(r"Could not override '([^']*)'", outer)
         if given and given[1].startswith(f"{key}."):

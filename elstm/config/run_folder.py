@@ -28,6 +28,14 @@ MAX_NUMBER = 8  # characters of a number that is written in full
 HASH = 6
 
 
+_RUN_NAME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}-[0-9a-f]{6}")
+
+
+def is_run_name(name: str) -> bool:
+    """Returns whether `run_name` gives such names."""
+    return _RUN_NAME.fullmatch(name) is not None
+
+
 def run_name() -> str:
     """Returns a folder name that no other run has: time to the microsecond, and a random id."""
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}-{secrets.token_hex(3)}"

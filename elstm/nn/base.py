@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from elstm.nn import init
@@ -168,15 +167,7 @@ class RecurrentBase(nn.Module):
         for name, features in self._state_sizes.items():
             self.register_parameter(name, nn.Parameter(torch.zeros(rows, 1, features, **factory)))
 
-    def _draw(self, name: str, draw: Callable[..., Any], *arguments: Any) -> None:
-        """Initialises a parameter, also where torch.nn.utils.parametrize computes it."""
-        values = getattr(self, name)
-        if parametrize.is_parametrized(self, name):
-            values = values.detach().clone()
-            draw(values, *arguments)
-            setattr(self, name, values)  # to the parameters that it is computed from
-        else:
-            draw(values, *arguments)
+    _draw = init.draw
 
     def __prepare_scriptable__(self) -> Any:
         """Refuses torch.jit.script, which calls this method and would name a type annotation."""
@@ -185,9 +176,9 @@ class RecurrentBase(nn.Module):
         )
 
     def _reset_initial_state(self) -> None:
-        for name, parameter in self.named_parameters(recurse=False):
-            if name in self._state_sizes:
-                nn.init.zeros_(parameter)
+        for name in self._state_sizes:
+            if hasattr(self, name):  # torch's layers reset theirs before it is added
+                self._draw(name, nn.init.zeros_)
 
     def _given_state(self, hx: Any) -> State:
         """Returns the state that the caller gives, as a tuple.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -31,6 +32,9 @@ def converted(
     for name in options:
         if name in taken:
             raise TypeError(f"{name} is taken from the given module; {function} cannot change it")
+    if getattr(module, "learn_initial_state", False):  # a layer of elstm.nn
+        taken["learn_initial_state"] = options.get("learn_initial_state", True)
+        options = {k: v for k, v in options.items() if k != "learn_initial_state"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "dropout")  # `module` has given this warning
         layer = layer_class(**taken, **options)
@@ -41,11 +45,21 @@ def converted(
 @torch.no_grad()
 def _take_weights(layer: nn.Module, module: nn.Module) -> None:
     for name, weight in layer.named_parameters(recurse=False):
-        found = getattr(module, name, None)
-        parts = [] if found is None else [found]  # torch's layers have no h_0 and no c_0
-        if found is None and name.startswith("bias_l"):
+        sources = [name]
+        if getattr(module, name, None) is None and name.startswith("bias_l"):
             end = name.removeprefix("bias_")
-            parts = [getattr(module, f"{bias}_{end}") for bias in ("bias_ih", "bias_hh")]
-        if parts:
-            weight.copy_(parts[0] if len(parts) == 1 else parts[0] + parts[1])
-            weight.requires_grad_(any(part.requires_grad for part in parts))
+            sources = [f"bias_ih_{end}", f"bias_hh_{end}"]
+        # torch's layers have no h_0 and no c_0.
+        found = {s: part for s in sources if (part := getattr(module, s, None)) is not None}
+        if found:
+            first, *others = found.values()
+            weight.copy_(first + others[0] if others else first)
+            weight.requires_grad_(any(_trained(module, *item) for item in found.items()))
+
+
+def _trained(module: nn.Module, name: str, value: Tensor) -> bool:
+    """Returns whether a weight is trained, directly or by those that it is computed from."""
+    if parametrize.is_parametrized(module, name):
+        parts = getattr(module.parametrizations, name).parameters()
+        return any(part.requires_grad for part in parts)
+    return value.requires_grad or not isinstance(value, nn.Parameter)

@@ -15,7 +15,7 @@ from elstm.nn.backends.compiling import untraced
 from elstm.nn.backends.plain import why_unreadable
 from elstm.nn.base import RecurrentBase, State, check_auto_or_reference, check_shape
 from elstm.nn.recurrence import at_least_float32, check_dtype
-from elstm.nn.sequences import check_input, keep_ended, zero_ended
+from elstm.nn.sequences import check_input, keep_ended, mostly_padding, zero_ended
 
 
 class GRUCall(NamedTuple):
@@ -119,8 +119,8 @@ class GRU(RecurrentBase, nn.GRU):
             none, as torch.nn.GRU.
         learn_initial_state: h_0 is a parameter, used where the call gives no state. By default such
             a call starts from zeros, as torch.nn.GRU.
-        backend: "auto", torch's code (on a CPU with packed sequences padded, which is faster), or
-            "reference", the equations as a loop.
+        backend: "auto", torch's code (on a CPU with packed sequences padded, which is faster unless
+            most of it is padding), or "reference", the equations as a loop.
 
     Call: output, h_n = layer(x, h_0) with the shapes of torch.nn.GRU. x is (T, B, I), or (B, T, I)
     with batch_first, (T, I) for one sequence, or a PackedSequence. output is (T, B, D * H), and h_n
@@ -193,13 +193,17 @@ class GRU(RecurrentBase, nn.GRU):
 
     @staticmethod
     def _packed_on_cpu(input: Tensor | PackedSequence) -> bool:
-        """Returns whether to pad a packed batch: each one on a CPU that torch does not trace."""
+        """Returns whether to pad a packed batch: one on a CPU that torch does not trace.
+
+        Torch runs one whose lengths are so unequal that padding would take most of the time.
+        """
         return (
             isinstance(input, PackedSequence)
             and input.data.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
             and why_unreadable(input.data) is None
             and not torch.compiler.is_compiling()
+            and not mostly_padding(input)
         )
 
     def _recur(

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from elstm.nn.recurrence import at_least_float32
 
 RECURRENT_INITS = ("orthogonal", "identity")
+
+
+def draw(module: nn.Module, name: str, initialise: Callable[..., Any], *arguments: Any) -> None:
+    """Initialises a parameter, also where torch.nn.utils.parametrize computes it."""
+    values = getattr(module, name)
+    if parametrize.is_parametrized(module, name):
+        values = values.detach().clone()
+        initialise(values, *arguments)
+        setattr(module, name, values)  # to the parameters that it is computed from
+    else:
+        initialise(values, *arguments)
 
 
 def is_number(value: object) -> bool:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elstm.nn import init
 from elstm.nn.recurrence import at_least_float32, cell_shapes, check_dtype, check_expected
 from elstm.nn.sequences import keep_ended, zero_ended
 
@@ -27,8 +28,8 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(features, eps, **factory)
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.weight, self.gamma)
-        nn.init.zeros_(self.bias)
+        init.draw(self, "weight", nn.init.constant_, self.gamma)
+        init.draw(self, "bias", nn.init.zeros_)
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = at_least_float32(x.dtype)

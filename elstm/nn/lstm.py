@@ -13,7 +13,7 @@ from elstm.nn.backends import choose
 from elstm.nn.backends.compiling import untraced
 from elstm.nn.base import Direction, RecurrentBase, State, check_shape
 from elstm.nn.recurrence import Call, Recurrence
-from elstm.nn.sequences import check_input
+from elstm.nn.sequences import check_input, mostly_padding
 
 
 class LSTM(RecurrentBase, nn.LSTM):
@@ -123,13 +123,16 @@ class LSTM(RecurrentBase, nn.LSTM):
     def _packed_for_c(self, input: Tensor | PackedSequence) -> bool:
         """Returns whether the C code runs a packed batch, for which torch takes longer on a CPU.
 
-        All packed batches run on the same code, so that no result depends on the other lengths.
+        It pads the batch, so torch runs one whose lengths are so unequal that the padding would
+        take most of the memory. Any other one runs on the same code, so that no result depends on
+        the other lengths.
         """
         if (
             not isinstance(input, PackedSequence)
             or input.data.device.type != "cpu"
             or self.proj_size
             or torch.compiler.is_compiling()
+            or mostly_padding(input)
         ):
             return False
         x, direction = input.data.unsqueeze(0), self._direction("l0")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from elstm.nn import init
 from elstm.nn.backends.plain import why_unreadable
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import BatchCounts
@@ -61,7 +62,9 @@ class StepBatchNorm(nn.Module):
     another max_steps can be loaded: rows beyond max_steps are dropped, and missing rows repeat the
     last one, with a warning if training had reached these rows. Where rows are left out, the
     statistics in a state dict are copies: a change of them in place does not reach the layer. An
-    average of weights changes the buffers, as torch.optim.swa_utils.AveragedModel does.
+    average of weights changes the buffers, as torch.optim.swa_utils.AveragedModel does. Tools that
+    need state dicts of fixed shapes, such as torch.distributed.checkpoint and
+    torch.func.functional_call, need max_steps to be the length of the sequences.
 
     A recurrence does not call this module, so its forward hooks do not run.
     """
@@ -99,11 +102,10 @@ class StepBatchNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        with torch.no_grad():
-            if self.weight is not None and self.gamma is not None:
-                self.weight.fill_(self.gamma)
-            if self.bias is not None:
-                self.bias.zero_()
+        if self.weight is not None and self.gamma is not None:
+            init.draw(self, "weight", nn.init.constant_, self.gamma)
+        if self.bias is not None:
+            init.draw(self, "bias", nn.init.zeros_)
         self.reset_statistics()
 
     def reset_statistics(self, rows: slice | Tensor = slice(None)) -> None:

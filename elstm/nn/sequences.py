@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+MOST_PADDING = 4  # rows of a padded batch for each active one, above which torch is left to it
+
 
 class Batch(NamedTuple):
     """Holds sequences as the recurrences take them."""
@@ -24,6 +26,12 @@ class Batch(NamedTuple):
     def order(self) -> Tensor | None:
         """Returns the input's index of each row of x; None where rows were not sorted."""
         return None if self.packed is None else self.packed.sorted_indices
+
+
+def mostly_padding(input: PackedSequence) -> bool:
+    """Returns whether a packed batch, once padded, would hold little else than padding."""
+    steps, size = len(input.batch_sizes), int(input.batch_sizes[0])
+    return steps * size > MOST_PADDING * len(input.data)
 
 
 def unpack(input: Tensor | PackedSequence, batch_first: bool, features: int) -> Batch:
@@ -178,7 +186,7 @@ def _packed_indices(sizes: tuple[int, ...], device: torch.device) -> PackedIndic
         return PackedIndices(narrow.to(device, non_blocking=True), *on_device.split(lengths))
 
 
-_cached = lru_cache(maxsize=64)(_packed_indices)
+_cached = lru_cache(maxsize=8)(_packed_indices)  # shared by the layers and directions of a step
 _captured = cache(_cached)  # a graph reads the tensors for as long as it is replayed
 
 

@@ -70,6 +70,7 @@ from torch import nn
 from torch.utils.tensorboard import summary as summaries
 
 from elstm.cli import summary
+from elstm.config.run_folder import is_run_name
 from elstm.config.schema import Config
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
@@ -176,7 +177,9 @@ class Tracker:
             UserError: a setting of a tracker is wrong.
         """
         if self.active:
-            name = f"{config.model.name}/{self.run_dir.parent.name}"
+            folder = self.run_dir.absolute()
+            named = folder.parent if is_run_name(folder.name) else folder  # hydra.run.dir
+            name = f"{config.model.name}/{named.name}"
             run = Description(name, config.data.name, self.run_dir.absolute(), hparams(config))
             self._feeds = open_feeds(config.tracking, run, self.rows())
 

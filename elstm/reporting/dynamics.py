@@ -43,14 +43,25 @@ def read_groups(groups: Sequence[Group]) -> list[tuple[Group, Internals]]:
     return found
 
 
+def _norms(read: Sequence[tuple[Group, Internals]]) -> list[str]:
+    return sorted(
+        {name for _, inside in read for name in inside.norms},
+        key=lambda name: (name.rpartition("_l")[2], ("ih" not in name, "hh" not in name), name),
+    )
+
+
+def shown_norms(read: Sequence[tuple[Group, Internals]]) -> str:
+    """Describes which normalisations `statistics_figure` draws."""
+    count = len(_norms(read))
+    few = count <= MAX_COLUMNS
+    return "each normalisation" if few else f"the first {MAX_COLUMNS} of {count} normalisations"
+
+
 def statistics_figure(
     read: Sequence[tuple[Group, Internals]], group_styles: dict[str, GroupStyle], title: str
 ) -> Figure | None:
     """Draws γ (mean ± standard deviation over the units) and the spread against epochs."""
-    norms = sorted(
-        {name for _, inside in read for name in inside.norms},
-        key=lambda name: (name.rpartition("_l")[2], ("ih" not in name, "hh" not in name), name),
-    )[:MAX_COLUMNS]
+    norms = _norms(read)[:MAX_COLUMNS]
     if not norms:
         return None
     shown = [item for item in read if any(norm in item[1].norms for norm in norms)]

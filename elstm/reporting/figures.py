@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from elstm.reporting.stats import MIN_SEEDS, Band, Summary, band
 from elstm.reporting.style import STYLE, GroupStyle, legend_below, legend_columns, time_unit
 
 VALUE_GAP = 4  # points between a bar and its value
+TITLE_WIDTH = 100  # characters across a figure
 THIN = 0.7  # width of the line of a single seed, or of the mean of only some
 
 
@@ -60,7 +62,7 @@ def curves_figure(
         left.set_xlabel("epoch")
         left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         left.set_ylabel(ylabel)
-        left.set_title(title)
+        left.set_title(_wrapped(title, 1 + len(others)))
         left.set_xlim(left=0)
         for right in others:
             right.set_xlabel(f"wall-clock time, {unit}, with evaluation")
@@ -145,9 +147,13 @@ def accuracy_figure(
 
 
 def reach_figure(
-    analysis: Analysis, groups: Sequence[Group], group_styles: dict[str, GroupStyle]
+    analysis: Analysis,
+    groups: Sequence[Group],
+    group_styles: dict[str, GroupStyle],
+    *,
+    times: bool,
 ) -> Figure | None:
-    """Draws epochs and wall-clock time to the best validation accuracy of the baseline."""
+    """Draws epochs, and with `times` seconds, to the baseline's best validation accuracy."""
     by_label = {result.group.label: result for result in analysis.results}
     found = [(group, by_label[group.label].to_best.reach) for group in groups]
     rows = [(group, reach) for group, reach in found if reach is not None]
@@ -157,21 +163,29 @@ def reach_figure(
     per_unit, unit = time_unit(slowest)
     with isolated_settings(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + 0.34 * len(rows)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+        left, *others = figure.subplots(1, 2 if times else 1, sharey=True, squeeze=False)[0]
         for y, (group, reach) in enumerate(rows):
             _bar(left, y, reach, reach.epochs, 1, group_styles[group.label])
-            _bar(right, y, reach, reach.seconds, per_unit, group_styles[group.label])
+            for right in others:
+                _bar(right, y, reach, reach.seconds, per_unit, group_styles[group.label])
         _rows(left, [group.label for group, _ in rows])
         left.set_xlabel("epochs")
         left.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        right.set_xlabel(f"wall-clock time, {unit}")
-        right.tick_params(left=False)
-        right.grid(False, axis="y")
-        left.set_title(f"{analysis.section.title}: to {analysis.section.baseline.label}'s best")
-        for axes in (left, right):
+        for right in others:
+            right.set_xlabel(f"wall-clock time, {unit}")
+            right.tick_params(left=False)
+            right.grid(False, axis="y")
+        title = f"{analysis.section.title}: to {analysis.section.baseline.label}'s best"
+        left.set_title(_wrapped(title, 2 if times else 1))
+        for axes in (left, *others):
             axes.set_xlim(left=0)
         _make_room(figure)
     return figure
+
+
+def _wrapped(title: str, panels: int) -> str:
+    """Breaks a title into lines as wide as one of the panels."""
+    return textwrap.fill(title, TITLE_WIDTH // panels)
 
 
 def _axes(lines: int, labels: Sequence[str], *, panels: int) -> tuple[Figure, list[Axes]]:

@@ -43,7 +43,8 @@ def findings(analysis: Analysis) -> list[Inline]:
             items.append([Bold(baseline.label), rest])
         else:
             rough = _rough(result.group) or _rough(baseline)
-            said = _finding(result, baseline.label, rough=rough)
+            mixed = _mixed([result.group, baseline])
+            said = _finding(result, baseline.label, rough=rough, mixed=mixed)
             items.append([Bold(result.group.label), f": {said}"])
     items += [_against(rows, other.label) for other in analysis.baselines[1:]]
     tested = [r for r in analysis.results if r.test_accuracy is not None]
@@ -56,7 +57,7 @@ def findings(analysis: Analysis) -> list[Inline]:
     return items
 
 
-def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
+def _finding(result: GroupResult, baseline: str, *, rough: bool, mixed: bool) -> str:
     test = result.comparisons[baseline].test_accuracy
     unit = "pair" if result.group.folds is None else "fold"
     way = result.to_best
@@ -85,7 +86,9 @@ def _finding(result: GroupResult, baseline: str, *, rough: bool) -> str:
             "baseline's best validation accuracy."
         )
     about = "roughly " if rough else ""
-    clock = "" if way.seconds_ratio is None else f" and {about}{way.seconds_ratio:.2f} of its time"
+    clock = ""
+    if way.seconds_ratio is not None and not mixed:
+        clock = f" and {about}{way.seconds_ratio:.2f} of its time"
     return (
         f"{said}; the baseline's best validation accuracy in {way.epochs_ratio:.2f} of its "
         f"epochs{clock}."

@@ -156,9 +156,7 @@ def run_lists(
         rows = [[Code(run.path), _seed(run), _state(run)] for run in superseded]
         blocks += [
             Heading(3, "Left out"),
-            Paragraph(
-                "Another run with the same settings and seed has trained further or is newer."
-            ),
+            Paragraph("Another run of the same group and seed has trained further or is newer."),
             _list(["Run", "Seed", "State"], rows, left=(0, 2)),
         ]
     return [Heading(2, "Runs that are unfinished, failed or left out"), *blocks] if blocks else []
@@ -176,8 +174,8 @@ def method(analyses: Sequence[Analysis]) -> list[Block]:
         Bullets(
             [
                 "Runs form a group when their configs differ in the seed alone (paths, threads, "
-                "logging and progress aside). Data sets, and other ways of cutting their images "
-                "into sequences, are never compared with each other.",
+                "logging, progress and keys given by --ignore aside). Data sets, and other ways of "
+                "cutting their images into sequences, are never compared with each other.",
                 "The tables show a group's finished runs, or all its runs while none is finished. "
                 "The curves show both.",
                 f"Test accuracy is that of {tested}, "

@@ -226,12 +226,14 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
 
 
 def _image_blocks(tested: Sequence[GroupResult], baseline: str) -> list[Block]:
+    cut = any("data.pixels_per_step" in run.config for r in tested for run in r.group.runs)
+    what = "images" if cut else "sequences"
     found = [(r.group.label, r.comparisons[baseline].images) for r in tested]
     tests = [(label, test) for label, test in found if test and test.pairs >= MIN_SEEDS]
     if not tests:
         return []
     header = [
-        "Group", "Pairs", "Difference, points (95 % interval over images)",
+        "Group", "Pairs", f"Difference, points (95 % interval over {what})",
         "Only this group correct", "Only the baseline correct", "p (McNemar)",
     ]  # fmt: skip
     body = [
@@ -246,11 +248,11 @@ def _image_blocks(tested: Sequence[GroupResult], baseline: str) -> list[Block]:
         ]
         for label, test in tests
     ]
-    images = " or ".join(f"{n:,}" for n in sorted({test.images for _, test in tests}))
+    counts = " or ".join(f"{n:,}" for n in sorted({test.images for _, test in tests}))
     text: Inline = [
-        Bold("Test images"),
-        f" ({images}): the interval is over images and takes the trained models as they are. The "
-        "next columns are mean numbers of images per pair of runs; p is the median over the pairs "
+        Bold(f"Test {what}"),
+        f" ({counts}): the interval is over {what} and takes the trained models as they are. The "
+        f"next columns are mean numbers of {what} per pair of runs; p is the median over the pairs "
         "of McNemar's exact test, without a correction.",
     ]
     return [Paragraph(text), Table(header, body)]

@@ -165,15 +165,17 @@ def _pictures(
         ),
         reach=picture(
             "time-to-baseline",
-            lambda: figures.reach_figure(analysis, groups, group_styles),
-            f"epochs and wall-clock time to {baseline}'s best validation accuracy; mean over "
+            lambda: figures.reach_figure(analysis, groups, group_styles, times=times),
+            f"{'epochs and wall-clock time' if times else 'epochs'} to {baseline}'s best "
+            "validation accuracy; mean over "
             f"{seeds} with its 95 % interval (from {MIN_SEEDS} {one}s on). Hatched bars are lower "
             "bounds: not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",
             lambda: dynamics.statistics_figure(read, group_styles, title),
-            "above, γ of each normalisation over training, mean ± standard deviation over the "
+            f"above, γ of {dynamics.shown_norms(read)} over training, mean ± standard deviation "
+            "over the "
             "units; below, the root of its population variance, mean over time steps and units. "
             "One run of each group.",
         ),
@@ -198,7 +200,9 @@ def _texts(
 
 def _file_name(title: str, taken: set[str]) -> str:
     """Returns a section's title as a short name for files that is not taken yet."""
-    stem = re.sub(r"[^A-Za-z0-9_.=-]+", "-", title).strip("-.")[:60] or "runs"
+    stem = re.sub(r"[^A-Za-z0-9_.=-]+", "-", title).strip("-.") or "runs"
+    if len(stem) > 60:  # between words, so that no number loses digits
+        stem = stem[:60].rpartition("-")[0] or stem[:60]
     name, count = stem, 1
     while name.lower() in taken:
         count += 1
@@ -222,6 +226,9 @@ def _message(
             lines.append(f"  {result.group.label:{width}}  test {accuracy} %  {states}{baseline}")
         if len(analysis.results) > 12:
             lines.append(f"  ... and {len(analysis.results) - 12} more groups")
+    superseded = sum(len(g.superseded) for a in analyses for g in a.section.groups)
     read = plural(runs, "run") + (f", {len(damaged)} unreadable" if damaged else "")
+    if superseded:
+        read += f", {superseded} left out for another of the same group and seed"
     lines.append(f"{read}; report: {output / 'report.html'}")
     return "\n".join(lines)

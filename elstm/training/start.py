@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from elstm.config.data_options import AugmentPicturesConfig, DigitsConfig, PixelsConfig
-from elstm.config.schema import Config, StepConfig
+from elstm.config.schema import BNLSTMConfig, Config, ELSTMBNConfig, StepConfig
 from elstm.data.catalog import SAME_IN_A_MIRROR
 from elstm.data.sequences import SequenceData
 from elstm.training import device as runtime
@@ -81,6 +81,7 @@ def start_warnings(config: Config, limits: Limits) -> Iterator[str]:
             f"trainer.recompute_batch_size={trainer.recompute_batch_size} has no effect with "
             "trainer.recompute_batches=0"
         )
+    yield from _norm_warnings(config)
     data, augment = config.data, getattr(config.data, "augment", None)
     if isinstance(data, PixelsConfig) and data.permute_seed and not data.permute:
         yield f"data.permute_seed={data.permute_seed} has no effect with data.permute=false"
@@ -90,6 +91,28 @@ def start_warnings(config: Config, limits: Limits) -> Iterator[str]:
             f"data.augment.flip=true trains {data.name} on mirror images of characters, which are "
             "other characters or none: leave it out"
         )
+
+
+def _norm_warnings(config: Config) -> Iterator[str]:
+    """Yields warnings about settings of norms that the model does not have, or does not use."""
+    model = config.model
+    if not isinstance(model, BNLSTMConfig):
+        return
+    if config.trainer.recompute_batches and model.momentum != type(model)().momentum:
+        yield (
+            f"model.momentum={model.momentum} has no effect with trainer.recompute_batches="
+            f"{config.trainer.recompute_batches}, which replaces the moving averages"
+        )
+    if not isinstance(model, ELSTMBNConfig):
+        return
+    used = {
+        "gamma_ih": model.normalize_input,
+        "gamma_hh": model.normalize_hidden,
+        "gamma_c": model.cell_norm != "none",
+    }
+    for name, is_used in used.items():
+        if not is_used and getattr(model, name) != getattr(type(model)(), name):
+            yield f"model.{name}={getattr(model, name)} has no effect: the model has no such norm"
 
 
 def augmented_examples(data: SequenceData, seed: int) -> list[list[Tensor]]:

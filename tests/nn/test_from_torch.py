@@ -4,6 +4,7 @@ import pytest
 import torch
 from numpy_lstm import packed, sequences
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 
@@ -83,3 +84,52 @@ def test_frozen_weights_stay_frozen():
     layer = ELSTMBN.from_torch(lstm)
     frozen = {name for name, weight in layer.named_parameters() if not weight.requires_grad}
     assert frozen == {"weight_hh_l0", "bias_l0"}
+
+
+def test_weights_that_are_computed_from_others_are_trained():
+    lstm = nn.LSTM(2, 3)
+    parametrizations.weight_norm(lstm, "weight_hh_l0")
+    layer = ELSTMBN.from_torch(lstm)
+    assert all(weight.requires_grad for weight in layer.parameters())
+    for part in lstm.parametrizations.weight_hh_l0.parameters():
+        part.requires_grad_(False)
+    assert not ELSTMBN.from_torch(lstm).weight_hh_l0.requires_grad
+
+
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_a_learned_state_is_taken(kind):
+    source = kind(2, 3, learn_initial_state=True)
+    nn.init.ones_(source.h_0)
+    layer, x = kind.from_torch(source), torch.randn(4, 2, 2)
+    assert torch.equal(layer(x)[0], source(x)[0])
+    assert not kind.from_torch(source, learn_initial_state=False).learn_initial_state
+
+
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_a_batch_that_would_be_mostly_padding_is_left_to_torch(kind, monkeypatch):
+    layer = kind(2, 3)
+    monkeypatch.setattr(layer, "_run", lambda *args: pytest.fail("it was padded"))
+    batch = nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in (60, *[2] * 9)])
+    reference = kind(2, 3, backend="reference")
+    reference.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(batch)[0].data, reference(batch)[0].data)
+    with pytest.raises(pytest.fail.Exception):
+        layer(nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in (5, 3)]))
+
+
+@pytest.mark.parametrize("kind", [LSTM, ELSTMBN, LayerNormLSTM])
+def test_all_that_is_computed_from_others_is_reset(kind):
+    layer = kind(2, 3, **({"learn_initial_state": True} if kind is LSTM else {}))
+    part, name = (layer, "h_0") if kind is LSTM else (layer.norm_ih_l0, "weight")
+    before = getattr(part, name).detach().clone()
+    parametrizations.weight_norm(part, name, dim=None)
+    setattr(part, name, before + 7)
+    layer.reset_parameters()
+    assert torch.allclose(getattr(part, name), before)
+
+
+def test_backward_hooks_of_a_norm_run():
+    layer, calls = LayerNormLSTM(2, 3), []
+    layer.norm_c_l0.register_full_backward_hook(lambda *args: calls.append(1))
+    layer(torch.randn(5, 2, 2))[0].sum().backward()
+    assert len(calls) == 5

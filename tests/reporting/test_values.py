@@ -25,7 +25,8 @@ def analysis(tmp_path_factory):
 def test_values_are_readable_beside_their_bars(analysis, draw):
     groups = analysis.section.groups
     [styles] = group_styles([[(group.label, group.model) for group in groups]])
-    figure = draw(analysis, groups, styles)
+    options = {"times": True} if draw is reach_figure else {}
+    figure = draw(analysis, groups, styles, **options)
     figure.draw_without_rendering()
     found = 0
     for axes in figure.axes:

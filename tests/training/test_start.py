@@ -29,6 +29,9 @@ def warned(
         ({"scheduler": StepConfig(step_epochs=1), "max_steps": 5}, "does not lower"),
         ({"recompute_batches": 0, "recompute_batch_size": 9}, "recompute_batch_size=9 has no"),
         ({"data": {"permute_seed": 3}}, "permute_seed=3 has no effect"),
+        ({"model": {"momentum": 0.5}}, "momentum=0.5 has no effect with trainer.recompute_batches"),
+        ({"model": {"cell_norm": "none", "gamma_c": 2.0}}, "gamma_c=2.0 has no effect: the model"),
+        ({"model": {"normalize_hidden": False, "gamma_hh": 2.0}}, "gamma_hh=2.0 has no effect"),
     ],
 )
 def test_settings_without_an_effect_are_named(settings: dict[str, Any], said: str) -> None:
@@ -37,5 +40,6 @@ def test_settings_without_an_effect_are_named(settings: dict[str, Any], said: st
 
 
 def test_settings_with_an_effect_are_not_named() -> None:
+    assert warned(recompute_batches=0, model={"momentum": 0.5, "gamma_c": 2.0}) == []
     assert warned(max_steps=10, data={"permute": True, "permute_seed": 3}) == []
     assert warned(scheduler=StepConfig(step_epochs=1, warmup_steps=9)) == []

@@ -86,8 +86,9 @@ def why_not_layer_norm(norm: nn.Module) -> str | None:
         return f"a norm is a {type(norm).__name__}"
     if norm.weight is None or norm.bias is None:
         return "a norm has no weight or no bias"
-    if norm._forward_hooks or norm._forward_pre_hooks:
-        return "a norm has forward hooks"
+    hooks = norm._forward_hooks, norm._forward_pre_hooks
+    if any((*hooks, norm._backward_hooks, norm._backward_pre_hooks)):
+        return "a norm has hooks"
     return None
 
 
