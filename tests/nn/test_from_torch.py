@@ -4,7 +4,7 @@ import pytest
 import torch
 from numpy_lstm import packed, sequences
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 
@@ -117,12 +117,20 @@ def test_a_batch_that_would_be_mostly_padding_is_left_to_torch(kind, monkeypatch
         layer(nn.utils.rnn.pack_sequence([torch.randn(n, 2) for n in (5, 3)]))
 
 
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+    def right_inverse(self, x):
+        return x / 2
+
+
 @pytest.mark.parametrize("kind", [LSTM, ELSTMBN, LayerNormLSTM])
 def test_all_that_is_computed_from_others_is_reset(kind):
     layer = kind(2, 3, **({"learn_initial_state": True} if kind is LSTM else {}))
     part, name = (layer, "h_0") if kind is LSTM else (layer.norm_ih_l0, "weight")
     before = getattr(part, name).detach().clone()
-    parametrizations.weight_norm(part, name, dim=None)
+    parametrize.register_parametrization(part, name, Doubled())
     setattr(part, name, before + 7)
     layer.reset_parameters()
     assert torch.allclose(getattr(part, name), before)
