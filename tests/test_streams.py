@@ -32,7 +32,7 @@ FAKE = """if True:
         with (run_dir / "metrics.csv").open("w") as file:
             os.system("echo a library writes >&2")
             file.write("a,b")
-        return types.SimpleNamespace(state="done", best_val_accuracy=0.5)
+        return types.SimpleNamespace(state="done", best_val_accuracy=0.5, signal=None)
     module = types.ModuleType("elstm.training.run")
     module.run = run
     sys.modules["elstm.training.run"] = module
