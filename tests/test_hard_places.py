@@ -6,7 +6,6 @@ In every case what was written before is intact, and the run goes on once the tr
 from __future__ import annotations
 
 import os
-import re
 import resource
 import shutil
 import signal
@@ -201,11 +200,8 @@ def test_a_damaged_best_checkpoint(
     with pytest.MonkeyPatch.context() as patch:  # here it is not, and best.pt stays as it is
         worst = {"val_loss": 9.0, "val_accuracy": 0.0, "val_accuracy_batch_stats": 0.0}
         patch.setattr(evaluation, "measure", lambda *_: worst)
-        advice = (
-            f"the best epoch, 2: restore a copy of it and resume, or test .*: elstm-eval {lost} "
-        )
-        ends_in_one_line(lost, capfd, "best.pt is damaged", f"elstm-eval {lost} --checkpoint last")
-        assert re.search(advice, (lost / "train.log").read_text())
+        last = f"elstm-eval {lost} --checkpoint last"
+        ends_in_one_line(lost, capfd, "best.pt is damaged", "of the best epoch, 2: restore", last)
     checkpoint.best_path(lost).write_bytes(whole_best)
     assert execute(CONFIG, lost, resume=True).code == 0
 
