@@ -226,9 +226,8 @@ class Parser(argparse.ArgumentParser):
         options = [o for action in self._actions for o in action.option_strings]
         near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]}?" if near and message.startswith("unrec") else ""
+        message = " ".join(message.split())  # before it is cut, so that what is cut is no blanks
         if len(message) > 400:
             message = f"{message[:400]}..."
-        print_line(
-            f"{self.prog}: error: {' '.join(message.split())}{hint} ({self.prog} --help lists all)"
-        )
+        print_line(f"{self.prog}: error: {message}{hint} ({self.prog} --help lists all)")
         sys.exit(USAGE)

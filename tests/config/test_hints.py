@@ -32,6 +32,7 @@ from elstm.train import main
         (["--eps", "1e-8"], ": model.eps=1e-8 or optimizer.eps=1e-8 ("),
         (["--multirum"], "did you mean --multirun?"),
         (["--foo", "3"], "unrecognized arguments: --foo ("),
+        (["-" + 400 * "\r" + "@x=null"], "unrecognized arguments: - @x=null ("),
     ],
 )
 def test_flags_of_other_programs(training, capsys, words, said):
