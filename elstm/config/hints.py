@@ -30,10 +30,7 @@ FLAGS = {
     "n_jobs": "-m hydra/launcher=joblib hydra.launcher.n_jobs={}",
     "output": "hydra.run.dir={}",
     "output_dir": "hydra.run.dir={}",
-    "learning_rate": "optimizer.lr={}",
-    "patience": "trainer.early_stopping_epochs={}",
     "momentum": "optimizer=sgd optimizer.momentum={}",
-    "accelerator": "trainer.device={}",
     "dataset": "data={}",
     "gpu": "trainer=gpu",
     "cuda": "trainer=gpu",
@@ -119,6 +116,7 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
         value = None
     given = given if equals else value or "VALUE"
     name = name.replace("-", "_")
+    name = LEAVES.get(name, name)
     if name == "device":
         given = ALIASES.get(given, given)
     if name == "resume":

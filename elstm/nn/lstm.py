@@ -132,12 +132,12 @@ class LSTM(RecurrentBase, nn.LSTM):
             or input.data.device.type != "cpu"
             or self.proj_size
             or torch.compiler.is_compiling()
-            or mostly_padding(input)
         ):
             return False
         x, direction = input.data.unsqueeze(0), self._direction("l0")
         call = Call(x, None, x, x, *direction[:3], None, None, None, None, "none")
-        return choose("auto", call)[0] == "cpu"
+        # Lengths are read last, because tensors that torch traces may have none.
+        return choose("auto", call)[0] == "cpu" and not mostly_padding(input)
 
     @property
     def _state_sizes(self) -> dict[str, int]:

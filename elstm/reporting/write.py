@@ -167,17 +167,15 @@ def _pictures(
             "time-to-baseline",
             lambda: figures.reach_figure(analysis, groups, group_styles, times=times),
             f"{'epochs and wall-clock time' if times else 'epochs'} to {baseline}'s best "
-            "validation accuracy; mean over "
-            f"{seeds} with its 95 % interval (from {MIN_SEEDS} {one}s on). Hatched bars are lower "
-            "bounds: not all runs have reached it.",
+            f"validation accuracy; mean over {seeds} with its 95 % interval (from {MIN_SEEDS} "
+            f"{one}s on). Hatched bars are lower bounds: not all runs have reached it.",
         ),
         statistics=picture(
             "normalisation",
             lambda: dynamics.statistics_figure(read, group_styles, title),
             f"above, γ of {dynamics.shown_norms(read)} over training, mean ± standard deviation "
-            "over the "
-            "units; below, the root of its population variance, mean over time steps and units. "
-            "One run of each group.",
+            "over the units; below, the root of its population variance, mean over time steps and "
+            "units. One run of each group.",
         ),
         time_steps=picture(
             "time-steps",

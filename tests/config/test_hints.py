@@ -29,6 +29,8 @@ from elstm.train import main
         (["--wandb", "model=lstm"], ": tracking.wandb=true ("),
         (["--debug"], ": debug=quick ("),
         (["--patience", "5"], ": trainer.early_stopping_epochs=5 ("),
+        (["--learning-rate", "0.1"], ": optimizer.lr=0.1 ("),
+        (["--accelerator", "gpu"], ": trainer.device=cuda ("),
         (["--eps", "1e-8"], ": model.eps=1e-8 or optimizer.eps=1e-8 ("),
         (["--multirum"], "did you mean --multirun?"),
         (["--foo", "3"], "unrecognized arguments: --foo ("),
