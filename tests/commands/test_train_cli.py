@@ -270,6 +270,16 @@ def test_an_untrusted_config_dir_runs_nothing_in_a_sweep(training, extra, capsys
     assert here() == []
 
 
+def test_an_experiment_without_a_package(training, tmp_path, capsys):
+    folder = tmp_path / "extra" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("model: {hidden_size: 64}\n")
+    assert main(["--config-dir", "extra", "experiment=mine"]) == 1
+    assert (
+        "the first line of such a file has to be '# @package _global_'" in capsys.readouterr().err
+    )
+
+
 def test_a_config_dir_that_is_not_there(training, capsys):
     assert main(["--config-dir", "nowhere", "experiment=mine"]) == 1
     assert "--config-dir nowhere: there is no such folder" in capsys.readouterr().err

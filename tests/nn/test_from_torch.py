@@ -94,6 +94,11 @@ def test_weights_that_are_computed_from_others_are_trained():
     for part in lstm.parametrizations.weight_hh_l0.parameters():
         part.requires_grad_(False)
     assert not ELSTMBN.from_torch(lstm).weight_hh_l0.requires_grad
+    lstm = nn.LSTM(2, 3)
+    value = lstm.weight_hh_l0.detach()
+    del lstm.weight_hh_l0
+    lstm.weight_hh_l0 = value  # as hooks leave it that compute a weight before each call
+    assert ELSTMBN.from_torch(lstm).weight_hh_l0.requires_grad
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])

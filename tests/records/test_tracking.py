@@ -447,3 +447,17 @@ def test_metrics_of_an_earlier_version_keep_their_columns(tmp_path: Path) -> Non
     assert (first + "\n", kept + "\n") == (header, row)
     assert new.count(",") == header.count(",")
     assert ",0.75," in new
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("lr-1_seed-0/2026-11-27_22-57-35-594090-9e0b94", "lr-1_seed-0"), ("mine", "mine")],
+)
+def test_trackers_name_a_run_after_its_changes_or_its_folder(tmp_path, monkeypatch, folder, name):
+    (tmp_path / folder).mkdir(parents=True)
+    named = []
+    monkeypatch.setattr(tracking, "open_feeds", lambda _, run, rows: named.append(run.name) or [])
+    tracker = Tracker(tmp_path / folder)
+    tracker.open_feeds(small_config("lstm"))
+    tracker.close()
+    assert named == [f"lstm/{name}"]

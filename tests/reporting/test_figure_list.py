@@ -1,11 +1,13 @@
 """A report that replaces another one leaves none of its figures, and all of the user's files."""
 
 import html
+from types import SimpleNamespace
 
 import pytest
 from synthetic_runs import write_run
 
 from elstm.commands.report import main
+from elstm.reporting import dynamics, write
 
 
 @pytest.fixture
@@ -79,3 +81,29 @@ def test_texts_of_the_user_are_not_overwritten(runs, tmp_path, capsys):
         assert (folder / name).read_text() == "my own"
         assert [path.name for path in folder.iterdir()] == [name]
         (folder / name).unlink()
+
+
+def test_times_of_several_machines_are_not_compared(tmp_path):
+    for seed in range(3):
+        for model, device in (("lstm", "CPU"), ("elstm_bn", "NVIDIA H200")):
+            status = {"device_name": device}
+            write_run(tmp_path / f"{model}-{seed}", model, seed=seed, epochs=4, status=status)
+    main([str(tmp_path), "-o", str(tmp_path / "report"), "--figures", "time-to-baseline"])
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Times are not comparable" in text
+    assert "of its epochs" in text
+    assert "of its time" not in text
+    assert "wall-clock time to" not in text
+
+
+def test_file_names_keep_whole_numbers():
+    assert write._file_name(f"{'a' * 44} train_size=10000", set()) == "a" * 44
+    assert write._file_name("a" * 70, set()) == "a" * 60
+
+
+def test_the_norms_that_are_drawn_are_counted():
+    def read(count):
+        return [(None, SimpleNamespace(norms=dict.fromkeys(f"norm_c_l{n}" for n in range(count))))]
+
+    assert dynamics.shown_norms(read(4)) == "each normalisation"
+    assert dynamics.shown_norms(read(6)) == "the first 4 of 6 normalisations"
