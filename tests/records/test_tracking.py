@@ -1,12 +1,8 @@
-"""Tests the files of a run: metrics.csv, its one event file, status.json; and the bar."""
+"""The files of a run: metrics.csv, norms.csv, over_time.csv and its one event file."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
-import json
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +18,7 @@ from elstm.errors import UserError
 from elstm.models import SequenceClassifier
 from elstm.nn import ELSTMBN
 from elstm.nn.norm import StepBatchNorm
-from elstm.records import progress, status, tracking
+from elstm.records import status, tracking
 from elstm.records.descriptions import hparams
 from elstm.records.tracking import COLUMNS, FIRST_COLUMNS, Tracker
 
@@ -275,156 +271,6 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left on device"):
         tracker.log(POSITION, TRAIN)
     tracker.close()  # says so once more, and does not raise
-
-
-# --- status.json
-
-
-def test_status(tmp_path: Path) -> None:
-    assert status.read_status(tmp_path) is None
-    first = status.Status(tmp_path)
-    first.update(state="running", model="lstm", test_loss=float("nan"), unknown=3)
-    fields = status.read_status(tmp_path)
-    assert fields is not None
-    assert (fields["state"], fields["model"], fields["test_accuracy"]) == ("running", "lstm", None)
-    assert fields["test_loss"] is None  # JSON has no NaN
-    assert "unknown" not in fields
-    assert fields["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert fields["updated"].endswith("+00:00")
-    assert list(tmp_path.iterdir()) == [tmp_path / "status.json"]
-
-    first.fail(UserError("one line"))
-    assert json.loads((tmp_path / "status.json").read_text())["error"] == "one line"
-    first.fail(RuntimeError("bad\nworse"))
-    assert first.fields["error"] == "RuntimeError: bad"
-    assert first.fields["state"] == "failed"
-    first.fail(KeyboardInterrupt())
-    assert (first.fields["state"], first.fields["error"]) == ("interrupted", None)
-
-    first.update(started="2020-01-01T00:00:00+00:00")
-    again = status.Status(tmp_path)  # of a resume
-    assert again.fields["started"] == "2020-01-01T00:00:00+00:00"
-    (tmp_path / "status.json").write_text("{half")
-    assert status.read_status(tmp_path) is None
-
-
-def test_a_status_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
-    gone = status.Status(tmp_path / "gone")
-    gone.fail(UserError("the disk is full"))
-    with pytest.raises(UserError, match="cannot write"):
-        gone.update()
-
-
-def test_git_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def git(folder: Path, *words: str) -> None:
-        subprocess.run(
-            ["git", "-C", folder, "-c", "user.name=n", "-c", "user.email=e", *words],
-            check=True, capture_output=True,
-        )  # fmt: skip
-
-    def state() -> dict[str, object]:
-        status.git_state.cache_clear()
-        return status.git_state()
-
-    package = tmp_path / "elstm"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    monkeypatch.setattr("elstm.__file__", str(package / "__init__.py"))
-    nothing = {"git_commit": None, "git_dirty": None}
-    assert state() == nothing
-    git(tmp_path, "init", "-q")
-    assert state() == nothing  # somebody else's repository, in which it happens to lie
-    git(tmp_path, "add", "elstm")
-    git(tmp_path, "commit", "-q", "-m", "first")
-    clean = state()
-    assert len(str(clean["git_commit"])) == 40
-    assert clean["git_dirty"] is False
-    (package / "__init__.py").write_text("x = 1\n")
-    assert state() == {**clean, "git_dirty": True}
-    status.git_state.cache_clear()
-
-
-# --- progress
-
-
-def test_lines_where_there_is_no_terminal(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caplog.set_level(logging.INFO)
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    shown = progress.Progress(1000, 100, 10, enabled=True)
-    now += 1
-    shown.show(1.5, 110, 0.5, 2000.0)
-    assert caplog.messages == []  # a line at most every 10 s
-    now += 29
-    shown.val_accuracy = 0.9123
-    shown.show(2.0, 400, 0.25, 2000.0)
-    shown.close()
-    assert caplog.messages == [
-        "epoch 2/10, step 400/1000, loss 0.2500, val 91.23%, 2,000 samples/s, 1:00 left"
-    ]
-
-
-def bar_line(monkeypatch: pytest.MonkeyPatch, columns: int, steps: int, *, shown: bool) -> str:
-    """Returns the last state of a bar in a terminal of so many columns."""
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", terminal)
-    if steps == 10:  # of a run whose log goes to a file, which shares the terminal with others
-        assert progress.Progress(steps, 0, 100, enabled=True).bar is None
-    monkeypatch.setattr(progress, "_log_is_shown", lambda: True)
-    bar = progress.Progress(steps, 0, 100, epoch=51, enabled=True)
-    assert bar.bar is not None
-    bar.bar.dynamic_ncols = lambda file: (columns, 24)
-    bar.bar.update(steps // 2)
-    if shown:
-        bar.val_accuracy = 0.5
-        bar.show(50.5, steps // 2, 0.25, 12345.6)
-    bar.bar.start_t -= 36_000  # ten hours
-    bar.bar.refresh()
-    line = terminal.getvalue().split("\r")[-1].rstrip()
-    bar.close()
-    return line
-
-
-@pytest.mark.parametrize("shown", [False, True])
-@pytest.mark.parametrize("columns", [40, 65, 77, 78, 80, 104, 105, 120, 200])
-def test_a_bar_fits_its_terminal(
-    monkeypatch: pytest.MonkeyPatch, columns: int, shown: bool
-) -> None:
-    for steps in (10, 100_000):
-        line = bar_line(monkeypatch, columns, steps, shown=shown)
-        assert len(line) <= columns
-        if columns >= 65:  # nothing is cut
-            parts = ["epoch 51/100", f"step {steps // 2}/{steps}", " left"]
-            parts += ["loss 0.2500"] if shown else []
-            parts += ["12,346 samples/s"] if shown and columns >= 78 else []
-            parts += ["val 50.00%"] if shown and columns >= 105 else []
-            assert [part for part in parts if part not in line] == []
-
-
-def test_a_bar_gets_values_before_the_first_log_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(progress, "_log_is_shown", lambda: True)
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    with contextlib.closing(progress.Progress(1000, 0, 10, enabled=True)) as bar:
-        due = []
-        for seconds in (0.5, 1.0, 5.0, 10.0):
-            now += seconds
-            due.append(bar.due())
-            if due[-1]:
-                bar.show(0.5, 50, 0.5, 100.0)
-    assert due == [False, True, False, True]
-    assert not progress.Progress(1000, 0, 10, enabled=False).due()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0:05"), (75, "1:15"), (3675, "1:01:15")])
-def test_duration(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
 
 
 def test_columns_are_documented() -> None:
