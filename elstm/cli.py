@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from elstm.errors import UserError, in_full, out_of_memory
+from elstm.errors import UserError, did_you_mean, in_full, out_of_memory
 from elstm.files.streams import lasting_streams
 
 FAILED, USAGE = 1, 2
@@ -226,6 +226,9 @@ class Parser(argparse.ArgumentParser):
         options = [o for action in self._actions for o in action.option_strings]
         near = difflib.get_close_matches(unknown.partition("=")[0], options, n=1, cutoff=0.75)
         hint = f"; did you mean {near[0]}?" if near and message.startswith("unrec") else ""
+        choice = re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$", message)
+        if choice:
+            hint = did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2]))
         message = " ".join(message.split())  # before it is cut, so that what is cut is no blanks
         if len(message) > 400:
             message = f"{message[:400]}..."

@@ -246,13 +246,17 @@ def _resume_settings(
         UserError: naming the argument that sets another key.
     """
     from elstm.config.changes import EXTENDING, may_extend
+    from elstm.config.hints import GROUPS, all_keys, unknown_key
     from elstm.config.schema import settings_without_effect
     from elstm.errors import show
 
+    known = [*all_keys(), *GROUPS]
     may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
     for argument in [*repeated, *arguments]:
         key = argument.partition("=")[0].lstrip("+")
         if key not in may and not may_extend(key):
+            if key not in known and not key.startswith(("-", "hydra")):
+                raise unknown_key(key, known)
             raise UserError(
                 f"{show(argument)}: trainer.resume=RUN_DIR can only be combined with "
                 f"{', '.join(sorted(may))}, or, to extend the run, with "

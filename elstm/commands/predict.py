@@ -82,8 +82,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _with_values(arguments: list[str]) -> Iterator[str]:
     """Adds the value of --invert where it is missing, as in `--invert IMAGE`."""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        yield "--invert=yes" if word == "--invert" and following not in INVERT else word
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        alone = argument == "--invert" and following not in INVERT
+        yield "--invert=yes" if alone else argument
 
 
 def _main(args: argparse.Namespace) -> int:

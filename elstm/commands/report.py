@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from elstm.cli import command, home_path
-from elstm.errors import UserError
+from elstm.cli import Parser, command, home_path
+from elstm.errors import UserError, did_you_mean
 from elstm.training.ranks import require_one_process
 
 PROG = "elstm-report"
@@ -17,14 +17,15 @@ FIGURES = (
     "time-steps",
 )  # fmt: skip
 DESCRIPTION = """\
-Compares runs. It reads run folders (or folders that hold them, at any depth), groups the runs by
-all that differs besides the seed, and writes report.md, report.html, results.csv (a row per run),
-summary.csv (a row per group) and figures as PNG and SVG.
+Compares runs. It reads run folders (or folders that hold them, at any depth),
+groups the runs by all that differs besides the seed, and writes report.md,
+report.html, results.csv (a row per run), summary.csv (a row per group and
+baseline) and figures as PNG and SVG.
 
-With --pack it instead writes an archive of the runs in each folder to that folder or to -o. The
-archive holds the config in archive.yaml, one row per run in runs.csv, and tables of the curves. A
-report reads archives like run folders, and a path below an archive selects the runs that were
-there.
+With --pack it instead writes an archive of the runs in each folder to that
+folder or to -o. The archive holds the config in archive.yaml, one row per run
+in runs.csv, and tables of the curves. A report reads archives like run folders,
+and a path below an archive selects the runs that were there.
 """
 
 EXAMPLES = """\
@@ -82,7 +83,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROG,
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -143,7 +144,10 @@ def _figures(text: str) -> list[str]:
     names = {"all": list(FIGURES), "none": []}.get(text, text.split(","))
     for name in names:
         if name not in FIGURES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FIGURES)}, all, none")
+            known = [*FIGURES, "all", "none"]
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is none of {', '.join(known)}{did_you_mean(name, known)}"
+            )
     return names
 
 

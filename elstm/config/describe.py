@@ -42,7 +42,7 @@ def describe(topic: str) -> str:
     if not keys and group in GROUPS:
         return "".join(options(find_config_dir(), [group])).rstrip("\n")
     if not keys:
-        raise unknown_key(topic, all_keys())
+        raise unknown_key(topic, [*known, *GROUPS])
     return "\n".join(line for key in keys for line in _lines(key))
 
 
@@ -96,12 +96,20 @@ def _lines(key: str) -> list[str]:
     lines, text_before = [key], ""
     for (text, taken), names in kinds.items():
         if text != text_before:
-            lines += textwrap.wrap(text, 80, initial_indent="    ", subsequent_indent="    ")
-        lines.append(f"    {taken}")
+            lines += _wrapped(text)
+        lines += _wrapped(taken, "      ")
         if len(names) < len(schemas):
-            lines.append(f"    with {group}={', '.join(names)}")
+            lines += _wrapped(f"with {group}={', '.join(names)}", "      ")
         text_before = text
     return lines
+
+
+def _wrapped(text: str, indent: str = "    ") -> list[str]:
+    """Breaks a text into lines of at most 80 columns, from the second on with this indent."""
+    return textwrap.wrap(
+        text, 80, initial_indent="    ", subsequent_indent=indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _default(field: Field[Any], group: str, name: str, option: str) -> str:

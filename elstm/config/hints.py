@@ -11,15 +11,20 @@ from typing import Any
 from elstm.config import removed
 from elstm.config.fields import leaf_values, leaves
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
-from elstm.errors import UserError, show, show_key
+from elstm.errors import ALIASES, UserError, did_you_mean, show, show_key, suggestion
 
-ALIASES = {"gpu": "cuda", "cuda": "gpu", "none": "constant"}  # of options
-LEAVES = {  # of keys
+LEAVES = {  # other names of keys, without their groups
     "learning_rate": "lr",
+    "wd": "weight_decay",
+    "betas": "beta",  # the start of beta1 and beta2
     "batch": "batch_size",
+    "dataset": "data",
     "units": "hidden_size",
+    "hidden": "hidden_size",
+    "layers": "num_layers",
     "accelerator": "device",
     "patience": "early_stopping_epochs",
+    "grad_clip": "clip_grad_norm",
 }
 # Flags of other programs, as arguments of this one.
 FLAGS = {
@@ -31,7 +36,6 @@ FLAGS = {
     "output": "hydra.run.dir={}",
     "output_dir": "hydra.run.dir={}",
     "momentum": "optimizer=sgd optimizer.momentum={}",
-    "dataset": "data={}",
     "gpu": "trainer=gpu",
     "cuda": "trainer=gpu",
     "cpu": "trainer.device=cpu",
@@ -57,24 +61,6 @@ def all_keys() -> list[str]:
     return [*keys, "seed"]
 
 
-def near_option(name: str, options: Iterable[str]) -> str | None:
-    """Returns the nearest option without regard to case and underscores, or None."""
-    plain = {_plain(option): option for option in reversed(list(options))}
-    if _plain(name) in plain:
-        return plain[_plain(name)]
-    plain_name = _plain(ALIASES.get(name.lower(), name))
-    if ALIASES.get(name.lower()) in plain.values():
-        return ALIASES[name.lower()]
-    if plain_name in plain:
-        return plain[plain_name]
-    if len(plain_name) > 2:
-        starts = [option for key, option in plain.items() if key.startswith(plain_name)]
-        if starts:
-            return starts[-1]
-    near = difflib.get_close_matches(plain_name, plain, n=1, cutoff=0.6)
-    return plain[near[0]] if near else None
-
-
 def near_keys(key: str, known: Sequence[str]) -> list[str]:
     """Returns the known keys that are near an unknown key."""
     group, _, leaf = key.rpartition(".")
@@ -94,19 +80,14 @@ def near_keys(key: str, known: Sequence[str]) -> list[str]:
     if same:
         return same[:3]
     top = sorted({k.partition(".")[0] for k in known})
+    starts = [k for k in top if k == leaf or (len(leaf) > 3 and k.startswith(leaf))]
+    if starts and not group:
+        return starts[:3]
     near = difflib.get_close_matches(key, known if group else top, n=1, cutoff=0.75)
     if near:
         return near
     leaves = {_leaf(k): k for k in known}
     return [leaves[m] for m in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)]
-
-
-def suggestion(near: Sequence[str]) -> str:
-    """Returns "; did you mean a, b or c?", or "" if nothing is near."""
-    if not near:
-        return ""
-    *others, last = near
-    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def flag_as_argument(flag: str, value: str | None) -> str | None:
@@ -118,7 +99,7 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
     name = name.replace("-", "_")
     name = LEAVES.get(name, name)
     if name == "device":
-        given = ALIASES.get(given, given)
+        given = ALIASES.get(given, (given,))[0]
     if name == "resume":
         return f"trainer.resume={given if given != 'VALUE' else 'RUN_DIR'}"
     if name in FLAGS:
@@ -127,24 +108,34 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
         return f"{name}={given}"
     if name in all_keys():
         return f"{name}={given}"
-    same = [key for key in all_keys() if _leaf(key) == name]
-    if len(name) < 2 or not same:
+    full = [key for key in all_keys() if key.replace(".", "_", 1) == name]  # --data-path
+    same = full or [key for key in all_keys() if _leaf(key) == name]
+    if len(name) < 2:
         return None
+    if not same:
+        names = [*FLAGS, *map(_leaf, all_keys())]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        return flag_as_argument(f"--{near[0]}={given}", None) if near else None
     if given == "VALUE" and same[0].startswith("tracking."):
         given = "true"
     return " or ".join(f"{key}={given}" for key in same[:3])
 
 
-def near_argument(argument: str, before: str | None = None) -> str | None:
+def near_argument(argument: str, before: str = "", after: str = "") -> str | None:
     """Returns the KEY=VALUE near an argument that is none; None where nothing is near.
 
     Args:
-        before: the argument before it.
+        before, after: the arguments beside it; "": there is none.
     """
     if argument in ("help", "version"):
         return f"elstm-train --{argument}"
-    if before is not None and before.endswith("=") and "=" not in argument:
+    if before.endswith("=") and "=" not in argument:
         return f"{before}{argument}, without a space"
+    if "=" in argument and argument.endswith(",") and after and "=" not in after:
+        return f"{argument}{after}, without a space"
+    for group, options in SCHEMAS.items():
+        if argument in options:
+            return f"{group}={argument}"
     key, equals, value = re.sub(r"\s*(==|:=|=|:)\s*", "=", argument, count=1).partition("=")
     key = key.strip("~+ ")
     if key not in (*GROUPS, *all_keys()):
@@ -152,7 +143,10 @@ def near_argument(argument: str, before: str | None = None) -> str | None:
         if not near:
             return None
         key = near[0]
-    meant = f"{key}={value.strip().rstrip(',')}" if equals else f"{key}=VALUE"
+    if not equals:
+        value = after.removeprefix("=")
+        value = value if value and "=" not in value else "VALUE"
+    meant = f"{key}={value.strip().rstrip(',')}"
     return None if meant == argument else meant
 
 
@@ -215,29 +209,20 @@ def _options_with(key: str) -> str:
 
 def unknown_option(given: str, what: str, name: Any, options: Iterable[str]) -> str:
     """Returns the error message for an option that does not exist."""
-    return f"{given}: there is no such {what}{did_you_mean(name, options)}"
-
-
-def did_you_mean(name: Any, options: Iterable[str], *, always_list: bool = True) -> str:
-    """Returns the hint at the end of an error message: the nearest option, or the allowed ones."""
     options = [str(option) for option in options]
-    near = near_option(show(name), options)
-    hint = suggestion([near] if near else [])
-    if not always_list:
-        return hint
-    return f"{hint or ';'} allowed: {', '.join(options) or 'none'}"
+    hint = did_you_mean(show(name), options) or ";"
+    return f"{given}: there is no such {what}{hint} allowed: {', '.join(options) or 'none'}"
 
 
-def range_as_sweep(key: str, value: object) -> str:
-    """Returns a hint for values such as 0..3 and 0-3, which mean a range; "" for others."""
+def as_sweep(key: str, value: object) -> str:
+    """Returns a hint for [0, 1], and for 0..3 and 0-3, which mean a range; "" for other values."""
+    listed = re.fullmatch(r"\[([\w., -]+)\]", str(value))
+    if listed:
+        return f"; for several values: -m {key}={listed[1].replace(' ', '')}"
     found = re.fullmatch(r"(\d{1,6})(?:\.\.|-|:)(\d{1,6})", str(value).strip())
     if not found or int(found[1]) >= int(found[2]):
         return ""
     return f"; for several values: -m '{key}=range({found[1]},{int(found[2]) + 1})'"
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _leaf(key: str) -> str:

@@ -2,14 +2,19 @@
 
 Nothing else imports from hydra._internal. Why each is needed:
 
-ConfigLoaderImpl, create_config_search_path The public compose API takes one folder for the full
-    process. It cannot put a user's folder before it.
+ConfigLoaderImpl, create_config_search_path
+    The public compose API takes one folder for the full process. It cannot put a user's folder
+    before it.
 Hydra, get_args_parser
     hydra.main parses the command line itself and starts a run before its config is checked.
 Callbacks
     HydraContext, which launchers and sweepers get, has to hold one.
-FileConfigSource A user's config files are checked before Hydra reads them. JobReturn._return_value
-The public property prints to the terminal before it raises the job's exception.
+FileConfigSource
+    A user's config files are checked before Hydra reads them.
+BasicLauncherConf
+    Its _target_ identifies the launcher that trains one run after the other.
+JobReturn._return_value
+    The public property prints to the terminal before it raises the job's exception.
 
 tests/config/test_hydra_private.py fails if one of them changes.
 """

@@ -36,6 +36,16 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if key == "hydra.launcher.n_jobs":
         return UserError(f"{key} needs a launcher that has it: -m hydra/launcher=joblib {key}=N")
+    unknown = isinstance(error, ConfigAttributeError | ConfigKeyError)
+    if unknown and key.startswith(("hydra.launcher.", "hydra.sweeper.")):
+        group, kind = key.rpartition(".")[0], key.split(".")[1]
+        names = getattr(owner, "__dataclass_fields__", ())
+        known = [f"{group}.{name}" for name in names if name[0] != "_" and name != "params"]
+        if known:
+            return unknown_key(key, known)
+        return UserError(
+            f"{show_key(key)}: this {kind} has no settings; hydra/{kind}=NAME chooses another"
+        )
     if key.startswith("hydra."):
         return UserError(f"{show_key(key)}: {show(text)}")
     if key.partition(".")[0] in ("experiment", "debug") and "Could not override" not in outer:
@@ -43,7 +53,7 @@ def _explain_key(error: OmegaConfBaseException, outer: str) -> UserError:
             f"{show_key(key)}: the first line of such a file has to be '# @package _global_', "
             "because its settings are those of all groups"
         )
-    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+    if unknown:
         given = re.search(r"Could not override '([^']*)'", outer)
         if given and given[1].startswith(f"{key}."):
             key = given[1]
@@ -77,4 +87,4 @@ def _known_keys(key: str, owner: Any) -> list[str]:
         for schema in schemas
         for field, _, _ in leaves(schema)
     ]
-    return [*dict.fromkeys(names), "seed"]
+    return [*dict.fromkeys(names), "seed", "experiment", "debug"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,11 +20,11 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import OverrideParseException
 
 from elstm.config.help import GROUPS
-from elstm.config.hints import all_keys, near_argument, suggestion, unknown_key, unknown_option
+from elstm.config.hints import all_keys, near_argument, unknown_key, unknown_option
 from elstm.config.hydra_private import ConfigLoaderImpl
 from elstm.config.removed import REMOVED
 from elstm.config.schema import SCHEMAS, SweepConfig, TrackingConfig
-from elstm.errors import UserError, in_full, show, show_key
+from elstm.errors import UserError, in_full, show, show_key, suggestion
 
 CODE = re.compile(r"_(target|partial|args|recursive|convert)_", re.IGNORECASE)
 _REFERENCE = re.compile(r"\$\{[A-Za-z_]\w*(\.\w+)*\}", re.ASCII)
@@ -64,13 +65,20 @@ class OverrideParser:
         Raises:
             UserError: naming the argument.
         """
+        around = ["", *arguments, ""]
         return [
-            self.parse_one(argument, sweep=sweep, before=before)
-            for before, argument in zip([None, *arguments], arguments, strict=False)
+            self.parse_one(argument, sweep=sweep, before=before, after=after)
+            for before, argument, after in zip(around, arguments, around[2:], strict=False)
         ]
 
-    def parse_one(self, argument: str, *, sweep: bool, before: str | None = None) -> Override:
-        """Parses one argument; `before` is the one before it.
+    def parse_one(
+        self, argument: str, *, sweep: bool, before: str = "", after: str = ""
+    ) -> Override:
+        """Parses one argument.
+
+        Args:
+            sweep: whether several values are allowed.
+            before, after: the arguments beside it, which a hint may join with it.
 
         Raises:
             UserError: it is wrong.
@@ -92,11 +100,16 @@ class OverrideParser:
         try:
             override = self._parser.parse_override(argument)
         except Exception as error:
-            meant = near_argument(argument, before)
+            meant = near_argument(argument, before, after)
             if meant is not None:
                 raise UserError(
                     f"cannot read '{show(argument)}': did you mean {in_full(meant)}? "
                     "write KEY=VALUE"
+                ) from error
+            if "=" not in argument:
+                raise UserError(
+                    f"cannot read '{show(argument)}': write KEY=VALUE or GROUP=OPTION; "
+                    "elstm-train --help lists the groups and their options"
                 ) from error
             reason = error.args[0] if isinstance(error, OverrideParseException) else error
             lines = [line for line in str(reason).splitlines() if "See http" not in line]
@@ -123,7 +136,7 @@ class OverrideParser:
         if override.is_sweep_override() and not sweep:
             raise UserError(
                 f"{show(argument)}: several values need a sweep: "
-                f"elstm-train -m {in_full(argument)}; "
+                f"elstm-train -m {in_full(shlex.quote(argument))}; "
                 "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
         group_of_one = key in (*SCHEMAS, "trainer", "experiment", "debug")

@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from elstm.config.fields import MISSING, leaf, leaves
-from elstm.config.hints import did_you_mean, range_as_sweep
+from elstm.config.hints import as_sweep
 from elstm.config.schema import Config
-from elstm.errors import UserError, show
+from elstm.errors import UserError, did_you_mean, show
 
 _TYPES = {bool: "true or false", float: "a number", int: "an integer", str: "text"}
 _MAX_INT = 2**31 - 1
@@ -78,12 +78,16 @@ def _in_float32(value: float) -> bool:
     return not value or 2.0**-126 <= abs(value) < 2.0**128 - 2.0**103
 
 
-def allowed(owner: type[Any], name: str) -> str:
-    """Describes the values that a field allows: "an integer at least 1"."""
+def allowed(owner: type[Any], name: str, key: str = "") -> str:
+    """Describes the values that a field allows: "an integer at least 1".
+
+    Args:
+        key: of the field, with its group.
+    """
     rule, types = _field(owner, name).metadata, types_of(owner, name)
     null = " or null" if type(None) in types else ""
     if "nested" in rule:
-        keys = (f"{name}.{key}" for key, _, _ in leaves(rule["nested"]))
+        keys = (f"{key or name}.{inner}" for inner, _, _ in leaves(rule["nested"]))
         return f"set by its keys {', '.join(keys)}"
     if "choices" in rule:
         return f"one of {', '.join(map(show, rule['choices']))}{null}"
@@ -101,12 +105,12 @@ def wrong_value(key: str, value: Any, owner: type[Any], name: str) -> UserError:
     """Returns the error for a value that a field does not allow."""
     if value == MISSING:
         return UserError(f"{key} has to be given: {allowed(owner, name)}")
-    message = f"{key}={show(value)}: has to be {allowed(owner, name)}"
+    message = f"{key}={show(value)}: has to be {allowed(owner, name, key)}"
     if isinstance(value, float) and not math.isfinite(value):
         message += ", and finite"
     elif isinstance(value, float) and not _in_float32(value):
         message += ", and within the range of float32"
     choices = _field(owner, name).metadata.get("choices", ())
     if not choices:
-        return UserError(message + range_as_sweep(key, value))
-    return UserError(message + did_you_mean(value, map(show, choices), always_list=False))
+        return UserError(message + as_sweep(key, value))
+    return UserError(message + did_you_mean(show(value), map(show, choices)))

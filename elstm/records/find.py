@@ -42,9 +42,8 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
         archives = [folder for folder in [*top.parents][:LEVELS] if (folder / RUNS).is_file()]
         archives = [folder for folder in archives if (folder / ARCHIVE).is_file()]
         if not is_folder and not archives:
-            near = f"; did you mean {root.parent}?" if root.is_file() else ""
             raise UserError(
-                f"{root} is not a folder: give run folders or folders that hold them{near}"
+                f"{root} is not a folder: give run folders or folders that hold them{_near(root)}"
             )
         folders: list[Path] = []
         unreadable: dict[Path, str] = {}
@@ -74,6 +73,15 @@ def find_runs(roots: Sequence[Path]) -> tuple[list[StoredRun], list[tuple[str, s
         for path, run in of_root.items():
             found.setdefault(path, run)
     return list(found.values()), list(damaged.items())
+
+
+def _near(path: Path) -> str:
+    """Returns a hint at the run, sweep or archive that a file belongs to; "" if it has none."""
+    for folder in path.parents[:2]:
+        marks = (folder / ".hydra", folder / "sweep.csv", folder / ARCHIVE)
+        if path.is_file() and any(mark.exists() for mark in marks):
+            return f"; did you mean {in_full(str(folder))}?"
+    return ""
 
 
 def _shown(path: Path, top: Path) -> str:

@@ -25,7 +25,6 @@ from elstm.reporting.stats import Folds, summarize
 # where they differ.
 IGNORED = ("seed", "data.fold", "hydra", *settings_without_effect())
 # These settings under data. belong to the model's training; the others make the task.
-# They say how models are trained on the data, and not what the task is.
 TRAINING_DATA_KEYS = ("data.batch_size", "data.eval_batch_size", "data.bucket", "data.augment")
 FINGERPRINT = "data.fingerprint"  # makes data of one name different tasks if they differ
 # The order in which models are listed, plainest first; others follow by name.

@@ -8,6 +8,7 @@ from elstm.errors import UserError
 from elstm.files.bounded import Value
 from elstm.records.correct import read_correct
 from elstm.records.stored import StoredRun, table_rows
+from elstm.reporting.wording import tested_items
 
 GROUPS = ("model", "data", "optimizer", "scheduler")
 # Settings that keep their local values, and columns in which no two runs agree.
@@ -53,12 +54,13 @@ def differences(old: StoredRun, new: StoredRun) -> list[str]:
         for key in row.keys() & again.keys() - set(TIMES):
             if row[key] != again[key]:
                 found.append(f"step {row['step']}: {key} {row[key]} before, {again[key]} now")
-    before_images, after_images = read_correct(old), read_correct(new)
-    if before_images is not None and after_images is not None:
-        if len(before_images) != len(after_images):
-            found.append(f"{len(before_images)} test images before, {len(after_images)} now")
-        elif changed := int((before_images != after_images).sum()):
-            found.append(f"{plural(changed, 'test image')} classified otherwise")
+    correct, again_correct = read_correct(old), read_correct(new)
+    if correct is not None and again_correct is not None:
+        what = f"test {tested_items([old.config()])}"
+        if len(correct) != len(again_correct):
+            found.append(f"{len(correct)} {what} before, {len(again_correct)} now")
+        elif changed := int((correct != again_correct).sum()):
+            found.append(f"{plural(changed, what.removesuffix('s'))} classified otherwise")
     return found
 
 

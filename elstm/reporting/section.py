@@ -226,8 +226,7 @@ def _test_blocks(rows: Sequence[GroupResult], baseline: str) -> list[Block]:
 
 
 def _image_blocks(tested: Sequence[GroupResult], baseline: str) -> list[Block]:
-    cut = any("data.pixels_per_step" in run.config for r in tested for run in r.group.runs)
-    what = "images" if cut else "sequences"
+    what = wording.tested_items(run.config for r in tested for run in r.group.runs)
     found = [(r.group.label, r.comparisons[baseline].images) for r in tested]
     tests = [(label, test) for label, test in found if test and test.pairs >= MIN_SEEDS]
     if not tests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from elstm.files.bounded import Config
 from elstm.reporting.groups import Group
 from elstm.reporting.measures import Reach
 from elstm.reporting.runs import STATES, Run
@@ -91,6 +92,11 @@ def states(group: Group) -> str:
 def count_states(runs: Iterable[Run]) -> str:
     counts = Counter(run.state for run in runs)
     return ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+
+
+def tested_items(configs: Iterable[Config]) -> str:
+    """Returns what the test set of the runs holds: "images", or "sequences" of other data."""
+    return "images" if any("data.pixels_per_step" in each for each in configs) else "sequences"
 
 
 def epochs(value: float | None) -> str:

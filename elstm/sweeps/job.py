@@ -74,7 +74,7 @@ def train_job(
     )
     if outcome.error is not None and not folder.exists():  # the sweep finds no status.json
         raise UserError(outcome.error)
-    if terminal and outcome.signal is not None:  # workers of a sweep are told by their stop file
+    if terminal and outcome.signal is not None:  # workers of a sweep read their stop file
         raise Ended(outcome.signal)
     return outcome.metric
 

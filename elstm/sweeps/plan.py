@@ -123,7 +123,10 @@ def values_of(override: Override) -> list[str]:
         return [override.get_value_element_as_str()]
     line, value = show(override.input_line), override.value()
     if not override.is_discrete_sweep():
-        raise UserError(f"{line}: an interval has infinitely many values; list some")
+        raise UserError(
+            f"{line}: an interval has infinitely many values: list some, or add "
+            "hydra/sweeper=optuna"
+        )
     try:
         if isinstance(value, RangeSweep):  # it may have a billion values, so they are counted first
             count = (float(value.stop or 0) - float(value.start or 0)) / float(value.step)

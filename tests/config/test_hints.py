@@ -8,9 +8,9 @@ from elstm.commands import evaluate, predict
 from elstm.config import help as pages
 from elstm.config.describe import describe
 from elstm.config.fields import description, leaf_values, leaves
-from elstm.config.hints import all_keys, near_option
+from elstm.config.hints import all_keys
 from elstm.config.schema import SCHEMAS, Config, SearchConfig, SweepConfig, TrainerConfig
-from elstm.errors import show
+from elstm.errors import near_option, show
 from elstm.train import main
 
 
@@ -32,7 +32,14 @@ from elstm.train import main
         (["--learning-rate", "0.1"], ": optimizer.lr=0.1 ("),
         (["--accelerator", "gpu"], ": trainer.device=cuda ("),
         (["--eps", "1e-8"], ": model.eps=1e-8 or optimizer.eps=1e-8 ("),
+        (["--hidden", "64"], ": model.hidden_size=64 ("),
+        (["--num-epochs", "5"], ": trainer.max_epochs=5 ("),
+        (["--seeds=3"], ": seed=3 ("),
+        (["--data-path", "x.npz"], ": data.path=x.npz ("),
+        (["--dataset", "mnist"], ": data=mnist ("),
         (["--multirum"], "did you mean --multirun?"),
+        (["--config", "x"], "did you mean --config-dir?"),
+        (["--checkpoint", "x"], "unrecognized arguments: --checkpoint ("),
         (["--foo", "3"], "unrecognized arguments: --foo ("),
         (["-" + 400 * "\r" + "@x=null"], "unrecognized arguments: - @x=null ("),
     ],
@@ -75,7 +82,25 @@ def test_flags_of_other_programs(training, capsys, words, said):
         (["-m", "seed=0,1,"], "did you mean seed=0,1?"),
         (["hydra.run.dri=x"], "did you mean hydra.run.dir?"),
         (["hydra.launcher.n_jobs=2"], "-m hydra/launcher=joblib hydra.launcher.n_jobs=N"),
+        (["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trial=3"], "hydra.sweeper.n_trials?"),
         (["+seed=3"], "write seed=3"),
+        (["lstm"], "did you mean model=lstm?"),
+        (["trainer.max_epochs", "5"], "did you mean trainer.max_epochs=5?"),
+        (["seed", "=5"], "did you mean seed=5?"),
+        (["-m", "model=lstm,", "gru"], "did you mean model=lstm,gru, without a space?"),
+        (["-m", "seed=[0, 1]"], "for several values: -m seed=0,1"),
+        (["seed=range(3)"], "elstm-train -m 'seed=range(3)';"),  # a shell would read parentheses
+        (["model.backend=cuda"], "did you mean triton?"),
+        (["model.backend=GPU"], "did you mean triton?"),
+        (["trainer.precision=float16"], "did you mean fp16?"),
+        (["optimizer.betas=1"], "did you mean optimizer.beta1 or optimizer.beta2?"),
+        (["hidden=3"], "did you mean model.hidden_size?"),
+        (["wd=1"], "did you mean optimizer.weight_decay?"),
+        (["optim=adam"], "did you mean optimizer?"),
+        (["dataset=mnist"], "did you mean data?"),
+        (["experiments=mnist_rows"], "did you mean experiment?"),
+        (["data.augment=true"], "by its keys data.augment.shift, data.augment.rotation"),
+        (["foo"], "cannot read 'foo': write KEY=VALUE or GROUP=OPTION; elstm-train --help"),
         (["+model.hidden_size=3"], "write model.hidden_size=3"),
     ],
 )
@@ -139,13 +164,19 @@ def test_help_describes_keys_and_groups(training, capsys):
         assert main(words) == 0
         out = capsys.readouterr().out
         assert all(part in out for part in parts), out
-    assert main(["--help", "optimizer.wd"]) == 1
-    training.check_nothing_began(capsys.readouterr(), "did you mean optimizer.weight_decay?")
+    for topic, near in (
+        ("optimizer.wd", "optimizer.weight_decay"),
+        ("experiments", "experiment"),
+        ("hydra.sweeper.n_trial", "hydra.sweeper.n_trials"),
+    ):
+        assert main(["--help", topic]) == 1
+        training.check_nothing_began(capsys.readouterr(), f"did you mean {near}?")
 
 
 def test_every_key_can_be_described():
     text = "\n".join(map(describe, [*SCHEMAS, "trainer", "tracking", "sweep", "seed"]))
     assert [line for line in text.splitlines() if not line.startswith(" ")] == all_keys()
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_every_key_has_a_description():
@@ -171,6 +202,7 @@ def test_the_default_in_the_help_is_that_of_a_run(training, words):
             if key == "name":
                 continue
             block = re.split(r"\n(?! )", text.partition(f"{group}.{key}\n")[2])[0] + "\n"
+            block = block.replace("\n      ", " ")  # broken lines
             kinds = re.findall(r"; (?:no )?default ?(.*)\n(?:    with \w+=(.*)\n)?", block)
             shown = next(d for d, names in kinds if not names or node.name in names.split(", "))
             assert shown == show(value), key

@@ -11,11 +11,14 @@ from synthetic_runs import write_run
 
 from elstm.commands import report
 from elstm.records.correct import encode_correct
+from elstm.reporting.document import to_markdown
 from elstm.reporting.findings import findings
 from elstm.reporting.groups import choose_baselines, make_sections
 from elstm.reporting.images import correct_images, image_test, mcnemar
 from elstm.reporting.measures import analyse
+from elstm.reporting.repeat import differences
 from elstm.reporting.runs import load_runs
+from elstm.reporting.section import Pictures, section_blocks
 
 
 def test_mcnemar_by_hand() -> None:
@@ -55,6 +58,24 @@ def test_a_report_has_the_test_where_runs_recorded_the_images(tmp_path: Path) ->
     assert "| gru | 3 | +10.00 (+5.91 to +14.09) | 20 | 0 | < 0.0001 |" in text
     assert "**Test images** (200)" in text
     assert "images_p" in (tmp_path / "out" / "summary.csv").read_text()
+
+
+def test_own_series_are_sequences_and_no_images(tmp_path: Path) -> None:
+    """Their configs have no data.pixels_per_step."""
+    for model in ("lstm", "gru"):
+        for seed in range(3):
+            run = write_run(tmp_path / f"{model}-{seed}", model, "series", seed, epochs=1)
+            config = run / ".hydra" / "config.yaml"
+            config.write_text(config.read_text().replace("  pixels_per_step: 28\n", ""))
+            (run / "test_correct.csv").write_bytes(encode_correct(np.arange(40) >= seed))
+    runs = load_runs([tmp_path])[0]
+    (section,) = make_sections(runs)
+    choose_baselines([section], [])
+    text = to_markdown(section_blocks(analyse(section), Pictures(*[None] * 6)))
+    assert "**Test sequences** (40): the interval is over sequences" in text
+    assert "mean numbers of sequences per pair" in text
+    assert "images" not in text
+    assert differences(runs[0].stored, runs[1].stored)[-1] == "1 test sequence classified otherwise"
 
 
 def test_runs_with_splits_of_their_own_share_no_images(tmp_path: Path) -> None:
