@@ -255,7 +255,8 @@ def _resume_settings(
     for argument in [*repeated, *arguments]:
         key = argument.partition("=")[0].lstrip("+")
         if key not in may and not may_extend(key):
-            if key not in known and not key.startswith(("-", "hydra")):
+            is_key = key.replace(".", "_").isidentifier() and not key.startswith("hydra")
+            if is_key and key not in known:
                 raise unknown_key(key, known)
             raise UserError(
                 f"{show(argument)}: trainer.resume=RUN_DIR can only be combined with "

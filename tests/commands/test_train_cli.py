@@ -161,6 +161,7 @@ def test_resume_goes_on_in_the_folder(training, capsys):
         (["trainer.resume=RUN/train.log"], "is a file"),
         (["trainer.resume=RUN", "trainer.log_every=0"], "resume: trainer.log_every=0: has to be"),
         (["trainer.resume=RUN", "trainer.max_epoch=20"], "did you mean trainer.max_epochs?"),
+        (["trainer.resume=RUN", "=5"], "=5: trainer.resume=RUN_DIR can only be combined with"),
     ],
 )
 def test_resume_is_refused_in_one_line(training, capsys, words, said):
