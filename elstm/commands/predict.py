@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from elstm.cli import FAILED, Parser, command, home_path, plural, print_line
 from elstm.commands.prediction_rows import CsvRows, Rows, check_output, rows_for
 from elstm.errors import UserError
-from elstm.files.bounded import FORMULA
+from elstm.files.bounded import FORMULA, file_text
 from elstm.training.ranks import require_one_process
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class _Predictor:
                 self.bad += 1
             if batch and (len(batch) == BATCH or number == len(paths)):
                 for (name, _), p in zip(batch, self.probabilities(batch), strict=True):
-                    rows.add([_text(name)], p)
+                    rows.add([file_text(name)], p)
                 batch.clear()
 
     def read(self, path: Path) -> np.ndarray:
@@ -244,11 +244,6 @@ class _Predictor:
         for text, (first, count) in self.notes.items():
             more = f" (and {count - 1:,} more)" if count > 1 else ""
             print_line(f"{PROG}: {first}{more}: the picture {text}")
-
-
-def _text(path: Path) -> str:
-    """Returns a file's name, in which bytes that are not UTF-8 are written as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _shown(name: str, terminal: bool) -> str:

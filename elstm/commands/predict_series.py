@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from elstm.commands.prediction_rows import shown_text
 from elstm.errors import UserError
+from elstm.files.bounded import file_text
 
 if TYPE_CHECKING:
     import argparse
@@ -46,6 +47,10 @@ def write_predictions(trained: TrainedModel, paths: Sequence[Path], rows: Rows) 
             with torch.no_grad():
                 probabilities = trained.model(x).softmax(1).tolist()
             for p in probabilities:
-                name = part.ids[number] if len(paths) == 1 else f"{path}: {part.ids[number]}"
+                name = (
+                    part.ids[number]
+                    if len(paths) == 1
+                    else f"{file_text(path)}: {part.ids[number]}"
+                )
                 rows.add([name, part.labels[number]], p)
                 number += 1

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from unicodedata import normalize
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def warn_of_missing_classes(
 
 
 def warn_of_class_names(names: Sequence[str], labels: Collection[str]) -> None:
-    """Logs a warning for classes that may be no classes: missing labels, and equal numbers.
+    """Logs a warning for classes that may be no classes: missing labels, and equal ones.
 
     Args:
         labels: those of all sequences.
@@ -55,6 +56,15 @@ def warn_of_class_names(names: Sequence[str], labels: Collection[str]) -> None:
                 "the classes %s are one number, but differ as text, so they are different classes",
                 " and ".join(same),
             )
+    looks: dict[str, list[str]] = {}
+    for name in names:
+        looks.setdefault(normalize("NFC", name), []).append(name)
+    for name, same in looks.items():
+        if len(same) > 1:
+            log.warning(
+                "%d classes look like %s, but differ in how accents are stored, so they are "
+                "different classes", len(same), name,
+            )  # fmt: skip
 
 
 def warn_of_copies(parts: dict[str, LabelledSet]) -> None:

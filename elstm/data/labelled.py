@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,8 @@ def _label_text(value: object) -> str:
         raise MissingLabelError("a label is missing")
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Decimal):  # as databases have numbers
+        value = int(value) if value == value.to_integral_value() else float(value)
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, float):
@@ -141,8 +145,9 @@ def with_classes(part: LabelledSet, names: Sequence[str]) -> LabelledSet:
     """Returns the set with its labels spelled as the classes `names` where they mean the same.
 
     Formats spell some labels differently. A truth value is True in CSV, and 1 in arrays and
-    Parquet. 0.1 in 32 bits is 0.10000000149011612, and CSV has 0.1. 01 in CSV is 1 in arrays.
-    Labels that mean none of the classes stay as they are.
+    Parquet. 0.1 in 32 bits is 0.10000000149011612, and CSV has 0.1. 01 in CSV is 1 in arrays. File
+    names of some systems have an accent as a character of its own. Labels that mean none of the
+    classes stay as they are.
     """
     known = {*names, UNLABELLED}
     if known.issuperset(part.labels):
@@ -170,7 +175,7 @@ def _meaning(label: str, *, truth: bool) -> str:
     try:
         number = number_of(label)
     except ValueError:
-        return label
+        return unicodedata.normalize("NFC", label)
     if not np.isfinite(number) or abs(number) >= 2**53:
         return label
     if number.is_integer():

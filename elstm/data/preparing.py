@@ -183,16 +183,18 @@ def alike(parts: dict[str, LabelledSet], path: str) -> dict[str, LabelledSet]:
         UserError: their features differ.
     """
     train = parts["train"]
-    features = {name: part.values.shape[2] for name, part in parts.items()}
-    if len(set(features.values())) > 1:
-        raise UserError(f"{path}: the splits have different numbers of features: {features}")
     names = class_names(train.labels)
-    return {
+    found = {
         name: with_features(
             with_classes(part, names), train.features, f"the {name} split of {path}"
         )
         for name, part in parts.items()
     }
+    features = {name: part.values.shape[2] for name, part in found.items()}
+    if len(set(features.values())) > 1:
+        listed = ", ".join(f"{count} in {name}" for name, count in features.items())
+        raise UserError(f"{path}: the splits have different numbers of features: {listed}")
+    return found
 
 
 def classes(parts: dict[str, LabelledSet]) -> tuple[str, ...]:
@@ -231,7 +233,9 @@ def fill_missing(
                 continue
             row, step, feature = (int(i) for i in np.argwhere(bad)[0])
             label = part.features[feature] if part.features else f"{feature}"
-            hint = "" if what == "infinite" else f"; {advice}"
+            hint = f"; {advice}"
+            if what == "infinite":
+                hint = "; numbers beyond 3.4e+38, the largest in 32 bits, count as infinite"
             if what != "infinite" and _only_ends(bad, part.lengths):
                 hint += (
                     "; all are at the ends of sequences, so if they fill up shorter ones, leave "

@@ -22,10 +22,17 @@ from elstm.data.labelled import (
     with_classes,
     with_features,
 )
-from elstm.data.load import existing, labels_of, read_user_data, with_location
+from elstm.data.load import (
+    data_fingerprint,
+    existing,
+    labels_of,
+    read_user_data,
+    with_location,
+)
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
 from elstm.errors import UserError
+from elstm.files.bounded import file_text
 
 
 def load_unseen(
@@ -63,7 +70,7 @@ def load_unseen(
                 f"give --split {named}, or the other file"
             )
     if "all" in source:
-        if preparing.fingerprint(source) == facts.get("fingerprint"):
+        if _fingerprint(source, options, path) == facts.get("fingerprint"):
             raise UserError(
                 f"{path} holds the run's own data, training sequences too: leave --data out, which "
                 f"evaluates the {split} split, or give moved files by --data-root"
@@ -136,6 +143,16 @@ def _read(options: Any, facts: dict[str, Any], path: str, *, labelled: bool = Tr
         ) from error
 
 
+def _fingerprint(source: Source, options: Any, path: str) -> str | None:
+    """Returns the checksum that a run on these files would record; groups are a part of it."""
+    if getattr(options, "group", None) is None:
+        return preparing.fingerprint(source)
+    try:
+        return data_fingerprint(with_location(options, path))
+    except UserError:  # other files need no groups
+        return None
+
+
 def _named(source: Source, path: str) -> str | None:
     """Returns the split that a named file is, where a reader has read its partner too."""
     file = existing(path)
@@ -161,7 +178,7 @@ def _series(
         part.ids,
     )
     return SeriesData(
-        name=path, class_names=names, mean=mean, std=std, batch_size=options.batch_size,
+        name=file_text(path), class_names=names, mean=mean, std=std, batch_size=options.batch_size,
         train=split, val=split, test=split, fingerprint="", description="",
     )  # fmt: skip
 
@@ -184,7 +201,7 @@ def _image_sequences(
 ) -> ImageSequences:
     rows, columns = facts["image_size"]
     return ImageSequences(
-        name=path, class_names=names, image_size=(rows, columns),
+        name=file_text(path), class_names=names, image_size=(rows, columns),
         pixels_per_step=facts["pixels_per_step"], mean=facts["mean"], std=facts["std"],
         permutation=facts["permutation"], batch_size=options.batch_size,
         train=split, val=split, test=split, channels=facts.get("channels", 1),

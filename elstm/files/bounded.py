@@ -261,3 +261,8 @@ def one_line(value: object, limit: int = 200) -> str:
     words = " ".join(text[: 10 * limit].split())
     words = "".join(c if c.isprintable() else "?" for c in words)
     return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
+def file_text(path: str | Path) -> str:
+    """Returns a file's name, in which bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -114,7 +114,10 @@ def test_the_size_is_known_before_anything_is_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["lengths", "lengths_test", "X_valid", "X_dev", "X_Test", "x_test", "Xval", "LENGTHS_val"],
+    [
+        *("lengths", "lengths_test", "X_valid", "X_dev", "X_Test", "x_test", "Xval", "LENGTHS_val"),
+        *("test_X", "trainX", "y_test", "test_lengths"),
+    ],
 )
 def test_arrays_that_would_not_be_used(npz, name):
     arrays = {"X_train": X, "y_train": [0, 1], "lengths_train": [4, 2], name: [1, 2]}

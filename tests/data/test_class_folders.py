@@ -1,5 +1,7 @@
 """Pictures in class folders: what is read, and one clear message for each fault."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,6 +46,15 @@ def test_colours_and_sizes(tmp_path):
     assert read.values.shape == (2, 16, 3)
     assert read.values[0, 0].tolist() == [10, 20, 30]
     assert read.values[1, 0].tolist() == [5, 5, 5]
+
+
+def test_names_that_are_not_utf_8_become_text(tmp_path):
+    try:
+        picture(tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xe8.png"), 5)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    read = read_image_folders(tmp_path)["all"]
+    assert (read.labels, read.ids) == (("caf\\xe9",), ("caf\\xe9/\\xe8.png",))
 
 
 def test_a_picture_is_upright(tmp_path):

@@ -10,6 +10,7 @@ from elstm.data import checks, preparing
 from elstm.data.labelled import LabelledSet
 from elstm.data.load import load_data, raw_series
 from elstm.data.preparing import SplitOptions, split
+from elstm.data.unseen import load_unseen
 from elstm.errors import UserError
 
 
@@ -71,6 +72,11 @@ def test_the_splits_of_a_table_keep_groups_together(tmp_path, caplog):
     assert raw_series(options, "test").ids == data.test.ids  # as exports are checked
     other = dataclasses.replace(options, group=None, features="x")
     assert load_data(other).fingerprint != data.fingerprint
+    with pytest.raises(UserError, match="holds the run's own data, training sequences too"):
+        load_unseen(options, data.facts(), options.path, "test")
+    more = tmp_path / "more.csv"  # without groups, which only the splits of a run need
+    more.write_text("id,kind,t,x\n1,a,1,2\n2,b,1,3\n")
+    assert len(load_unseen(options, data.facts(), str(more), "test")[0].test) == 2
 
     for name, rows in (("train", lines), ("val", lines[-30:]), ("test", lines[:30])):
         (tmp_path / f"{name}.csv").write_text("\n".join(["id,kind,who,t,x", *rows]))

@@ -1,5 +1,7 @@
 """Labels and lost digits, which mean the same in all formats of own data."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from tiny_files import COLUMNS, TABLE, TS, X
@@ -19,7 +21,9 @@ def test_labels_are_numbers_or_text():
         ["3", "3", "3", "3", "3", "1", "3", "3"]
     )
     assert label_text(2.5) == label_text("2.5") == "2.5"
-    for wrong in (float("nan"), "NaN", "", None, 1j):
+    numbers = [Decimal(text) for text in ("3", "3.00", "2.50")]  # as databases have them
+    assert [label_text(v) for v in numbers] == ["3", "3", "2.5"]
+    for wrong in (float("nan"), "NaN", "", None, 1j, Decimal("nan")):
         with pytest.raises(ValueError, match="label"):
             label_text(wrong)
     long = ("9007199254740993", "9007199254740992", "-9007199254740993", "+7", "007")
@@ -46,15 +50,21 @@ def test_labels_mean_the_same_in_all_formats():
 
     assert spelled(("1", "100", "0.1"), ("01", "1e2", "0.10")) == ("01", "1e2", "0.10")
     assert spelled(("1",), ("01", "+1")) == ("1",)  # it may be either
+    short, long = "caf\u00e9", "cafe\u0301"  # an accent may be a character of its own in a name
+    assert spelled((long, "b"), (short, "b")) == (short, "b")
+    assert spelled((short, long), (short, long)) == (short, long)
 
 
 def test_classes_that_may_be_none_are_reported(caplog):
     checks.warn_of_class_names(("NA", "a", "none"), ["a", "NA", "none", "NA"])
     checks.warn_of_class_names(("01", "1", "1.0.1", "2"), ["01"])
+    checks.warn_of_class_names(("caf\u00e9", "cafe\u0301", "a"), [])
     assert [message.partition(":")[0] for message in caplog.messages] == [
         "2 sequences have the class NA",
         "1 sequences have the class none",
         "the classes 01 and 1 are one number, but differ as text, so they are different classes",
+        "2 classes look like caf\u00e9, but differ in how accents are stored, so they are "
+        "different classes",
     ]
 
 

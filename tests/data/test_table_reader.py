@@ -11,6 +11,7 @@ from tiny_files import COLUMNS, TABLE
 
 from elstm.config.data_options import TableConfig
 from elstm.data.load import read_user_data
+from elstm.data.readers.cells import number_cell, time_cell
 from elstm.data.readers.table import Columns, read_table
 from elstm.data.unseen import load_series
 from elstm.errors import UserError
@@ -243,6 +244,11 @@ def test_parquet_is_read_as_csv_is(csv, tmp_path):
     parquet.write_table(pyarrow.table({**table, "a": decimals}), tmp_path / "decimals.parquet")
     found = read_table(tmp_path / "decimals.parquet", columns)["all"]
     assert found.values[1, 0].tolist() == [1.5, 6]
+    plain = pyarrow.table({**table, "id": [b"x", b"x", b"y"]})  # text without a type
+    parquet.write_table(plain, tmp_path / "bytes.parquet")
+    assert read_table(tmp_path / "bytes.parquet", columns)["all"].ids == a.ids
+    half = np.float16(0.5)  # older pyarrow returns such numbers
+    assert number_cell("", "a", half) == time_cell("", "t", half) == 0.5
     for name, phrase in (("id", "column 'id' is empty"), ("kind", "kind: a label is missing")):
         changed = {**table, name: [None, *table[name][1:]]}
         parquet.write_table(pyarrow.table(changed), tmp_path / "null.PARQUET")

@@ -44,6 +44,7 @@ def test_ts_files_with_dimensions_missing_values_and_unequal_lengths(tmp_path):
         (":cat", ":bird", "line 10: the class label is 'bird', and @classLabel names cat, dog"),
         ("4,5,6", "4,5", "its dimensions have 2 to 3 values"),
         ("7,?:8,NaN:dog", "7,?:dog", "line 11: 1 dimensions, and 2 in the first"),
+        ("@data\n", "@data 0,1:2,3:cat\n", "line 9: the sequences start in the next line"),
         ("1,2,3", "1,two,3", "dimension 1 holds 'two', which is no number"),
         ("1,2,3", "", "dimension 1 is empty"),
         ("1,2,3:4,5,6:cat", "1", "there is no class label after a colon"),
@@ -89,6 +90,16 @@ def test_a_file_that_is_named_alone(tmp_path):
         load_series(options, facts, str(tmp_path / "Two_train.ts"))
     (tmp_path / "Other_test.ts").write_text(TS)
     assert set(read_ts(tmp_path / "Other_test.ts")) == {"all"}
+
+
+def test_a_split_that_would_not_be_used(tmp_path):
+    for split in ("TRAIN", "TEST", "Valid"):
+        (tmp_path / f"Two_{split}.ts").write_text(TS)
+    for path in (tmp_path, tmp_path / "Two_TRAIN.ts"):
+        with pytest.raises(UserError, match=r"holds Two_Valid\.ts, which would not be used"):
+            read_ts(path)
+    (tmp_path / "Two_Valid.ts").rename(tmp_path / "Other_Valid.ts")
+    assert set(read_ts(tmp_path)) == {"train", "test"}
 
 
 def test_a_folder_with_two_sets(tmp_path):

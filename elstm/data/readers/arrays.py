@@ -32,7 +32,8 @@ from elstm.errors import UserError
 LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
 BLOCK = 256  # sequences that are converted at once
 # Names of arrays that belong to X, or that somebody takes for such.
-LIKE_X = re.compile(rf"X|lengths|(?i:x|lengths)_?(?i:{'|'.join(sorted(LIKE_SPLITS))})")
+_SPLIT = "|".join(sorted(LIKE_SPLITS))
+LIKE_X = re.compile(rf"X|lengths|(?i:(x|y|lengths)_?({_SPLIT})|({_SPLIT})_?(x|y|lengths))")
 # Names that other programs give to lengths, which would make padding count as data.
 LIKE_LENGTHS = re.compile(r"(?i)((seq(uence)?_?)?len(gth)?s?|n_?steps|(padding_?)?mask)(_\w*)?")
 REASONS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -129,13 +130,13 @@ def _read(
         if group is not None and name in (f"{group}{end}" for end in names.values()):
             continue
         array = name.partition("_")[0]
-        is_used = array in ("X", "lengths") and name.removeprefix(array) in names.values()
+        is_used = array in ("X", "y", "lengths") and name.removeprefix(array) in names.values()
         like_lengths = LIKE_LENGTHS.fullmatch(name) and headers[name][0][:1] in counts
         if (LIKE_X.fullmatch(name) or like_lengths) and not is_used:
             raise UserError(
-                f"{path} holds {name}, which would not be used: the splits are train, val and "
-                "test, and lengths go with X, lengths_train with X_train; rename it, or leave it "
-                "out"
+                f"{path} holds {name}, which would not be used: y and lengths go with X, y_train "
+                "and lengths_train with X_train, and the same for val and test; rename it, or "
+                "leave it out"
             )
     found = {}
     for split, end in names.items():

@@ -8,12 +8,16 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from elstm.data.labelled import MISSING_CELLS, MissingLabelError, group_text, number_of
 from elstm.errors import UserError
 
 
 def id_cell(where: str, column: str, cell: Any) -> str:
     """Returns the name of the sequence to which a row belongs."""
+    if isinstance(cell, bytes):  # text without a type in Parquet
+        cell = cell.decode("utf-8", "backslashreplace")
     name = "" if cell is None or cell != cell else str(cell).strip()  # NaN equals nothing
     if name.lower() in MISSING_CELLS:
         given = f"holds {name!r}, which stands for a missing value" if name else "is empty"
@@ -55,7 +59,7 @@ def time_cell(where: str, column: str, cell: Any, decimal: str = ".") -> Any:
             ) from None
     if cell is None or cell != cell:  # NaN and NaT equal nothing
         raise UserError(f"{where}: the column {column!r} is empty")
-    if isinstance(cell, int | float | Decimal | date | time | timedelta):
+    if isinstance(cell, int | float | Decimal | np.floating | date | time | timedelta):
         return cell
     raise UserError(f"{where}: the column {column!r} (data.time) holds {cell!r}, which is no time")
 
@@ -103,7 +107,8 @@ def number_cell(where: str, column: str, cell: Any, decimal: str = ".") -> float
             raise UserError(
                 f"{where}: the column {column!r} holds {text[:40]!r}, which is no number; {advice}"
             ) from None
-    if isinstance(cell, int | float | Decimal):  # bool is an int
+    # bool is an int. Older pyarrow returns numbers of 16 bits as those of NumPy.
+    if isinstance(cell, int | float | Decimal | np.floating):
         return float(cell)
     if hasattr(cell, "timestamp"):
         utc = cell if cell.tzinfo is not None else cell.replace(tzinfo=timezone.utc)

@@ -12,6 +12,7 @@ import numpy as np
 from elstm.data.image_files import endings, read_full, scaled
 from elstm.data.labelled import LIKE_SPLITS, SPLITS, LabelledSet, Source, check_memory
 from elstm.errors import UserError
+from elstm.files.bounded import file_text
 
 MODES = {1: "L", 3: "RGB"}
 GROUND = 0  # black, behind transparent parts; elstm-predict takes the same for such a run
@@ -115,7 +116,7 @@ def _files(root: Path, folder: Path, note: Note) -> list[tuple[str, Path]]:
                 note(file, "was skipped: its name does not end like a picture's")
         if not files:
             raise UserError(f"{label} holds no picture: add some, or remove the folder")
-        found += [(label.name, file) for file in files]
+        found += [(file_text(label.name), file) for file in files]
     if not found:
         raise UserError(f"{folder} holds no class folders")
     return found
@@ -161,7 +162,7 @@ def _read(
             )
         images[row] = pixels
     labels = tuple(label for label, _ in files)
-    ids = tuple(str(file.relative_to(root)) for _, file in files)
+    ids = tuple(file_text(file.relative_to(root)) for _, file in files)
     pixels_first = images.reshape(len(files), -1, channels)
     lengths = np.full(len(files), pixels_first.shape[1])
     return LabelledSet(

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from elstm.data.labelled import (
+    LIKE_SPLITS,
     UNLABELLED,
     LabelledSet,
     Narrowing,
@@ -24,6 +25,7 @@ from elstm.data.labelled import (
     padded,
 )
 from elstm.errors import UserError
+from elstm.files.bounded import file_text
 
 MAX_BYTES = 4_000_000_000
 CHECKED = 1_000_000  # numbers, after which the free memory is checked again
@@ -84,6 +86,7 @@ def _files(path: Path) -> dict[str, Path]:
                 f"{path} has to hold one NAME_TRAIN.ts and at most one NAME_TEST.ts, and holds "
                 f"{', '.join(names) or 'none'}: give the file itself"
             )
+        _refuse_other_splits(found["train"][0])
         return {split: each[0] for split, each in found.items() if each}
     for end, split in ENDS.items():
         if path.stem.upper().endswith(end):
@@ -95,8 +98,25 @@ def _files(path: Path) -> dict[str, Path]:
                     pair[other] = file
             if len(pair) == 1 and not path.stem.endswith(end):
                 break  # a file that happens to be called so
+            _refuse_other_splits(path)
             return {each: pair[each] for each in ENDS.values() if each in pair}
     return {"all": path}
+
+
+def _refuse_other_splits(path: Path) -> None:
+    """Raises UserError if there is another split beside NAME_TRAIN.ts or NAME_TEST.ts."""
+    name = path.stem.rpartition("_")[0].upper()
+    for file in sorted(path.parent.iterdir()):
+        stem, _, split = file.stem.rpartition("_")
+        if (
+            file.suffix.lower() == ".ts"
+            and stem.upper() == name
+            and split.lower() in LIKE_SPLITS - {"train", "test"}
+        ):
+            raise UserError(
+                f"{path.parent} holds {file.name}, which would not be used: the splits are "
+                "NAME_TRAIN.ts and NAME_TEST.ts; rename it, or move it elsewhere"
+            )
 
 
 def _beside(path: Path, name: str) -> Path | None:
@@ -158,7 +178,7 @@ def _read(path: Path, labelled: bool) -> LabelledSet:
             checked, read = checked + read, 0
             check_memory(str(path), checked)
         labels.append(text)
-        ids.append(f"{path.stem}:{number}")
+        ids.append(f"{file_text(path.stem)}:{number}")
     if not sequences:
         raise UserError(f"{path} holds no sequence after @data")
     values, lengths = padded(sequences, str(path))
@@ -186,6 +206,8 @@ def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> set
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: @classLabel: {error}") from error
         if key == "@data":
+            if values:
+                raise UserError(f"{path}, line {number}: the sequences start in the next line")
             if not classes and labelled:
                 raise UserError(
                     f"{path} has no class labels (@classLabel true NAME NAME ...), so there is "
