@@ -1,4 +1,7 @@
-"""Logs what may be wrong with the splits of a data set, and is no error."""
+"""Logs what may be wrong with the splits of a data set, and is no error.
+
+Names in files are made printable, because a terminal would execute control characters.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from unicodedata import normalize
 import numpy as np
 
 from elstm.data.labelled import MISSING_CELLS, LabelledSet, number_of
+from elstm.errors import printable
 from elstm.files.bounded import one_line
 
 log = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ def warn_of_missing_classes(
         if missing:
             log.warning(
                 "the %s split holds no %s of %s %s", what, what_it_holds,
-                "class" if len(missing) == 1 else "classes", ", ".join(missing),
+                "class" if len(missing) == 1 else "classes", printable(", ".join(missing)),
             )  # fmt: skip
 
 
@@ -63,7 +67,7 @@ def warn_of_class_names(names: Sequence[str], labels: Collection[str]) -> None:
         if len(same) > 1:
             log.warning(
                 "%d classes look like %s, but differ in how accents are stored, so they are "
-                "different classes", len(same), name,
+                "different classes", len(same), printable(name),
             )  # fmt: skip
 
 
@@ -140,7 +144,7 @@ def warn_of_known_classes(train: LabelledSet) -> None:
             log.warning(
                 "feature %s has one value for each class in all training steps, so it gives the "
                 "class away: leave it out, unless it is known where the class is not",
-                train.features[feature] if train.features else feature,
+                _feature(train, feature),
             )
 
 
@@ -158,13 +162,16 @@ def warn_of_unlearned_features(parts: dict[str, LabelledSet]) -> None:
             continue
         where = [what for what, known in others.items() if known[feature] - values]
         if where:
-            names = parts["train"].features
             log.warning(
                 "feature %s %s in all training steps, and has other values in the %s split, of "
                 "which the model learns nothing: leave the feature out",
-                names[feature] if names else feature,
+                _feature(parts["train"], feature),
                 "is the same" if values else "is missing", " and the ".join(where),
             )  # fmt: skip
+
+
+def _feature(part: LabelledSet, index: int) -> str:
+    return printable(part.features[index]) if part.features else str(index)
 
 
 def _known_values(part: LabelledSet) -> list[set[float]]:

@@ -21,7 +21,7 @@ from elstm.data.image_sets import Split, files_exist, load_image_set, pixel_orde
 from elstm.data.labelled import LabelledSet, Source
 from elstm.data.sequences import ImageSequences, SequenceData
 from elstm.data.series import SeriesData, SeriesSplit
-from elstm.errors import UserError
+from elstm.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def load_user_data(options: Any) -> SequenceData:
         log.info(*args)
     for part in source.values():
         for text in part.notes:
-            log.warning("%s", text)
+            log.warning("%s", printable(text))  # it has names in files
     splits = {"training": parts["train"], "validation": parts["val"], "test": parts["test"]}
     present = {what: set(part.labels) for what, part in splits.items() if len(part)}
     checks.warn_of_missing_classes(names, present)

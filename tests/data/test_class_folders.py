@@ -98,10 +98,11 @@ def test_links_are_followed_once_and_other_files_are_named(tmp_path):
     (folder / "dog").symlink_to(tmp_path / "else")
     (folder / "cat" / "x.heic").write_bytes(b"")
     (folder / "cat" / "y.txt").write_bytes(b"")
+    picture(folder / "loose.png", 3)
     read = read_image_folders(folder)["all"]
     assert read.ids == ("cat/b.png", "cat/more/a.png", "dog/a.png")
     note = "cat/x.heic (and 1 more) was skipped: its name does not end like a picture's"
-    assert read.notes == (note,)
+    assert read.notes == (note, "loose.png was skipped: it lies in no class folder")
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "validation"), ("train", "dev")])

@@ -1,5 +1,6 @@
 """Labels and lost digits, which mean the same in all formats of own data."""
 
+import dataclasses
 from decimal import Decimal
 
 import numpy as np
@@ -9,11 +10,14 @@ from tiny_files import COLUMNS, TABLE, TS, X
 from elstm.config.data_options import TableConfig
 from elstm.data import checks
 from elstm.data.labelled import LabelledSet, class_names, label_text, with_classes
+from elstm.data.load import load_data
 from elstm.data.readers.arrays import read_arrays
 from elstm.data.readers.table import read_table
 from elstm.data.readers.ts import read_ts
 from elstm.data.unseen import load_series
 from elstm.errors import UserError
+
+ESCAPE = "\x1b[2J\n."  # clears a terminal
 
 
 def test_labels_are_numbers_or_text():
@@ -66,6 +70,23 @@ def test_classes_that_may_be_none_are_reported(caplog):
         "2 classes look like caf\u00e9, but differ in how accents are stored, so they are "
         "different classes",
     ]
+
+
+def test_no_name_in_a_file_controls_the_terminal(csv, caplog):
+    caplog.set_level("INFO")
+    labels = ["a"] * 22 + [f'"b{ESCAPE}"'] * 2
+    rows = "".join(f"{row // 2},{label},{row}\n" for row, label in enumerate(labels))
+    path = csv(f'id,kind,"row{ESCAPE}"\n{rows}')
+    load_data(TableConfig(name="x", path=str(path), id="id", label="kind", batch_size=2))
+    for phrase in ("feature row?[2J?. only rises", "holds no sequence of class b?[2J?."):
+        assert phrase in caplog.text
+    values = np.zeros((2, 2, 1), np.float32)
+    train = LabelledSet(values, np.full(2, 2), ("a", "b"), ("0", "1"), (), (f"row{ESCAPE}",))
+    test = dataclasses.replace(train, values=values + 1)
+    checks.warn_of_unlearned_features({"train": train, "val": train, "test": test})
+    checks.warn_of_class_names((f"e\u0301{ESCAPE}", f"\u00e9{ESCAPE}"), [])
+    assert len(caplog.messages) > 6
+    assert all(message.isprintable() for message in caplog.messages)
 
 
 def test_changes_that_32_bits_do_not_have_are_reported(npz, csv):

@@ -119,6 +119,10 @@ def _files(root: Path, folder: Path, note: Note) -> list[tuple[str, Path]]:
         found += [(file_text(label.name), file) for file in files]
     if not found:
         raise UserError(f"{folder} holds no class folders")
+    for file in sorted(folder.iterdir()):
+        is_picture = file.suffix.lower() in known and file.is_file()
+        if is_picture and not file.name.startswith("."):
+            note(file, "was skipped: it lies in no class folder")
     return found
 
 
