@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from elstm.errors import UserError, did_you_mean, in_full, out_of_memory
 from elstm.files.streams import lasting_streams
@@ -193,7 +193,13 @@ def print_line(line: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses arguments; an error is one message with the nearest option."""
+    """Parses arguments; an error is one message with the nearest option.
+
+    An option has to be written in full, because an abbreviation may stop working with an update.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def add_run(self) -> None:
         """Adds the run that a command works on, and the checkpoint."""

@@ -73,7 +73,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parses Hydra's flags, except those that load other configs or a pickle."""
     from elstm.config.hints import flag_as_argument
 
-    parser = Parser(prog=PROG, add_help=False, allow_abbrev=False)
+    parser = Parser(prog=PROG, add_help=False)
     parser.add_argument("overrides", nargs="*")
     for names in (
         ("--help", "-h"), ("--version",), ("--hydra-help",), ("--multirun", "-m"), ("--run", "-r"),

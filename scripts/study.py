@@ -31,7 +31,7 @@ from elstm.files.bounded import Damaged, Value, one_line
 from elstm.records.find import find_runs
 from elstm.records.stored import StoredRun
 from elstm.reporting.choose import best_overrides, read_settings, settings_table
-from elstm.reporting.repeat import differences, quoted, words_of
+from elstm.reporting.repeat import differences, overrides_of, quoted
 
 STUDIES = Path(__file__).resolve().parents[1] / "conf" / "study"
 
@@ -60,9 +60,9 @@ class Runner:
         if study.gpu and not _has_gpu():
             print(f"{study.name}: there is no GPU here, so nothing is trained")
             return
-        for words in self.sweeps(study):
-            print("+ elstm-train -m", shlex.join(words), flush=True)
-            code = train.main(["-m", *words])
+        for overrides in self.sweeps(study):
+            print("+ elstm-train -m", shlex.join(overrides), flush=True)
+            code = train.main(["-m", *overrides])
             if code > 1:  # a signal, or an argument that is wrong
                 sys.exit(code)
             self.failed |= code == 1
@@ -80,25 +80,25 @@ class Runner:
             # Each model has a choice of its own.
             together = [[model] for model in wanted] if part.choose else [wanted]
             for models in filter(None, together):
-                yield start + self._words(study, part, models)
+                yield start + self._overrides(study, part, models)
 
-    def _words(self, study: Study, part: Part, models: Sequence[str]) -> list[str]:
-        words: dict[str, str] = {"model": ",".join(models)}
+    def _overrides(self, study: Study, part: Part, models: Sequence[str]) -> list[str]:
+        overrides: dict[str, str] = {"model": ",".join(models)}
         seeds = part.seeds[: study.quick.get("seeds")] if self.quick else part.seeds
-        words["seed"] = ",".join(map(str, seeds))
-        words |= {key: quoted(value) for key, value in study.settings.items()}
+        overrides["seed"] = ",".join(map(str, seeds))
+        overrides |= {key: quoted(value) for key, value in study.settings.items()}
         for each in part.choose:
             places, model = source_of(each)
             folders = [self.out / place for place in places]
             for override in best_overrides(folders, model or models[0]):
                 key, _, value = override.partition("=")
-                words[key.removesuffix(".name")] = value
-        words |= {key: quoted(value) for key, value in part.settings.items()}
-        words |= {key: ",".join(map(quoted, values)) for key, values in part.grid.items()}
+                overrides[key.removesuffix(".name")] = value
+        overrides |= {key: quoted(value) for key, value in part.settings.items()}
+        overrides |= {key: ",".join(map(quoted, values)) for key, values in part.grid.items()}
         if self.quick:
             quick = study.quick.get("settings", {})
-            words |= {key: quoted(value) for key, value in quick.items()}
-        return [f"{key}={value}" for key, value in words.items()]
+            overrides |= {key: quoted(value) for key, value in quick.items()}
+        return [f"{key}={value}" for key, value in overrides.items()]
 
     def report(self, study: Study) -> None:
         """Writes the tables of settings and the report, for what there is."""
@@ -115,14 +115,14 @@ class Runner:
             print(f"{folder / name}")
         if not study.report:
             return
-        words = [str(folder), *map(str, self._others(study.report.get("with", [])))]
+        arguments = [str(folder), *map(str, self._others(study.report.get("with", [])))]
         for baseline in study.report.get("baselines", []):
-            words += ["--baseline", str(baseline)]
+            arguments += ["--baseline", str(baseline)]
         if "figures" in study.report:
-            words += ["--figures", ",".join(study.report["figures"]) or "none"]
-        words += ["--title", study.report.get("title", study.name), "-o", str(folder)]
-        print("+ elstm-report", shlex.join(words), flush=True)
-        code = report.main(words)
+            arguments += ["--figures", ",".join(study.report["figures"]) or "none"]
+        arguments += ["--title", study.report.get("title", study.name), "-o", str(folder)]
+        print("+ elstm-report", shlex.join(arguments), flush=True)
+        code = report.main(arguments)
         if code > 1:
             sys.exit(code)
         self.failed |= code == 1
@@ -162,9 +162,9 @@ class Runner:
 
     def _again(self, run: StoredRun) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
-            words = [*words_of(run), f"hydra.run.dir={quoted(folder)}/run"]
-            print("+ elstm-train", shlex.join(words), flush=True)
-            code = train.main(words)
+            overrides = [*overrides_of(run), f"hydra.run.dir={quoted(folder)}/run"]
+            print("+ elstm-train", shlex.join(overrides), flush=True)
+            code = train.main(overrides)
             if code:
                 sys.exit(code)
             again = find_runs([Path(folder)])[0][0]

@@ -16,7 +16,7 @@ OF_THE_PLACE = ("data.root", "trainer.progress", "trainer.resume")
 TIMES = ("train_seconds", "wall_seconds", "samples_per_second")
 
 
-def words_of(run: StoredRun) -> list[str]:
+def overrides_of(run: StoredRun) -> list[str]:
     """Returns the overrides with which this version trains a run again.
 
     Raises:
@@ -24,7 +24,7 @@ def words_of(run: StoredRun) -> list[str]:
     """
     config = run.config()
     named = ("data.name",) if "data.source" in config else ()  # user data may have any name
-    words = [
+    overrides = [
         f"{group}={config.get(f'{group}.source', config[f'{group}.name'])}" for group in GROUPS
     ]
     for key, value in config.items():
@@ -36,8 +36,8 @@ def words_of(run: StoredRun) -> list[str]:
                 )
         elif key not in OF_THE_PLACE and not key.startswith(("sweep.", "tracking.")):
             of_option = key == "data.source" or (key.endswith(".name") and key not in named)
-            words += [] if of_option else [f"{key}={quoted(value)}"]
-    return words
+            overrides += [] if of_option else [f"{key}={quoted(value)}"]
+    return overrides
 
 
 def differences(old: StoredRun, new: StoredRun) -> list[str]:

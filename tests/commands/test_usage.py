@@ -24,6 +24,7 @@ COMMANDS = {
         ("elstm-export", "the following arguments are required: RUN_DIR ("),
         ("elstm-report", "the following arguments are required: RUN_OR_SWEEP_DIR ("),
         ("elstm-eval run --spilt val", "--spilt val; did you mean --split? ("),
+        ("elstm-predict run a.png --recursiv", "--recursiv; did you mean --recursive? ("),
         ("elstm-eval run --split validation", "; did you mean val? ("),
         ("elstm-eval run --device gpu", "; did you mean cuda? ("),
         ("elstm-eval run --device xyz", "'mps') ("),

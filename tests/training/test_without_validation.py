@@ -16,7 +16,7 @@ from elstm import train
 from elstm.commands import evaluate, report
 from elstm.records.status import read_status
 from elstm.records.stored import RunFolder
-from elstm.reporting.repeat import words_of
+from elstm.reporting.repeat import overrides_of
 from elstm.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -47,7 +47,7 @@ def test_the_last_epoch_is_tested(capsys: pytest.CaptureFixture[str]) -> None:
     best, last = checkpoint(folder, "best"), checkpoint(folder, "last")
     assert all(torch.equal(value, last[name]) for name, value in best.items())
 
-    again = words_of(RunFolder(str(folder), folder))  # as own data, whatever they are called
+    again = overrides_of(RunFolder(str(folder), folder))  # as own data, whatever they are called
     assert {"data=arrays", "data.name=waves", "data.val_fraction=0.0"} <= set(again)
     assert not any(word.startswith("data.source=") for word in again)
 
