@@ -288,6 +288,12 @@ class NormalizedLSTM(SingleBiasWeights):
             if norm is not None and not isinstance(norm, StepBatchNorm):
                 kind = type(norm).__name__
                 raise TypeError(f"{name}_{suffix} must be a StepBatchNorm or None, got a {kind}")
+        lengths = [norm.max_steps for norm in norms if norm is not None]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"the norms of {suffix} must have the same max_steps, got {lengths}; build another"
+                " layer instead of replacing a norm"
+            )
         built = tuple(name for name in NORMS[2:] if hasattr(self, f"{name}_{suffix}"))
         centres, norm_c = self.cell_norm == "center", norms[2]
         scales = norm_c is not None and norm_c.gamma is not None

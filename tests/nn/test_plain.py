@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from elstm.nn import BNLSTM, ELSTMBN
 from elstm.nn.backends import plain
 from elstm.nn.backends.cpu import library
+from elstm.nn.norm import StepBatchNorm
 
 needs_compiler = pytest.mark.skipif(library.unavailable(32) is not None, reason="no C compiler")
 T, B, F, H = 5, 4, 3, 6
@@ -172,6 +173,10 @@ def test_each_question_without_a_public_interface_is_answered():
         assert plain.why_not_layer_norm(norm) is None
         getattr(norm, register)(lambda *_: None)
         assert "hooks" in plain.why_not_layer_norm(norm)
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert "hooks" in plain.why_not_layer_norm(nn.LayerNorm(2))
+    handle.remove()
+    assert plain.why_not_layer_norm(nn.LayerNorm(2)) is None
 
 
 @needs_compiler
@@ -228,6 +233,22 @@ def test_replaced_tensors_of_another_shape_are_named(backend, name, shape):
     setattr(owner, last, nn.Parameter(new) if "running" not in last and "num" not in last else new)
     with pytest.raises(ValueError, match=f"{last.removesuffix('_l0')}.* must have shape"):
         layer(torch.randn(T, B, F))
+
+
+@pytest.mark.parametrize("gamma", [1.0, None])
+@pytest.mark.parametrize("name", ["norm_ih", "norm_hh"])
+def test_a_bias_in_the_norm_of_a_projection_takes_the_reference(name, gamma):
+    layer, x = ELSTMBN(F, H, max_steps=T), torch.randn(T, B, F)
+    norm = StepBatchNorm(4 * H, max_steps=T, eps=0.1, momentum=0.1, gamma=gamma, bias=True)
+    nn.init.normal_(norm.bias)
+    setattr(layer, f"{name}_l0", norm)
+    twin = copy.deepcopy(layer)
+    twin.backend = "reference"
+    assert torch.equal(layer(x)[0], twin(x)[0])
+    assert torch.equal(norm.running_mean, twin.get_submodule(f"{name}_l0").running_mean)
+    layer.backend = "cpu"
+    with pytest.raises(ValueError, match="norm of a projection has a bias or no weight"):
+        layer(x)
 
 
 @pytest.mark.parametrize("sizes", [[4, 5, 3], [4, 4, 4, 0], [20, 1], [5, 5, 5]])

@@ -67,11 +67,11 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
     """
     check_backend(name)
     in_python = unless_varying(reference.recurrence, call.x.shape[0])
+    if call.recompute and why_unreadable_call(call) is not None:
+        in_python = _without_recompute  # it needs hooks that transforms do not allow
     if name == "reference":
-        transformed = call.recompute and why_unreadable_call(call) is not None
-        return name, _without_recompute if transformed else in_python
-    spread = any(norm is not None and norm.counts is not None for norm in call.norms)
-    general = _SPREAD if spread else why_unreadable_call(call)
+        return name, in_python
+    general = _why_not_compiled(call)
     for candidate, module_name in _MODULES.items():
         if name != candidate and (name != "auto" or not _AUTOMATIC[candidate](call.x.device)):
             continue
@@ -82,9 +82,17 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
             return candidate, module.recurrence
         if name == candidate:
             raise ValueError(f"backend {name!r} cannot serve this call: {reason}")
-    if general is not None and call.recompute:
-        return "reference", _without_recompute  # it needs hooks that transforms do not allow
     return "reference", in_python
+
+
+def _why_not_compiled(call: Call) -> str | None:
+    """Returns why no compiled code can serve the call, in one line; None where one may."""
+    if any(norm is not None and norm.counts is not None for norm in call.norms):
+        return _SPREAD
+    for norm in (call.norm_ih, call.norm_hh):
+        if norm is not None and (norm.weight is None or norm.bias is not None):
+            return "a norm of a projection has a bias or no weight, which no compiled code reads"
+    return why_unreadable_call(call)
 
 
 def _without_recompute(call: Call) -> Results:

@@ -7,8 +7,9 @@ torch's operators.
 
 Six facts have no public interface in torch: whether a transform of torch.func runs, whether a
 dispatch mode is active, which function modes are active, whether forward-mode differentiation is
-on, which dispatch keys a tensor has, and whether a module has hooks. No other module reads them.
-They were checked with torch 2.14.1, and tests/nn/test_plain.py fails when one changes.
+on, which dispatch keys a tensor has, and whether one module or all modules have hooks. No other
+module reads them. They were checked with torch 2.14.1, and tests/nn/test_plain.py fails when one
+changes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def why_not_layer_norm(norm: nn.Module) -> str | None:
     if norm.weight is None or norm.bias is None:
         return "a norm has no weight or no bias"
     hooks = norm._forward_hooks, norm._forward_pre_hooks
-    if any((*hooks, norm._backward_hooks, norm._backward_pre_hooks)):
+    of_all = nn.modules.module._has_any_global_hook()
+    if of_all or any((*hooks, norm._backward_hooks, norm._backward_pre_hooks)):
         return "a norm has hooks"
     return None
 
