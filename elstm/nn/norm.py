@@ -297,28 +297,55 @@ def take_statistics(
         return statistics.narrow(0, first, mean.shape[0])  # torch.compile makes a slice's end fixed
 
     tracked = [rows(norm.num_batches_tracked) for norm in norms]
-    torch._foreach_add_(tracked, 1)
     means = [mean for _, mean, _, _ in folded]
     variances = [var for _, _, var, _ in folded if var is not None]
-    if not variances:
-        unbiased = []
-    elif isinstance(counts, int):
+    together = why_unreadable(*means, *variances) is None  # torch.func.vmap has no such operations
+    if isinstance(counts, int) and together and variances:
         unbiased = list(torch._foreach_mul(variances, counts / (counts - 1)))
     else:
-        factor = (counts / (counts - 1)).unsqueeze(1)
+        factor = counts / (counts - 1)
+        factor = factor.unsqueeze(1) if isinstance(factor, Tensor) else factor
         unbiased = [var * factor for var in variances]
     running = [rows(norm.running_mean) for norm in norms]
     running += [rows(norm.running_var) for norm in norms if norm.running_var is not None]
-    towards = [part.to(running[0]) for part in (*means, *unbiased)]
+    towards = [new.to(old) for new, old in zip((*means, *unbiased), running, strict=True)]
     counted = [*zip(norms, tracked, strict=True)]
     counted += [pair for pair in counted if pair[0].running_var is not None]
     moves = [*zip(running, towards, counted, strict=True)]
     for momentum in dict.fromkeys([norm.momentum for norm in norms]):  # mostly one
-        chosen = [move for move in moves if move[2][0].momentum == momentum]
-        if momentum is not None:
+        chosen = [(old, new, n) for old, new, (norm, n) in moves if norm.momentum == momentum]
+        if not together:
+            _move_transformed(chosen, momentum)
+        elif momentum is not None:
             torch._foreach_lerp_(
                 [old for old, *_ in chosen], [new for _, new, _ in chosen], momentum
             )
-            continue
-        for old, new, (_, count) in chosen:  # the cumulative average
-            old.lerp_(new, count.to(new.dtype).reciprocal().unsqueeze(1))
+        else:
+            for old, new, count in chosen:
+                old.lerp_(new, _cumulative(count, new))
+    # Last, so that an error above leaves the counts as they were.
+    if together:
+        torch._foreach_add_(tracked, 1)
+    else:
+        for count in tracked:
+            count.add_(1)
+
+
+def _cumulative(count: Tensor, new: Tensor) -> Tensor:
+    """Returns the weight of a batch in the average of it and the `count` batches before it."""
+    return (count + 1).to(new.dtype).reciprocal().unsqueeze(1)
+
+
+def _move_transformed(
+    moves: Sequence[tuple[Tensor, Tensor, Tensor]], momentum: float | None
+) -> None:
+    """Moves statistics by operations that torch.func.vmap has: it has neither lists nor lerp_."""
+    try:
+        for old, new, count in moves:
+            old.add_((new - old) * (_cumulative(count, new) if momentum is None else momentum))
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the running statistics of a layer that trains cannot be updated in place here; inside"
+            " torch.func.vmap each model needs its own (torch.func.stack_module_state), or call"
+            " .eval() before"
+        ) from error
