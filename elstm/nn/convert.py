@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from elstm.nn.init import computed_by_hook
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -43,7 +45,8 @@ def converted(
 
 
 @torch.no_grad()
-def _take_weights(layer: nn.Module, module: nn.Module) -> None:
+def _take_weights(layer: nn.Module, module: nn.RNNBase) -> None:
+    _update_weights(module)
     for name, weight in layer.named_parameters(recurse=False):
         sources = [name]
         if getattr(module, name, None) is None and name.startswith("bias_l"):
@@ -57,8 +60,22 @@ def _take_weights(layer: nn.Module, module: nn.Module) -> None:
             weight.requires_grad_(any(_trained(module, *item) for item in found.items()))
 
 
+def _update_weights(module: nn.RNNBase) -> None:
+    """Calls `module` if hooks compute weights of it, which are else those of its last call."""
+    if any(computed_by_hook(module, name) for name in vars(module)):
+        training, weight = module.training, module.weight_ih_l0
+        module.eval()
+        try:
+            module(torch.zeros(1, 1, module.input_size, device=weight.device, dtype=weight.dtype))
+        finally:
+            module.train(training)
+
+
 def _trained(module: nn.Module, name: str, value: Tensor) -> bool:
     """Returns whether a weight is trained, directly or by those that it is computed from."""
+    computed_from = computed_by_hook(module, name)
+    if computed_from:
+        return any(part.requires_grad for part in computed_from)
     if parametrize.is_parametrized(module, name):
         parts = getattr(module.parametrizations, name).parameters()
         return any(part.requires_grad for part in parts)

@@ -16,8 +16,31 @@ from elstm.nn.recurrence import at_least_float32
 RECURRENT_INITS = ("orthogonal", "identity")
 
 
+LARGEST = 1e18  # its square, the eps of a carried norm, is finite in float32
+
+
+def computed_by_hook(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Returns the parameters from which a hook computes a weight before each call.
+
+    Such hooks come from torch.nn.utils: weight_norm adds the parameters NAME_g and NAME_v,
+    spectral_norm and prune add NAME_orig. The list is empty if there is no such hook.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    return [own[name + end] for end in ("_g", "_v", "_orig") if name + end in own]
+
+
 def draw(module: nn.Module, name: str, initialise: Callable[..., Any], *arguments: Any) -> None:
-    """Initialises a parameter, also where torch.nn.utils.parametrize computes it."""
+    """Initialises a parameter, also where torch.nn.utils.parametrize computes it.
+
+    Raises:
+        RuntimeError: a hook computes it, and would replace the values before the next call.
+    """
+    if computed_by_hook(module, name):
+        raise RuntimeError(
+            f"{name} cannot be initialised, because a hook computes it before each call; undo"
+            " torch.nn.utils.weight_norm, spectral_norm or prune first, for example by"
+            " torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
+        )
     values = getattr(module, name)
     if parametrize.is_parametrized(module, name):
         values = values.detach().clone()
@@ -33,16 +56,20 @@ def is_number(value: object) -> bool:
 
 
 def check_gate_bias(name: str, value: float | str) -> None:
-    """Raises ValueError unless `value` is a finite number or "chrono"."""
-    if value != "chrono" and not is_number(value):
-        raise ValueError(f'{name} must be a finite number or "chrono", got {value!r}')
+    """Raises ValueError unless `value` is a number of at most LARGEST, or "chrono"."""
+    if value != "chrono" and not (is_number(value) and abs(float(value)) <= LARGEST):
+        raise ValueError(
+            f'{name} must be a finite number within ±{LARGEST:g} or "chrono", got {value!r}'
+        )
 
 
 def check_gammas(gammas: dict[str, float]) -> None:
-    """Raises ValueError unless all of gamma_ih, ... are finite numbers."""
+    """Raises ValueError unless all of gamma_ih, ... are numbers of at most LARGEST."""
     for name, gamma in gammas.items():
-        if not is_number(gamma):
-            raise ValueError(f"gamma_{name} must be a finite number, got {gamma!r}")
+        if not is_number(gamma) or abs(gamma) > LARGEST:
+            raise ValueError(
+                f"gamma_{name} must be a finite number within ±{LARGEST:g}, got {gamma!r}"
+            )
 
 
 @torch.no_grad()

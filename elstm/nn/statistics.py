@@ -142,9 +142,9 @@ def recompute_statistics(
 
     Raises:
         ValueError: no batch has two sequences. The statistics are then as they were.
-        TypeError: `batches` is a single tensor or packed batch.
+        TypeError: `batches` is a single tensor, packed batch or dict.
     """
-    if isinstance(batches, Tensor | PackedSequence):
+    if isinstance(batches, Tensor | PackedSequence | Mapping):
         raise TypeError("batches must be an iterable of batches; pass [x] for a single batch x")
     norms = [norm for _, norm in statistics_norms(model)]
     if not norms:

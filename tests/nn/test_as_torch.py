@@ -95,6 +95,29 @@ def test_an_ensemble_evaluates_in_one_call(grad):
         torch.testing.assert_close(found, torch.stack([layer(x)[0] for layer in layers]))
 
 
+@pytest.mark.parametrize("options", [{}, {"momentum": None, "max_steps": 2}], ids=str)
+def test_an_ensemble_trains_in_one_call(options):
+    layers, x = (
+        [ELSTMBN(F, H, **{"max_steps": T} | options) for _ in range(2)],
+        torch.randn(T, B, F),
+    )
+    parameters, buffers = torch.func.stack_module_state(layers)
+
+    def run(*tensors):
+        return torch.func.functional_call(layers[0], tensors, (x,))[0]
+
+    for _ in range(2):
+        found = torch.func.vmap(run)(parameters, buffers)
+        expected = torch.stack([layer(x)[0] for layer in layers])
+    torch.testing.assert_close(found, expected)
+    _, moved = torch.func.stack_module_state(layers)
+    torch.testing.assert_close(buffers, moved)
+    with pytest.raises(RuntimeError, match=r"running statistics .* cannot be updated in place"):
+        torch.func.vmap(layers[0])(torch.randn(2, T, B, F))
+    for name, buffer in layers[0].named_buffers():
+        assert torch.equal(buffer, moved[name][0])  # an error changes nothing
+
+
 def test_a_packed_gru_on_another_default_device():
     layer, x = GRU(F, H), pack_padded_sequence(torch.randn(T, B, F), [5, 3, 3, 2])
     expected = layer(x)[1]
@@ -219,6 +242,15 @@ def test_norms_without_their_parts_are_named(training):
     layer.norm_hh_l0 = nn.Identity()
     with pytest.raises(TypeError, match="norm_hh_l0 must be a StepBatchNorm or None, got a Ident"):
         layer(x)
+
+
+def test_norms_with_other_rows_than_their_neighbours_are_named():
+    layer = ELSTMBN(F, H, max_steps=2)
+    layer.norm_c_l0 = ELSTMBN(F, H, max_steps=9).norm_c_l0
+    with pytest.raises(
+        ValueError, match=r"norms of l0 must have the same max_steps, got \[2, 2, 9\]"
+    ):
+        layer(torch.randn(1, B, F), start_step=5)  # their statistics would move in the same row
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Layers built from torch's, and the warning that they share."""
 
+import copy
+
 import pytest
 import torch
 from numpy_lstm import packed, sequences
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from elstm.nn import BNLSTM, ELSTMBN, GRU, LSTM, LayerNormLSTM
 
@@ -99,6 +101,39 @@ def test_weights_that_are_computed_from_others_are_trained():
     del lstm.weight_hh_l0
     lstm.weight_hh_l0 = value  # as hooks leave it that compute a weight before each call
     assert ELSTMBN.from_torch(lstm).weight_hh_l0.requires_grad
+
+
+HOOKS = {
+    "weight_norm": lambda module: weight_norm(module, "weight_hh_l0"),
+    "spectral_norm": lambda module: spectral_norm(module, "weight_hh_l0"),
+    "prune": lambda module: prune.l1_unstructured(module, "weight_hh_l0", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_weights_that_a_hook_computes_are_those_of_the_next_call(hook):
+    lstm = nn.LSTM(2, 3)
+    HOOKS[hook](lstm)
+    with torch.no_grad():
+        for parameter in lstm.parameters():  # as an optimizer or load_state_dict changes them
+            parameter.add_(0.5)
+            parameter.requires_grad_(False)
+    state = copy.deepcopy(lstm.state_dict())
+    layer, x = LSTM.from_torch(lstm), torch.randn(4, 2, 2)
+    assert layer.training
+    torch.testing.assert_close(lstm.state_dict(), state)
+    torch.testing.assert_close(layer(x)[0], lstm.eval()(x)[0])
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_weights_that_a_hook_computes_are_not_reset_in_vain(hook):
+    for layer in (LSTM(2, 3), ELSTMBN(2, 3)):
+        HOOKS[hook](layer)
+        with pytest.raises(RuntimeError, match="weight_hh_l0 cannot be initialised"):
+            layer.reset_parameters()
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])

@@ -300,6 +300,8 @@ def test_gradients_of_two_layers_and_both_directions_with_a_learned_state(traini
         ({"gamma_ih": float("inf")}, r"gamma_ih .*finite.*got inf"),
         ({"gamma_hh": float("nan")}, r"gamma_hh .*finite.*got nan"),
         ({"gamma_c": float("inf")}, r"gamma_c .*finite.*got inf"),
+        ({"gamma_c": 1e200}, r"gamma_c .*within ±1e\+18, got 1e\+200"),
+        ({"input_bias": -1e39}, r"input_bias .*within ±1e\+18 .*got -1e\+39"),
         ({"forget_bias": "chrono2"}, r"forget_bias .*\"chrono\", got 'chrono2'"),
         ({"input_bias": float("nan")}, r"input_bias .*got nan"),
         ({"recurrent_init": "eye"}, r"recurrent_init .*orthogonal, identity; got 'eye'"),

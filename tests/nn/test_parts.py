@@ -192,8 +192,9 @@ def test_batches_of_all_forms_give_the_same_statistics():
         found.append([buffer.clone() for buffer in model.buffers()])
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    with pytest.raises(TypeError, match=r"pass \[x\]"):
-        recompute_statistics(model, x)
+    for single_batch in (x, {"x": x}):
+        with pytest.raises(TypeError, match=r"pass \[x\]"):
+            recompute_statistics(model, single_batch)
     with pytest.raises(ValueError, match="two or more sequences"):
         recompute_statistics(model, [single])
     assert all(torch.equal(a, b) for a, b in zip(found[0], model.buffers(), strict=True))
