@@ -63,7 +63,8 @@ def _take_weights(layer: nn.Module, module: nn.RNNBase) -> None:
 def _update_weights(module: nn.RNNBase) -> None:
     """Calls `module` if hooks compute weights of it, which are else those of its last call."""
     if any(computed_by_hook(module, name) for name in vars(module)):
-        training, weight = module.training, module.weight_ih_l0
+        weight: Any = module.weight_ih_l0
+        training = module.training
         module.eval()
         try:
             module(torch.zeros(1, 1, module.input_size, device=weight.device, dtype=weight.dtype))

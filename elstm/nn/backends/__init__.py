@@ -66,7 +66,7 @@ def choose(name: str, call: Call) -> tuple[str, Recurrence]:
             Or there is no such backend.
     """
     check_backend(name)
-    in_python = unless_varying(reference.recurrence, call.x.shape[0])
+    in_python: Recurrence = unless_varying(reference.recurrence, call.x.shape[0])
     if call.recompute and why_unreadable_call(call) is not None:
         in_python = _without_recompute  # it needs hooks that transforms do not allow
     if name == "reference":
