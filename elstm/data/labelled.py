@@ -6,7 +6,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +19,10 @@ from elstm.errors import UserError
 SPLITS = ("train", "val", "test")
 # Names that other programs give splits; if all folders have such names, they are no classes.
 LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "dev", "eval", "testing"}
-FLOAT32_BYTES = 4
+# Bytes that a number of a series takes at most until it is standardised: it is kept in 32 bits,
+# once more with data.missing=forward, and in 64 bits for the moments. The rest is for masks.
+SERIES_BYTES = 18
+BLOCK = 100_000  # numbers that are converted at once
 UNLABELLED = ""  # of a sequence without a label, which is only predicted
 MISSING_CELLS = ("", "nan", "na", "n/a", "null", "none", "?")  # an empty cell and its usual names
 # A whole number as text. 01 and 1.10 are codes and versions as well, and stay as they are.
@@ -210,19 +213,26 @@ def class_names(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=numbers.__getitem__))
 
 
-def check_memory(what: str, count: int, itemsize: int = FLOAT32_BYTES) -> None:
+def check_memory(what: str, count: int, each: int = SERIES_BYTES) -> None:
     """Raises UserError if `count` numbers do not fit into free memory.
 
     Args:
-        itemsize: bytes of a number in the file; they become float32.
+        each: bytes of a number where most memory is taken.
     """
     free = free_memory()
-    needed = count * (itemsize + 2 * FLOAT32_BYTES)  # as read, as float32, and standardised
+    needed = count * each
     if free is not None and needed > free:
         raise UserError(
             f"{what} needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "
             "free: keep fewer sequences, steps or features in the file"
         )
+
+
+def blocks(shape: Sequence[int]) -> Iterator[slice]:
+    """Yields slices of the first axis of an array, each of BLOCK numbers or of one row."""
+    rows = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    for first in range(0, shape[0], rows):
+        yield slice(first, first + rows)
 
 
 def free_memory() -> int | None:

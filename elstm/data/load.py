@@ -124,6 +124,8 @@ def load_user_data(options: Any) -> SequenceData:
     # These messages are logged after the one that describes what was read.
     notes: list[tuple[Any, ...]] = []
     parts = preparing.split(source, _split_options(options), note=lambda *args: notes.append(args))
+    warnings = [text for part in source.values() for text in part.notes]
+    del source  # its values are copied where splits were drawn
     if options.train_size is not None:
         train = parts["train"]
         if options.train_size > len(train):
@@ -140,9 +142,8 @@ def load_user_data(options: Any) -> SequenceData:
     log.info("%s: %s", options.name, description)
     for args in notes:
         log.info(*args)
-    for part in source.values():
-        for text in part.notes:
-            log.warning("%s", printable(text))  # it has names in files
+    for text in warnings:
+        log.warning("%s", printable(text))  # it has names in files
     splits = {"training": parts["train"], "validation": parts["val"], "test": parts["test"]}
     present = {what: set(part.labels) for what, part in splits.items() if len(part)}
     checks.warn_of_missing_classes(names, present)

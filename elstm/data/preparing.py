@@ -20,6 +20,7 @@ from elstm.data.labelled import (
     SPLITS,
     LabelledSet,
     Source,
+    blocks,
     class_names,
     with_classes,
     with_features,
@@ -58,7 +59,7 @@ def fingerprint(source: Source) -> str:
     for split in sorted(source):
         part = source[split]
         digest.update(f"{split} {part.values.shape} {part.labels!r}".encode())
-        digest.update(np.ascontiguousarray(part.values).tobytes())
+        digest.update(np.ascontiguousarray(part.values).reshape(-1).data)  # without a copy
         digest.update(part.lengths.astype("<i8").tobytes())
         if part.groups:  # the drawn splits depend on them
             digest.update(repr(part.groups).encode())
@@ -268,12 +269,17 @@ def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
     A constant feature has the deviation 1, so that it becomes zero. How small the numbers are does
     not matter, because magnetic fields are some 1e-13 tesla.
     """
-    active = np.arange(part.values.shape[1])[None, :] < part.lengths[:, None]
-    steps = part.values[active].astype(np.float64)  # (steps of all sequences, F)
-    known = ~np.isnan(steps)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, steps, 0).sum(0) / count
-    variance = np.where(known, (steps - mean) ** 2, 0).sum(0) / count
+    # (steps of all sequences, F), changed in place, because it takes the most memory of loading
+    sequences = [row[:length] for row, length in zip(part.values, part.lengths, strict=True)]
+    steps = np.concatenate(sequences, dtype=np.float64)
+    missing = np.isnan(steps)
+    count = np.maximum((~missing).sum(0), 1)
+    steps[missing] = 0
+    mean = steps.sum(0) / count
+    steps -= mean
+    np.square(steps, out=steps)
+    steps[missing] = 0
+    variance = steps.sum(0) / count
     std = np.sqrt(variance)
     return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
@@ -281,11 +287,10 @@ def moments(part: LabelledSet) -> tuple[np.ndarray, np.ndarray]:
 def standardized(part: LabelledSet, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
     """Returns float32 (N, T, F): standardised, zero where a value is missing or past the end."""
     values: np.ndarray = np.empty(part.values.shape, np.float32)
-    for first in range(0, len(values), 256):  # in parts, because each is in float64
-        rows = slice(first, first + 256)
-        values[rows] = (part.values[rows] - mean) / std
-    values[np.isnan(values)] = 0
-    values[np.arange(values.shape[1])[None, :] >= part.lengths[:, None]] = 0
+    for rows in blocks(values.shape):  # each is in float64
+        scaled = (part.values[rows] - mean) / std
+        beyond = np.arange(values.shape[1])[None, :] >= part.lengths[rows, None]
+        values[rows] = np.where(np.isnan(scaled) | beyond[:, :, None], 0, scaled)
     return torch.from_numpy(values)
 
 

@@ -2,12 +2,16 @@
 
 import io
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 from tiny_files import X
 
+from elstm.config.data_options import ArraysConfig
+from elstm.data.labelled import SERIES_BYTES
+from elstm.data.load import load_data
 from elstm.data.readers.arrays import read_arrays
 from elstm.errors import UserError
 
@@ -108,8 +112,23 @@ def test_the_size_is_known_before_anything_is_loaded(tmp_path):
             labels, {"descr": "<i8", "fortran_order": False, "shape": (1_000_000,)}
         )
         archive.writestr("y.npy", labels.getvalue())
-    with pytest.raises(UserError, match=r"needs about 12,000\.0 GB of memory"):
+    with pytest.raises(UserError, match=r"needs about 18,000\.0 GB of memory"):
         read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "missing"), [((300, 100, 20), "error"), ((600, 1000, 1), "forward")]
+)
+def test_loading_takes_the_memory_that_was_checked(npz, shape, missing):
+    path = npz(X=np.ones(shape, np.float32), y=np.arange(shape[0]) % 3)
+    options = ArraysConfig(name="x", path=str(path), missing=missing, batch_size=2)
+    tracemalloc.start()
+    try:
+        load_data(options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < SERIES_BYTES * np.prod(shape) + 2_000_000  # for code that is imported
 
 
 @pytest.mark.parametrize(

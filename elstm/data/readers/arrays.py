@@ -17,11 +17,13 @@ import numpy as np
 
 from elstm.data.labelled import (
     LIKE_SPLITS,
+    SERIES_BYTES,
     SPLITS,
     UNLABELLED,
     LabelledSet,
     Narrowing,
     Source,
+    blocks,
     check_memory,
     group_text,
     label_text,
@@ -30,7 +32,6 @@ from elstm.errors import UserError
 
 # The axes of X in the file; F is 1 for `nt`.
 LAYOUTS = {"ntc": "N, T, F", "nct": "N, F, T", "nt": "N, T"}
-BLOCK = 256  # sequences that are converted at once
 # Names of arrays that belong to X, or that somebody takes for such.
 _SPLIT = "|".join(sorted(LIKE_SPLITS))
 LIKE_X = re.compile(rf"X|lengths|(?i:(x|y|lengths)_?({_SPLIT})|({_SPLIT})_?(x|y|lengths))")
@@ -176,19 +177,19 @@ def _set(
     for name in (y_name, l_name):
         if name in headers:
             size, kind = headers[name]
-            check_memory(f"{path}: {name}", math.prod(size), kind.itemsize)
-    check_memory(f"{path}: {x_name}", math.prod(shape), dtype.itemsize)
+            check_memory(f"{path}: {name}", math.prod(size), kind.itemsize + 8)
+    check_memory(f"{path}: {x_name}", math.prod(shape), max(dtype.itemsize + 4, SERIES_BYTES))
     values = file[x_name]
     if layout == "nct":
         values = values.transpose(0, 2, 1)
     elif layout == "nt":
         values = values[:, :, None]
     given, values, narrow = values, np.empty(values.shape, np.float32), Narrowing()
-    for first in range(0, len(values), BLOCK):
-        values[first : first + BLOCK] = narrow(given[first : first + BLOCK])
+    for rows in blocks(values.shape):
+        values[rows] = narrow(given[rows])
     lengths = _lengths(path, file, headers, l_name, values.shape[:2])
-    beyond = np.arange(values.shape[1])[None, :] >= lengths[:, None]
-    values[beyond] = 0
+    for row, length in enumerate(lengths):
+        values[row, length:] = 0
     try:
         labels = (UNLABELLED,) * len(values)
         if y_name in headers:

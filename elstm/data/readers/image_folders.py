@@ -154,7 +154,8 @@ def _read(
     if size is None:
         rows, columns, _ = _pixels(files[0][1], channels, None, lambda *_: None).shape
         size = rows, columns
-    check_memory(str(folder), len(files) * size[0] * size[1] * channels // 4)
+    # A byte as read, one in a split, and one in between.
+    check_memory(str(folder), len(files) * size[0] * size[1] * channels, 3)
     images = np.empty((len(files), *size, channels), np.uint8)
     for row, (_, file) in enumerate(files):
         pixels = _pixels(file, channels, size if fixed else None, note, decode)

@@ -158,7 +158,7 @@ def _read(path: Path, columns: Columns, labelled: bool) -> LabelledSet:
         if numbering is not None:
             numbering.add(sequence, sequence.rows[-1])
         if count % 1_000_000 == 0:
-            check_memory(str(path), 8 * count * len(features))  # Python's numbers are larger
+            check_memory(str(path), count * len(features), 100)  # Python's numbers are large
     if not sequences:
         raise UserError(f"{path} holds no row below its header")
     arrays, narrow = [], Narrowing()
