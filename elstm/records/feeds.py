@@ -3,7 +3,8 @@
 A `Feed` calls a tracker's `Sink` from a thread, so that training never waits for a network.
 metrics.csv stays the complete record. tracking.json in the run folder stores which rows a tracker
 has received, and a resume sends the others. No step is sent twice, and a tracker may be switched on
-at a resume.
+at a resume. What an extension logs before its first checkpoint is sent with it, because the
+extension may fail until then (`Tracker.hold`).
 
     tracking.json    by tracker: id (of its run), rows (sent so far), and
                      sent (the last step that was sent, by tag)

@@ -61,6 +61,7 @@ import io
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ from torch.utils.tensorboard import summary as summaries
 from elstm.cli import summary
 from elstm.config.run_folder import is_run_name
 from elstm.config.schema import Config
+from elstm.errors import UserError
 from elstm.files import atomic as files
 from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
@@ -93,6 +95,16 @@ NORM_COLUMNS = (
 HISTOGRAM_BINS = 64
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Held:
+    """Holds the state of the records to which `Tracker.undo` returns, and what is not sent yet."""
+
+    step: int
+    sizes: Mapping[str, Any]
+    over_time: bytes | None
+    points: list[Point] = field(default_factory=list)
 
 
 class Tracker:
@@ -118,6 +130,7 @@ class Tracker:
         self._over_time: bytes | None = None
         self._tags: Mapping[str, str] = TAGS
         self._feeds: list[Feed] = []
+        self._held: Held | None = None
         if active:
             files.refuse_links(run_dir / "metrics.csv", self.norms_path)
             path = run_dir / "metrics.csv"
@@ -145,30 +158,82 @@ class Tracker:
         """
         if self._csv is None:
             return
-        known = sizes or {}
-        tables = {"metrics": self._csv}
-        if known.get("norms") or os.path.lexists(self.norms_path):
-            tables["norms"] = self._norms = TableFile(self.norms_path, NORM_COLUMNS)
-        complete = True
-        for name, table in tables.items():
-            complete &= table.restore(known.get(name, 0), known.get(f"{name}_sha256"), step)
         stay = {tags[name] for tags in (TAGS, EARLIER) for name in keep if name in tags}
-        self._events = EventFile(self.run_dir, step, known.get("events"), stay)
-        self._tags = tags_after(self._events.tags)
-        if not complete or self._events.missing:
+        complete, events = self._restore(self._csv, sizes or {}, step, stay)
+        self._tags = tags_after(events.tags)
+        if not complete or events.missing:
             log.warning(
                 "metrics.csv, norms.csv or the event file in %s is not complete up to the "
                 "checkpoint: their curves have a gap",
                 self.run_dir,
             )
         self._csv.write_header()
-        if sizes is None or self._events.missing:
+        if sizes is None or events.missing:
             _, begin, _ = summaries.hparams(dict(hparams), {})
-            self._events.add(columns(changed), 0)
-            self._events.add(begin, 0)
+            events.add(columns(changed), 0)
+            events.add(begin, 0)
             for tag, text in (texts or {}).items():
-                self._events.add(summaries.text(tag, text), 0)
+                events.add(summaries.text(tag, text), 0)
         self.flush()
+
+    def _restore(
+        self, metrics: TableFile, sizes: Mapping[str, Any], step: int, stay: Collection[str]
+    ) -> tuple[bool, EventFile]:
+        """Restores the files to their content at a step, of which `sizes` are.
+
+        Returns: whether the tables hold all rows up to it, and the event file, opened again.
+        """
+        tables = {"metrics": metrics}
+        if sizes.get("norms") or os.path.lexists(self.norms_path):
+            self._norms = self._norms or TableFile(self.norms_path, NORM_COLUMNS)
+            tables["norms"] = self._norms
+        complete = True
+        for name, table in tables.items():
+            complete &= table.restore(sizes.get(name, 0), sizes.get(f"{name}_sha256"), step)
+        self._events = EventFile(self.run_dir, step, sizes.get("events"), stay)
+        return complete, self._events
+
+    def hold(self, step: int) -> None:
+        """Makes provisional what is logged from now on, until `release` or `undo`.
+
+        Trackers beside TensorBoard take no point back, so that they receive it at `release`.
+
+        Args:
+            step: the run's present step.
+        """
+        if self.active:
+            path = self.over_time_path
+            with files.writing(path):
+                known = path.is_file() and not path.is_symlink()
+                over_time = path.read_bytes() if known else None
+            self._held = Held(step, self.sizes(), over_time)
+
+    def release(self) -> None:
+        """Keeps what was logged since `hold`."""
+        held, self._held = self._held, None
+        for point in [] if held is None else held.points:
+            self._put(point)
+
+    def undo(self) -> None:
+        """Removes what was logged since `hold`, if that was not released.
+
+        It never fails, so it cannot hide the error that ended the run.
+        """
+        held, self._held = self._held, None
+        if held is None or self._csv is None or self._events is None:
+            return
+        try:
+            with files.writing(self.run_dir):
+                for record in self._open_records():
+                    record.file.flush()
+                self._events.file.close()
+            self._restore(self._csv, held.sizes, held.step, ())
+            if self._over_time is not None and held.over_time is not None:
+                self._over_time = held.over_time
+                files.write_atomic(self.over_time_path, held.over_time, sync=False)
+            self.flush()
+        except UserError as error:
+            log.warning("%s: the records have rows of steps that were lost", error)
 
     def open_feeds(self, config: Config) -> None:
         """Opens the trackers that the config requests; they receive what is logged from now on.
@@ -188,8 +253,15 @@ class Tracker:
         return [] if self._csv is None else self._csv.rows()
 
     def _feed(self, step: int, values: Mapping[str, float | bytes]) -> None:
+        point = Point(step, values)
+        if self._held is None:
+            self._put(point)
+        else:
+            self._held.points.append(point)
+
+    def _put(self, point: Point) -> None:
         for feed in self._feeds:
-            feed.put(Point(step, values))
+            feed.put(point)
 
     def log(self, position: Mapping[str, float], values: Mapping[str, float]) -> None:
         """Writes one row and its scalars.
@@ -310,7 +382,7 @@ class Tracker:
         """Sends the results of a finished run to the trackers, from its status.json."""
         values = {TAGS[key]: status[key] for key in RESULTS if type(status.get(key)) is float}
         if values and type(step := status.get("step")) is int:
-            self._feed(step, values)
+            self._put(Point(step, values))
 
     def end(self, state: str) -> None:
         """Reports to the trackers how the run ended."""

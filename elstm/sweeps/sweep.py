@@ -6,6 +6,7 @@ others. The same command again skips the finished runs and resumes the others.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -198,7 +199,8 @@ class Sweep:
     def _report(self) -> str:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         shown = table(list(self.results.values()), width)
-        return f"\n{shown}\n{self.folder / 'sweep.csv'}\nreport: elstm-report {self.folder}"
+        folder = shlex.quote(str(self.folder))
+        return f"\n{shown}\n{self.folder / 'sweep.csv'}\nreport: elstm-report {folder}"
 
 
 def _tell(line: str) -> None:

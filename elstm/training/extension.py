@@ -9,11 +9,13 @@ Each extension is an entry of `extensions` in status.json, and in every later ch
     best_val_accuracy, best_epoch                             up to that step
     test_accuracy, test_loss, ...                             of a run that was tested there
 
-Up to the first new checkpoint the run is as it was before. Then last.pt, still of the step from
-which the extension starts, records the extension. .hydra/config.yaml, status.json and the new
-checkpoint follow it. After a kill or a full disk in between, the next resume updates them, and
-trains from that step again. TensorBoard's HPARAMS keeps the settings of the run's start; its Text
-tab shows those of each extension. Copies of the replaced files stay:
+Up to the first new checkpoint the run is as it was before. If the extension fails until then, its
+rows are removed from the records. Weights & Biases and MLflow receive them at that checkpoint. Then
+last.pt, still of the step from which the extension starts, records the extension.
+.hydra/config.yaml, status.json and the new checkpoint follow it. After a kill or a full disk in
+between, the next resume updates them, and trains from that step again. TensorBoard's HPARAMS and
+MLflow's parameters, which cannot be changed, keep the settings of the run's start. TensorBoard's
+Text tab shows those of each extension. Copies of the replaced files stay:
 
     checkpoints/best-before-step-N.pt, test_correct-before-step-N.csv,
     .hydra/config-before-step-N.yaml

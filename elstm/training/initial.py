@@ -62,6 +62,8 @@ def take_weights(
         raise UserError(f"trainer.init_from={show(given)}: {error}") from error
     _log(weights, model, path, step, kind)
     _warn_of_other_splits(content, config, facts)
+    if head:
+        _warn_of_other_classes(content, facts)
     if note is not None:
         log.info("the raw weights are used: %s", note)
     with warnings.catch_warnings():  # `_log` has logged it
@@ -180,6 +182,18 @@ def _warn_of_other_splits(
             "that validate and test here trained them, so that accuracy is too good",
             ", ".join(f"{key}={show(settings.get(key))}, here {show(here[key])}" for key in other),
         )
+
+
+def _warn_of_other_classes(content: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Logs a warning where each output of the head stands for another class here."""
+    data, here = content.get("data"), facts.get("class_names")
+    there = data.get("class_names") if isinstance(data, dict) else None
+    if there is not None and there != here:
+        log.warning(
+            "the head of the initial weights was trained on the classes %s, and the data set has "
+            "%s: trainer.init_head=false starts with a new head",
+            show(str(there)), show(str(here)),
+        )  # fmt: skip
 
 
 def checked_record(saved: Mapping[str, Any]) -> dict[str, Any] | None:

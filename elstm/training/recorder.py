@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,25 +83,34 @@ class Recorder:
         file_sizes: Mapping[str, Any] | None,
         *,
         resume: bool,
-        extended: bool = False,
-    ) -> None:
+        extension: Mapping[str, Any] | None = None,
+    ) -> Mapping[str, Any]:
         """Opens the record files and logs what is trained.
 
         Args:
             file_sizes: sizes of the record files at the checkpoint; None for a run without one.
             resume: whether the user requested a resume.
-            extended: whether the run is trained further than planned.
+            extension: the entry of an extension that starts. What it logs is provisional until its
+                first checkpoint.
+
+        Returns: the sizes of the record files before the first row of an extension.
         """
         texts = describe_run(self.config, self.run_dir, self.parts.model)
         at_evaluation = file_sizes is not None and state.evaluated_step == state.step
-        keep = (PICTURES if extended else ("gradient",)) if at_evaluation else ()
+        keep = (PICTURES if extension else ("gradient",)) if at_evaluation else ()
         self.tracker.start(
             hparams(self.config), file_sizes, state.step, texts, keep,
             changed_keys(self.run_dir),
         )  # fmt: skip
-        if extended:
+        sizes: Mapping[str, Any] = {}
+        if extension is not None:
+            self._log_test_again(state, extension)
+            self.tracker.hold(state.step)
             self.tracker.log_text("run/config", texts["run/config"], state.step)
+            sizes = self.tracker.sizes()
         self.tracker.open_feeds(self.config)
+        if extension is not None and extension["test_accuracy"] is not None:
+            self.tracker.feed_results(self.status.before)
         due = at_evaluation and self.main and self._pictures_due(state)
         if due and not self.tracker.has_picture("gradient"):
             inside = evaluation.over_time(self.parts.model, self.parts.data)
@@ -134,9 +144,12 @@ class Recorder:
             epoch=int(state.epochs) + 1,
             enabled=self.config.trainer.progress and self.main,
         )
+        if extension is not None:
+            self._describe_extension(state, extension)
+        return sizes
 
-    def extended(self, state: TrainState, entry: Mapping[str, Any]) -> None:
-        """Logs an extension, and records the test of the run before it once more.
+    def _log_test_again(self, state: TrainState, entry: Mapping[str, Any]) -> None:
+        """Records the test of a run before its extension once more.
 
         Its row came after the checkpoint, so that a resume cuts it off.
         """
@@ -144,6 +157,8 @@ class Recorder:
         if tested:
             self.tracker.log(position(state), tested)
             self._log_results(state)
+
+    def _describe_extension(self, state: TrainState, entry: Mapping[str, Any]) -> None:
         changed = ", ".join(
             f"{key} {show(old)} -> {show(new)}" for key, (old, new) in entry["changed"].items()
         )
@@ -166,8 +181,9 @@ class Recorder:
     def _show_folder(self) -> None:
         """Logs the run folder and the commands that show its content."""
         self.info("the run folder is:\n%s", self.run_dir)
-        self.info("its curves: tensorboard --logdir %s", self.run_dir.parent)
-        self.info("its report: elstm-report %s", self.run_dir.parent)
+        group = shlex.quote(str(self.run_dir.parent))
+        self.info("its curves: tensorboard --logdir %s", group)
+        self.info("its report: elstm-report %s", group)
 
     def warn(self, error: object) -> None:
         (log.warning if self.main else log.debug)("%s", error)
@@ -264,8 +280,8 @@ class Recorder:
         self._write_status("interrupted", state)
         self.info(
             "interrupted by %s at epoch %.2f, step %d; everything is saved, resume with: "
-            "elstm-train trainer.resume=%s",
-            signal, state.epochs, state.step, self.run_dir,
+            "elstm-train %s",
+            signal, state.epochs, state.step, shlex.quote(f"trainer.resume={self.run_dir}"),
         )  # fmt: skip
 
     def tested(

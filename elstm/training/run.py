@@ -8,6 +8,7 @@ depend (`Snapshot`), and the order of the data follows from seed and epoch.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -122,15 +123,13 @@ def run(
                 train_and_test(loop, run_dir, on_evaluation or (lambda epoch, accuracy: False))
             finally:
                 status.set(step=loop.state.step)
-        except Exception as error:
-            first = first_failure(error)
+        except BaseException as error:
+            first = first_failure(error) if isinstance(error, Exception) else error
             status.fail(first, trained=_trained(loop, resume))
+            tracker.undo()
             if first is error:
                 raise
             raise first from error
-        except BaseException as error:
-            status.fail(error, trained=_trained(loop, resume))
-            raise
         finally:
             tracker.end(str(status.fields["state"]))
         return _result(status.fields, signals.requested)
@@ -214,9 +213,8 @@ def set_up(
     elif accelerator.is_main_process:
         complete_extension(run_dir, status, extensions)
     recorder = Recorder(config, run_dir, parts, tracker, status)
-    recorder.start(state, file_sizes, resume=resume, extended=changed)
-    if changed:
-        recorder.extended(state, snapshot.extensions[-1])
+    entry = snapshot.extensions[-1] if changed else None
+    record_sizes = recorder.start(state, file_sizes, resume=resume, extension=entry)
     if saved is not None and accelerator.is_main_process and state.evaluated:
         try:
             checkpoint.best(run_dir, size_limit(config))
@@ -229,6 +227,7 @@ def set_up(
             "extensions": snapshot.extensions,
             "settings": settings(config),
             "schedule": parts.schedule.state_dict(),
+            "files": record_sizes,
         }
         extension = Extension(run_dir, status, snapshot.extensions, start)
     checkpoints = Checkpoints(run_dir, snapshot, clock, tracker, extension)
@@ -296,7 +295,8 @@ def test_best(loop: TrainingLoop, run_dir: Path) -> None:
     except checkpoint.Unreadable as error:
         raise UserError(
             f"{error}. It held the weights of the best epoch, {state.best_epoch:.4g}: restore a "
-            f"copy of it and resume, or test the last epoch: elstm-eval {run_dir} --checkpoint last"
+            "copy of it and resume, or test the last epoch: elstm-eval "
+            f"{shlex.quote(str(run_dir))} --checkpoint last"
         ) from error
     _check_best(best, loop, run_dir)
     weights, _, _ = chosen_weights(best)

@@ -224,6 +224,7 @@ class Checkpoints:
                 self.extension.begin(size_limit(self.snapshot.config))
                 extension, self.extension = self.extension, None
                 extension.complete()
+                self.tracker.release()
             checkpoint.save(content, *paths, checkpoint.last_path(self.run_dir))
 
     def check_finite(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,11 @@ def _instead(run_dir: Path, which: str) -> str:
     other = {"best": "last", "last": "best"}.get(which)
     if other is None:
         return ""
+    repair = shlex.quote(f"trainer.resume={run_dir}")
     advice = (
         " that of the last epoch"
         if other == "last"
-        else (f" that of the best epoch; elstm-train trainer.resume={run_dir} repairs the run")
+        else f" that of the best epoch; elstm-train {repair} repairs the run"
     )
     return f": --checkpoint {other} takes" + advice
 

@@ -99,6 +99,27 @@ def test_a_tracker_that_joins_at_a_resume_gets_the_earlier_rows(
     assert steps(fake, "accuracy/test") == [5, 10]
 
 
+def test_rows_of_an_extension_that_fails_are_not_sent(
+    tmp_path: Path, fake: FakeSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tracker takes no row back, so that those of the next extension would be left out."""
+
+    def fail() -> None:
+        raise RuntimeError("the device is lost")
+
+    run(tracked(max_epochs=1), tmp_path)
+    more = {"trainer.max_epochs": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainingLoop, "after_step", at(loop.TrainingLoop, "after_step", 3, fail))
+        with pytest.raises(RuntimeError):
+            run(tracked(max_epochs=1), tmp_path, resume=True, extend={**more, "optimizer.lr": 1.0})
+    run(tracked(max_epochs=1), tmp_path, resume=True, extend=more)
+    sent = {step: each["loss/train"] for step, each in fake.points if "loss/train" in each}
+    recorded = {int(row["step"]): row["train_loss"] for row in rows(tmp_path) if row["train_loss"]}
+    assert {step: f"{value:.9g}" for step, value in sent.items()} == recorded
+    assert steps(fake, "accuracy/test") == [5, 10]
+
+
 def test_a_finished_run_sends_what_a_tracker_lacks(tmp_path: Path, fake: FakeSink) -> None:
     run(small_config("lstm", log_every=2, max_epochs=1), tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}

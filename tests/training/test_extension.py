@@ -18,6 +18,7 @@ from elstm import train
 from elstm.config.run_config import load_run_config
 from elstm.errors import UserError
 from elstm.records.stored import RunFolder
+from elstm.records.tracking import Tracker
 from elstm.reporting.groups import make_sections
 from elstm.reporting.runs import load_run
 from elstm.sweeps.plan import _identity_in
@@ -209,25 +210,34 @@ def test_a_run_without_a_checkpoint_is_not_extended(
     assert "has no checkpoint yet" in capsys.readouterr().err
 
 
+# Where an extension fails: the call after which it does.
+FAILURES: dict[str, tuple[Any, str, int]] = {
+    "at the start": (Tracker, "open_feeds", 1),
+    "at the first checkpoint": (Tracker, "sizes", 3),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 def test_an_extension_that_fails_before_its_first_checkpoint_leaves_the_run(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, failure: str
 ) -> None:
     def fail() -> None:
         raise RuntimeError("the device is lost")
 
-    before = status(run)
-    config = (run / ".hydra" / "config.yaml").read_bytes()
+    before, files, recorded, shown = status(run), contents(run), rows(run), set(events(run))
+    owner, name, call = FAILURES[failure]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", at(TrainStep, "__call__", 3, fail))
-        assert train.main(EXTEND) == 1
+        patch.setattr(owner, name, at(owner, name, call, fail))
+        assert train.main([*EXTEND, "trainer.log_every=1"]) == 1
     after = status(run)
     assert "the device is lost" in after["error"]
-    assert after["state"] == "done"
-    assert after["test_accuracy"] == before["test_accuracy"]
-    assert (run / ".hydra" / "config.yaml").read_bytes() == config
-    shown = [(step, tag) for step, tag, _ in events(run)]
-    assert {(10, "accuracy/test"), (10, "results/best_val_accuracy")} <= set(shown)
-    assert [step for step, tag in shown if tag == "run/config/text_summary"] == [0, 10]
+    kept = ("state", "step", "max_epochs", "test_accuracy", "extensions")
+    assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
+    same = {name for name, content in contents(run).items() if content == files.get(name)}
+    others = {"status.json", "metrics.csv", *(name for name in files if "events" in name)}
+    assert files.keys() - same == others
+    assert rows(run) == recorded  # the clocks of the test are those of the checkpoint
+    assert set(events(run)) == shown
     assert train.main(EXTEND) == 0
     assert differences(trained(run), trained(Path("planned"))) == []
     assert [row["step"] for row in rows(run) if row["test_accuracy"]] == ["10", "20"]
@@ -248,26 +258,29 @@ def test_a_kill_right_after_the_first_checkpoint_is_mended(run: Path) -> None:
     assert differences(trained(run), trained(Path("planned"))) == []
 
 
-def test_a_full_disk_at_the_first_checkpoint_is_mended(run: Path) -> None:
-    """best.pt is then of the extension, and last.pt of its start."""
+@pytest.mark.parametrize("files", [2, 3])
+def test_a_full_disk_at_the_first_checkpoint_is_mended(run: Path, files: int) -> None:
+    """last.pt is then of the extension's start, and best.pt of the old run or the extension."""
     written, write = [], checkpoint.write_atomic
 
     def full(path: Path, *args: Any, **options: Any) -> None:
         written.append(path.name)
-        if written.count("last.pt") == 2:
+        if len(written) == files:
             raise UserError("the disk is full")
         write(path, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "write_atomic", full)
         assert train.main(EXTEND) == 1
-    assert written == ["last.pt", "best.pt", "last.pt"]
+    assert written == ["last.pt", "best.pt", "last.pt"][:files]
     assert status(run)["state"] == "failed"
     assert [entry["step"] for entry in status(run)["extensions"]] == [10]
     assert load_run_config(run).trainer.max_epochs == 4
     assert train.main(["trainer.resume=run"]) == 0
     assert differences(trained(run), trained(Path("planned"))) == []
     assert [row["step"] for row in rows(run) if row["test_accuracy"]] == ["10", "20"]
+    for tag in ("accuracy/test", "run/config/text_summary"):
+        assert max(step for step, each, _ in events(run) if each == tag and step < 20) == 10
 
 
 def test_a_checkpoint_from_before_the_extension_does_not_stand_in(

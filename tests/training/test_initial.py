@@ -27,7 +27,7 @@ from elstm.sweeps.fingerprints import Fingerprints, source_in
 from elstm.sweeps.plan import _identity_in
 from elstm.training import build, checkpoint, initial
 from elstm.training.step import TrainStep
-from elstm.training.trained import settings
+from elstm.training.trained import load_trained, settings
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -129,6 +129,16 @@ def test_a_data_set_with_other_classes_wants_a_new_head(
         if name.endswith("running_var"):
             assert torch.equal(value[:8], source[name])
             assert torch.equal(value[8:], source[name][-1:].expand(4, -1))
+
+
+def test_a_head_of_other_classes_is_reported(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = load_trained(run)
+    trainer = dataclasses.replace(trained.config.trainer, init_from="run")
+    config = dataclasses.replace(trained.config, trainer=trainer)
+    for names, reported in ((list("0123456789"), False), (list("1234567890"), True)):
+        caplog.clear()
+        initial.take_weights(config, trained.model, {**trained.facts, "class_names": names})
+        assert ("trainer.init_head=false starts" in caplog.text) == reported
 
 
 def test_other_splits_of_the_same_data_are_reported(run: Path) -> None:

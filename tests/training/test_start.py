@@ -1,13 +1,17 @@
-"""Warnings at the start of a run about settings that have no effect on it."""
+"""Messages at the start of a run: settings that have no effect on it, commands to copy."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 from training_runs import small_config
 
 from elstm.config.schema import CosineConfig, SchedulerConfig, StepConfig
+from elstm.training import trained
+from elstm.training.recorder import Recorder
 from elstm.training.start import start_warnings
 from elstm.training.state import Limits
 
@@ -43,3 +47,15 @@ def test_settings_with_an_effect_are_not_named() -> None:
     assert warned(recompute_batches=0, model={"momentum": 0.5, "gamma_c": 2.0}) == []
     assert warned(max_steps=10, data={"permute": True, "permute_seed": 3}) == []
     assert warned(scheduler=StepConfig(step_epochs=1, warmup_steps=9)) == []
+
+
+def test_commands_to_copy_are_quoted() -> None:
+    lines: list[str] = []
+    recorder = Recorder.__new__(Recorder)
+    recorder.run_dir = Path("my runs/a=1/run")
+    recorder.info = lambda text, *values: lines.append(text % values)  # type: ignore[method-assign]
+    recorder._show_folder()
+    assert [shlex.split(line)[-1] for line in lines[1:]] == ["my runs/a=1"] * 2
+    assert "elstm-train 'trainer.resume=my runs/a=1/run' repairs" in trained._instead(
+        recorder.run_dir, "last"
+    )
