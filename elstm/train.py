@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -38,15 +39,16 @@ def _main(arguments: list[str]) -> int:
     # Imports stand in functions here and below, because --help needs no Hydra, and torch is slow.
     args = _parse(arguments)
     if args.help and not args.cfg:
-        from elstm.config.help import find_config_dir, text
+        from elstm.config.help import find_config_dir, find_extra_dir, text
 
+        extra_dir = None if args.config_dir is None else find_extra_dir(args.config_dir)
         topics = [argument for argument in args.overrides if "=" not in argument]
         if topics:
             from elstm.config.describe import describe
 
-            print("\n".join(map(describe, topics)))
+            print("\n".join(describe(topic, extra_dir) for topic in topics))
             return 0
-        print(text(find_config_dir()))
+        print(text(find_config_dir(), extra_dir))
         return 0
     if args.version:
         print(f"elstm {elstm.__version__}")
@@ -57,6 +59,8 @@ def _main(arguments: list[str]) -> int:
     from elstm.config.overrides import with_home, without_no_option
 
     args.overrides = with_home(without_no_option(args.overrides))
+    if args.shell_completion:
+        args.config_dir = args.config_dir or _completed_config_dir()
     composer = Composer(args.config_dir)
     if args.shell_completion or args.hydra_help or args.info or args.cfg:
         return _show(args, composer)
@@ -103,6 +107,22 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if args.resolve and not args.cfg:
         parser.error("--resolve goes with --cfg")
     return args
+
+
+def _completed_config_dir() -> str | None:
+    """Returns --config-dir of the command line that a shell completes, if it is a folder."""
+    import shlex
+
+    from elstm.config.help import find_extra_dir
+
+    # ValueError: a quotation mark that is not closed yet. UserError: half a path.
+    with suppress(ValueError, UserError):
+        words = shlex.split(os.environ.get("COMP_LINE", ""))
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            flag, equals, value = word.partition("=")
+            if flag in ("--config-dir", "-cd"):
+                return str(find_extra_dir(value if equals else following))
+    return None
 
 
 def _refuse_settings_of_the_other_mode(arguments: Sequence[str], *, sweep: bool) -> None:

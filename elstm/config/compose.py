@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import SearchPathQuery
@@ -24,7 +23,7 @@ from elstm.config.check import config_from
 from elstm.config.data_options import UserDataConfig
 from elstm.config.extras import require_extras
 from elstm.config.fields import MISSING
-from elstm.config.help import find_config_dir
+from elstm.config.help import CONFIG_DIR, find_config_dir, find_extra_dir
 from elstm.config.hydra_nodes import Folder, register
 from elstm.config.hydra_private import (
     Callbacks,
@@ -78,14 +77,9 @@ class Composer:
                 f"{traceback.extract_tb(error.__traceback__)[-1].filename}; upgrade or uninstall it"
             ) from error
         if extra_dir is not None:
-            try:
-                folder = Path(extra_dir).expanduser().absolute()
-            except RuntimeError as error:  # ~somebody without a home
-                raise UserError(f"--config-dir {show(extra_dir)}: {error}") from error
-            if not folder.is_dir():
-                raise UserError(f"--config-dir {show(extra_dir)}: there is no such folder")
+            folder = find_extra_dir(extra_dir)
             self.search_path.prepend(
-                "command-line", f"config-dir://{folder}", SearchPathQuery("schema")
+                CONFIG_DIR, f"config-dir://{folder}", SearchPathQuery("schema")
             )
         Plugins.instance().register(Folder)
         self.loader = _Loader(self.search_path)
@@ -167,7 +161,7 @@ class Composer:
                 CONFIG_NAME, without_no_option(arguments), mode, validate_sweep_overrides=False
             )
         except Exception as error:
-            raise explain(error) from error
+            raise explain(error, arguments) from error
         if self.extra_dir is not None:
             self._check_foreign(cfg, arguments, mode)
         return cfg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from elstm.config.fields import MISSING, description, leaf
@@ -29,8 +30,11 @@ OWNERS: dict[str, type[Any]] = {
 }  # fmt: skip
 
 
-def describe(topic: str) -> str:
+def describe(topic: str, extra_dir: Path | None = None) -> str:
     """Describes the keys of a group, or one key, or the options of a group without keys.
+
+    Args:
+        extra_dir: that of --config-dir.
 
     Raises:
         UserError: there is no such key or group.
@@ -40,7 +44,7 @@ def describe(topic: str) -> str:
     known = [*all_keys(), *searched]
     keys = [k for k in known if k == topic or k.startswith(f"{group}.")]
     if not keys and group in GROUPS:
-        return "".join(options(find_config_dir(), [group])).rstrip("\n")
+        return "".join(options(find_config_dir(), extra_dir, [group])).rstrip("\n")
     if not keys:
         raise unknown_key(topic, [*known, *GROUPS])
     return "\n".join(line for key in keys for line in _lines(key))

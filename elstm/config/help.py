@@ -6,6 +6,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from elstm.errors import UserError, show
+
+CONFIG_DIR = "command-line"  # Hydra's name for the source of --config-dir
 HEAD = """\
 elstm-train trains an LSTM, plain or with batch normalisation, to classify
 sequences, or images that are read as sequences.
@@ -59,16 +62,39 @@ def find_config_dir() -> Path:
     return next((d for d in (package / "conf", package.parent / "conf") if d.is_dir()), package)
 
 
-def text(config_dir: Path) -> str:
+def find_extra_dir(given: str) -> Path:
+    """Returns the absolute path of the folder in --config-dir.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    try:
+        folder = Path(given).expanduser().absolute()
+    except RuntimeError as error:  # ~somebody without a home
+        raise UserError(f"--config-dir {show(given)}: {error}") from error
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {show(given)}: there is no such folder")
+    return folder
+
+
+def text(config_dir: Path, extra_dir: Path | None = None) -> str:
     """Returns the page."""
-    return f"{HEAD}{''.join(options(config_dir))}{TAIL}"
+    return f"{HEAD}{''.join(options(config_dir, extra_dir))}{TAIL}"
 
 
-def options(config_dir: Path, groups: Sequence[str] = GROUPS) -> Iterator[str]:
-    """Yields the lines that describe the options of some groups."""
+def options(
+    config_dir: Path, extra_dir: Path | None = None, groups: Sequence[str] = GROUPS
+) -> Iterator[str]:
+    """Yields the lines that describe the options of some groups.
+
+    Args:
+        extra_dir: that of --config-dir, whose files take precedence.
+    """
     main = (config_dir / "config.yaml").read_text(encoding="utf-8")
     for group in groups:
-        for i, path in enumerate(sorted((config_dir / group).glob("*.yaml"))):
+        folders = [folder / group for folder in (config_dir, extra_dir) if folder is not None]
+        files = {path.stem: path for folder in folders for path in folder.glob("*.yaml")}
+        for i, (_, path) in enumerate(sorted(files.items())):
             mark = "*" if f"- {group}: {path.stem}\n" in main else " "
             name = f"{group}=" if i == 0 else ""
             first, *rest = textwrap.wrap(describe(path), 80 - INDENT) or [""]
@@ -86,7 +112,7 @@ def describe(path: Path) -> str:
     It ends with the first line that ends with a full stop.
     """
     found: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("# ") and not line.startswith("# @package"):
             found.append(line[2:])
             if line.endswith("."):

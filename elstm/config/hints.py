@@ -44,7 +44,8 @@ FLAGS = {
     "v": "hydra.verbose=true",
     "seed": "seed={}",
 }
-GROUPS = (*SCHEMAS, "trainer", "experiment", "debug")
+NO_OPTION = ("experiment", "debug")  # groups of which no option has to be chosen
+GROUPS = (*SCHEMAS, "trainer", *NO_OPTION)
 
 
 def all_keys() -> list[str]:
@@ -171,7 +172,7 @@ def unknown_key(key: str, known: Iterable[str]) -> UserError:
     group = key.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == group]
     top = sorted({k.partition(".")[0] for k in known})
-    elsewhere = _options_with(key)
+    elsewhere = options_with(key)
     inside = f" in {group}" if group and siblings else ""
     place = ", ".join(siblings if group and siblings else top)
     if elsewhere and key not in known:
@@ -193,7 +194,7 @@ _INSTEAD = {
 }
 
 
-def _options_with(key: str) -> str:
+def options_with(key: str) -> str:
     """Returns a hint at options of a group that have the key; "" if none has it."""
     group, _, name = key.partition(".")
     having = [

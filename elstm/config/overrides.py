@@ -20,7 +20,13 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Quoted
 from hydra.errors import OverrideParseException
 
 from elstm.config.help import GROUPS
-from elstm.config.hints import all_keys, near_argument, unknown_key, unknown_option
+from elstm.config.hints import (
+    NO_OPTION,
+    all_keys,
+    near_argument,
+    unknown_key,
+    unknown_option,
+)
 from elstm.config.hydra_private import ConfigLoaderImpl
 from elstm.config.removed import REMOVED
 from elstm.config.schema import SCHEMAS, SweepConfig, TrackingConfig
@@ -38,7 +44,6 @@ HYDRA_NODES = ("hydra.launcher.", "hydra.sweeper.")
 PATH_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "data.root",
              "data.path", "trainer.init_from")  # fmt: skip
 _HOME = re.compile(r"""(?:(?<=^)|(?<=[,(]))([ ]*['"]?)(~[\w.-]*)(?=[/'",)]|$)""", re.ASCII)
-NO_OPTION = ("experiment", "debug")  # groups of which no option has to be chosen
 # Options of those groups that need a package, and the extra of elstm that installs it.
 EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 BUILT_ON = {"slurm": "submitit_slurm"}  # in conf/hydra/

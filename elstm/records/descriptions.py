@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from elstm.config.fields import leaf, leaf_values
+from elstm.config.help import CONFIG_DIR
 from elstm.config.schema import Config, settings_without_effect
 from elstm.files.bounded import Damaged, read_yaml, to_yaml
 
@@ -43,7 +44,8 @@ def describe_run(config: Config, run_dir: Path, model: nn.Module) -> dict[str, s
     tree = to_yaml(asdict(config))
     texts = {"run/config": _code(tree), "run/model": model_table(model)}
     with suppress(TypeError):
-        texts["run/command"] = _code(shlex.join(["elstm-train", *_overrides(run_dir)]))
+        words = ["elstm-train", *_config_dir(run_dir), *_overrides(run_dir)]
+        texts["run/command"] = _code(shlex.join(words))
     return texts
 
 
@@ -58,6 +60,16 @@ def _overrides(run_dir: Path) -> Any:
         found = read_yaml(run_dir / ".hydra" / "overrides.yaml")
         return found if isinstance(found, list) else None
     return None
+
+
+def _config_dir(run_dir: Path) -> list[str]:
+    """Returns the flag --config-dir of the run's command, with an absolute path, if it has one."""
+    with suppress(Damaged, KeyError, TypeError):
+        stored = read_yaml(run_dir / ".hydra" / "hydra.yaml")
+        for source in stored["hydra"]["runtime"]["config_sources"]:
+            if source["provider"] == CONFIG_DIR:
+                return ["--config-dir", str(source["path"])]
+    return []
 
 
 def model_table(model: nn.Module) -> str:

@@ -32,6 +32,26 @@ def test_a_config_dir_adds_options(training, extra):
     assert training.calls[0].config.model.hidden_size == 9
 
 
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"])
+def test_help_and_completion_list_the_options_of_a_config_dir(
+    training, extra, capsys, monkeypatch, form
+):
+    flags = extra("# Has nine units.\nmodel:\n  hidden_size: 9")
+    for words in (["--help"], ["--help", "experiment"]):
+        assert main([*form.format(*flags).split(), *words]) == 0
+        page = capsys.readouterr().out
+        assert re.search(r"mine +Has nine units\.\n", page + "\n")
+        assert "mnist_rows" in page
+    monkeypatch.setenv("COMP_LINE", f"elstm-train {form.format(*flags)} experiment=m")
+    assert main(["-sc", "query=bash"]) == 0
+    assert {"experiment=mine", "experiment=mnist_rows"} <= set(capsys.readouterr().out.split())
+    monkeypatch.setenv("COMP_LINE", f"elstm-train {form.format(*flags)[:-1]}")
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["--config-dir", "nowhere", "--help"]) == 1
+    assert "--config-dir nowhere: there is no such folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -55,6 +55,11 @@ def test_flags_of_other_programs(training, capsys, words, said):
     ("words", "said"),
     [
         (["optimizer.wd=1"], "did you mean optimizer.weight_decay?"),
+        (
+            ["experiment=mnist_pixels", "optimizer=adam"],
+            "experiment=mnist_pixels sets optimizer.alpha, which optimizer=adam does not have: ",
+        ),
+        (["-m", "experiment=mnist_permuted", "optimizer=adam,sgd"], "give --config-dir DIR exp"),
         (["model.gamma=1"], "did you mean model.gamma_ih, model.gamma_hh or model.gamma_c?"),
         (["model=ELSTMBN"], "did you mean elstm_bn?"),
         (["data=FashionMNIST"], "did you mean fashion_mnist?"),

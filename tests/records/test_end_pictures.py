@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import small_config
 
+from elstm.files.bounded import to_yaml
 from elstm.records.pictures import Mistake, mistakes_figure
 from elstm.training import evaluation
 from elstm.training.run import run
@@ -20,6 +21,10 @@ def test_a_run_has_its_mistakes_and_texts(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(evaluation, "mistakes", lambda *a: drawn.append(true(*a)) or drawn[-1])
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- model=lstm\n- data.path='a b'\n")
+    sources = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/mine"}]
+    (tmp_path / ".hydra" / "hydra.yaml").write_text(
+        to_yaml({"hydra": {"runtime": {"config_sources": sources}}})
+    )
     run(small_config(max_epochs=1), tmp_path)
     reader = EventAccumulator(str(tmp_path)).Reload()
     images = [
@@ -38,7 +43,8 @@ def test_a_run_has_its_mistakes_and_texts(tmp_path: Path, monkeypatch: pytest.Mo
         for tag in reader.Tags()["tensors"]
         if tag.startswith("run/")
     }
-    assert texts["run/command"] == "    elstm-train model=lstm 'data.path='\"'\"'a b'\"'\"''"
+    command = "    elstm-train --config-dir /mine model=lstm 'data.path='\"'\"'a b'\"'\"''"
+    assert texts["run/command"] == command
     assert "      hidden_size: 8" in texts["run/config"]
     assert "rnn.norm_c_l0 | StepBatchNorm" in texts["run/model"]
     (mistakes,) = drawn
