@@ -26,6 +26,7 @@ from elstm.errors import UserError, did_you_mean, in_full, out_of_memory
 from elstm.files.streams import lasting_streams
 
 FAILED, USAGE = 1, 2
+MAX_LINKS = 20  # of a chain of exceptions
 MIN_COLUMNS, MAX_COLUMNS = 20, 80  # of a line on a terminal
 
 
@@ -90,19 +91,32 @@ def _command(prog: str, body: Callable[[], int]) -> int:
         code = body()
         sys.stdout.flush()  # here, so that an error of a replaced stream is caught here
         return code
-    except UserError as error:
-        print_error(prog, error)
-        return FAILED
-    except KeyboardInterrupt as interrupt:
-        name = interrupted_by(interrupt)
-        if not getattr(interrupt, "reported", False):
-            print_line(f"{prog}: interrupted by {name}")
-        return exit_code(name)
-    except Exception as error:
+    except BaseException as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is not None:
+            name = interrupted_by(interrupt)
+            if not getattr(interrupt, "reported", False):
+                print_line(f"{prog}: interrupted by {name}")
+            return exit_code(name)
+        if not isinstance(error, Exception):
+            raise
+        if isinstance(error, UserError):
+            print_error(prog, error)
+            return FAILED
         if os.environ.get("ELSTM_TRACEBACK") == "1":
             traceback.print_exc()
         print_error(prog, _described(error))
         return FAILED
+
+
+def _interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Returns the signal of an interrupt, also where a library failed to clean up after it."""
+    link: BaseException | None = error
+    for _ in range(MAX_LINKS):
+        if link is None or isinstance(link, KeyboardInterrupt):
+            return link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
 
 
 def _described(error: Exception) -> str:

@@ -193,6 +193,17 @@ def test_signals_end_every_command(number, code, capsys):
 # --- home
 
 
+def test_a_signal_counts_where_a_library_fails_to_clean_up(capsys):
+    def body():
+        try:
+            raise cli.Ended("SIGTERM")
+        finally:
+            [].remove(None)
+
+    assert cli.command("prog", body) == 143
+    assert capsys.readouterr().err == "prog: interrupted by SIGTERM\n"
+
+
 @pytest.fixture
 def home(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("ho me")
