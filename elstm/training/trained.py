@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from elstm.config.changes import may_extend
 from elstm.config.fields import leaf_values
 from elstm.config.run_config import load_run_config
 from elstm.config.schema import Config, data_with_seed, settings_outside_training
@@ -139,6 +140,7 @@ def check_fits(content: dict[str, Any], config: Config) -> None:
 
 
 NOT_TRAINED = settings_outside_training()
+INITIAL = ("trainer.init_from", "trainer.init_head")  # a checkpoint has the source's checksum
 # Settings that affect the weights, but not their function. gamma_c does, as eps depends on it.
 MADE_BY = ("dropout", "recurrent_init", "state_noise", "momentum", "gamma_ih", "gamma_hh",
            "forget_bias", "input_bias", "update_bias")  # fmt: skip
@@ -150,6 +152,9 @@ def settings(config: Config) -> dict[str, Any]:
     for group in ("model", "data", "optimizer", "scheduler"):
         for name, value in leaf_values(getattr(config, group)).items():
             flat[f"{group}.{name}"] = value
+    for name, value in leaf_values(config.trainer).items():
+        if not may_extend(f"trainer.{name}") and f"trainer.{name}" not in INITIAL:
+            flat[f"trainer.{name}"] = value
     return {key: value for key, value in flat.items() if key not in NOT_TRAINED}
 
 

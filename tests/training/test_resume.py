@@ -216,6 +216,7 @@ def test_a_checkpoint_of_something_else_is_refused(folders: Any) -> None:
         (small_config(data={"permute": True}), "no order of the pixels"),
         (small_config(data={"train_size": 600}), "data.train_size=null, not 600"),
         (small_config(lr=0.5), "optimizer.lr=0.01, not 0.5"),
+        (small_config(clip_grad_norm=0.5), "trainer.clip_grad_norm=1.0, not 0.5"),
     ):
         with pytest.raises(UserError, match=message):
             run(config, folder, resume=True)
