@@ -273,6 +273,11 @@ def _resume_settings(
     known = [*all_keys(), *GROUPS]
     may = {*settings_without_effect(), "trainer.device"} - {"sweep", "trainer.resume"}
     for argument in [*repeated, *arguments]:
+        if argument.startswith("-"):
+            raise UserError(
+                f"{show(argument)}: trainer.resume=RUN_DIR takes no flags; it resumes one run with "
+                "the config in its folder, RUN_DIR/.hydra/config.yaml"
+            )
         key = argument.partition("=")[0].lstrip("+")
         if key not in may and not may_extend(key):
             is_key = key.replace(".", "_").isidentifier() and not key.startswith("hydra")

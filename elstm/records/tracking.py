@@ -27,6 +27,8 @@ columns hold the raw ones:
     val_loss_raw, val_accuracy_raw
                              of the weights that are trained, with population statistics
 
+The train_ columns and the files below are of the weights that are trained.
+
 norms.csv has a row for each batch normalisation at each evaluation:
 
     epoch, step, norm        when, and which, such as norm_c_l0

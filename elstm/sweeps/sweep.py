@@ -31,6 +31,7 @@ from elstm.sweeps.table import JobResult, label, read_result, table, write_csv
 from elstm.sweeps.worker import StopFile
 from elstm.training.ranks import read_ranks
 
+EXTENDED = "the run was extended, so it is none of this sweep: the same command trains another"
 SWEEPERS: dict[str, Callable[..., Sweeper]] = {
     "basic": Grid,
     "optuna": Search,
@@ -179,6 +180,9 @@ class Sweep:
     def _on_run_end(self, run: PlannedRun, error: str | None) -> None:
         """Lists a run that has ended, or that did not start because of `error`."""
         result = read_result(run.varied, run.folder, error)
+        if result.status.get("extensions"):  # a kill hid it until the run was resumed
+            status = {"state": "failed", "error": EXTENDED, "step": result.status.get("step")}
+            result = JobResult(run.varied, run.folder, status)
         self._add_result(run, result)
         if run.config.sweep.fail_fast and result.state == "failed":
             self.stop.request("drain")

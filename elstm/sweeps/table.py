@@ -21,6 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+LOCKED = "locked by another process"
 MAX_REASON = 80  # characters
 
 
@@ -49,9 +50,11 @@ class JobResult:
     def shown_folder(self) -> str:
         """Returns the run's folder; "" for a run that failed before its first step.
 
-        Another process may be about to remove the folder of its run.
+        Another process may be about to remove the folder of its run, or trains in one of a name
+        that is not known here.
         """
-        gone = self.state == "failed" and not (self.status.get("step") and self.folder.exists())
+        gone = self.state in ("failed", LOCKED) and not self.folder.exists()
+        gone = gone or (self.state == "failed" and not self.status.get("step"))
         return "" if gone else str(self.folder)
 
     def summary(self) -> str:
@@ -94,7 +97,7 @@ def read_result(
     if error is None and status.get("state") in ("interrupted", "running") and status.get("error"):
         error = str(status["error"])  # why it could not be resumed
     if locked:
-        status["state"] = "locked by another process"
+        status["state"] = LOCKED
     elif status.get("state") == "running" and not error:
         status["state"] = "killed"
     elif error or status.get("state") not in ("done", "interrupted", "pruned"):

@@ -88,7 +88,7 @@ def test_all_runs_in_folders_of_their_own(training, capsys):
         (["hydra.verbose=true,false"], "cannot vary Hydra's own"),
         (["sweep.rerun=true,false"], "one value"),
         (["model=lstm,_target_"], "refused"),
-        (["trainer.resume=a,b"], "can only be combined with"),
+        (["trainer.resume=a,b"], "takes no flags"),
         (["hydra.sweep.dir=${nowhere}"], "hydra.sweep.dir"),
         (["hydra.launcher.n_jobs=2"], "hydra.launcher.n_jobs"),
     ],
@@ -229,6 +229,20 @@ def test_a_run_that_had_other_defaults_trains_again_with_the_reason(training, ca
     assert len(training.calls) == 2
     assert main(["-m", "seed=0", "sweep.rerun=true"]) == 0
     assert "trains again" not in capsys.readouterr().out
+
+
+def test_a_run_that_turns_out_to_be_extended_is_no_result(training, capsys, monkeypatch):
+    """A kill while an extension begins leaves it in the checkpoint alone."""
+
+    def extended(config, run_dir, **options):
+        result = training.run(config, run_dir, **options)
+        path = run_dir / "status.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "extensions": [{"step": 3}]}))
+        return result
+
+    monkeypatch.setattr(sys.modules["elstm.training.run"], "run", extended)
+    assert main(["-m", "seed=0"]) == 1
+    assert "failed: the run was extended" in capsys.readouterr().out
 
 
 def test_an_interrupt_ends_the_sweep_and_the_same_command_goes_on(training, capsys):
