@@ -50,10 +50,8 @@ picture of |dL/dh_t|: 20 KB or more.
 The picture is drawn after the checkpoint of its evaluation, so that nothing is lost where drawing
 fails; a resume from this checkpoint draws it if it is missing.
 
-All but over_time.csv are appended to. A resume restores the CSV files to their content at its
-checkpoint, and marks in the event file from where it is written again (`event_file`): no point is
-lost, doubled or out of order. A file that another program changed is copied to another name first,
-with a warning. A file that is removed during the run is written again, with a warning.
+A resume restores the CSV files to their content at its checkpoint, and marks in the event file from
+where it is written again (`event_file`): no point is lost, doubled or out of order.
 """
 
 from __future__ import annotations
@@ -61,7 +59,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,24 +73,17 @@ from elstm.cli import summary
 from elstm.config.run_folder import is_run_name
 from elstm.config.schema import Config
 from elstm.errors import UserError
-from elstm.files import atomic as files
 from elstm.nn import statistics_norms
 from elstm.nn.norm import StepBatchNorm
 from elstm.records.descriptions import hparams
 from elstm.records.event_file import EventFile
 from elstm.records.feeds import Feed, open_feeds
 from elstm.records.hparams import columns
+from elstm.records.record_files import COLUMNS, RecordFiles, RecordState
 from elstm.records.sink import Description, Point
-from elstm.records.table_file import TableFile
-from elstm.records.tags import EARLIER, FIRST_SCALARS, RESULTS, SCALARS, TAGS, tags_after
+from elstm.records.tags import EARLIER, RESULTS, TAGS, tags_after
 
 CLOCK_COLUMNS = ("train_seconds", "wall_seconds", "samples_per_second")
-POSITION = ("epoch", "step", "train_seconds", "wall_seconds")
-COLUMNS = (*POSITION, *SCALARS)
-FIRST_COLUMNS = (*POSITION, *FIRST_SCALARS)
-NORM_COLUMNS = (
-    "epoch", "step", "norm", "gamma_mean", "gamma_std", "beta_mean", "beta_std", "spread",
-)  # fmt: skip
 HISTOGRAM_BINS = 64
 
 log = logging.getLogger(__name__)
@@ -101,11 +91,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Held:
-    """Holds the state of the records to which `Tracker.undo` returns, and what is not sent yet."""
+    """Holds the state of the files to which `Tracker.undo` returns, and what is not sent yet."""
 
-    step: int
-    sizes: Mapping[str, Any]
-    over_time: bytes | None
+    state: RecordState
     points: list[Point] = field(default_factory=list)
 
 
@@ -123,20 +111,15 @@ class Tracker:
     def __init__(
         self, run_dir: Path, columns: Sequence[str] = COLUMNS, *, active: bool = True
     ) -> None:
-        self.run_dir, self.active = run_dir, active
-        self.norms_path = run_dir / "norms.csv"
-        self.over_time_path = run_dir / "over_time.csv"
-        self._csv: TableFile | None = None
-        self._norms: TableFile | None = None
-        self._events: EventFile | None = None
-        self._over_time: bytes | None = None
+        self.run_dir = run_dir
+        self._files = RecordFiles(run_dir, columns) if active else None
         self._tags: Mapping[str, str] = TAGS
         self._feeds: list[Feed] = []
         self._held: Held | None = None
-        if active:
-            files.refuse_links(run_dir / "metrics.csv", self.norms_path)
-            path = run_dir / "metrics.csv"
-            self._csv = TableFile(path, _columns(path, columns), owner=run_dir)
+
+    @property
+    def _events(self) -> EventFile | None:
+        return None if self._files is None else self._files.events
 
     def start(
         self,
@@ -158,42 +141,19 @@ class Tracker:
                 checkpoint.
             changed: keys of the settings that HPARAMS shows first.
         """
-        if self._csv is None:
+        if self._files is None:
             return
         stay = {tags[name] for tags in (TAGS, EARLIER) for name in keep if name in tags}
-        complete, events = self._restore(self._csv, sizes or {}, step, stay)
+        events = self._files.restore(sizes or {}, step, stay)
         self._tags = tags_after(events.tags)
-        if not complete or events.missing:
-            log.warning(
-                "metrics.csv, norms.csv or the event file in %s is not complete up to the "
-                "checkpoint: their curves have a gap",
-                self.run_dir,
-            )
-        self._csv.write_header()
+        self._files.metrics.write_header()
         if sizes is None or events.missing:
             _, begin, _ = summaries.hparams(dict(hparams), {})
             events.add(columns(changed), 0)
             events.add(begin, 0)
             for tag, text in (texts or {}).items():
                 events.add(summaries.text(tag, text), 0)
-        self.flush()
-
-    def _restore(
-        self, metrics: TableFile, sizes: Mapping[str, Any], step: int, stay: Collection[str]
-    ) -> tuple[bool, EventFile]:
-        """Restores the files to their content at a step, of which `sizes` are.
-
-        Returns: whether the tables hold all rows up to it, and the event file, opened again.
-        """
-        tables = {"metrics": metrics}
-        if sizes.get("norms") or os.path.lexists(self.norms_path):
-            self._norms = self._norms or TableFile(self.norms_path, NORM_COLUMNS)
-            tables["norms"] = self._norms
-        complete = True
-        for name, table in tables.items():
-            complete &= table.restore(sizes.get(name, 0), sizes.get(f"{name}_sha256"), step)
-        self._events = EventFile(self.run_dir, step, sizes.get("events"), stay)
-        return complete, self._events
+        self._files.flush()
 
     def hold(self, step: int) -> None:
         """Makes provisional what is logged from now on, until `release` or `undo`.
@@ -203,12 +163,8 @@ class Tracker:
         Args:
             step: the run's present step.
         """
-        if self.active:
-            path = self.over_time_path
-            with files.writing(path):
-                known = path.is_file() and not path.is_symlink()
-                over_time = path.read_bytes() if known else None
-            self._held = Held(step, self.sizes(), over_time)
+        if self._files is not None:
+            self._held = Held(self._files.state(step))
 
     def release(self) -> None:
         """Keeps what was logged since `hold`."""
@@ -222,18 +178,10 @@ class Tracker:
         It never fails, so it cannot hide the error that ended the run.
         """
         held, self._held = self._held, None
-        if held is None or self._csv is None or self._events is None:
+        if held is None or self._files is None:
             return
         try:
-            with files.writing(self.run_dir):
-                for record in self._open_records():
-                    record.file.flush()
-                self._events.file.close()
-            self._restore(self._csv, held.sizes, held.step, ())
-            if self._over_time is not None and held.over_time is not None:
-                self._over_time = held.over_time
-                files.write_atomic(self.over_time_path, held.over_time, sync=False)
-            self.flush()
+            self._files.return_to(held.state)
         except UserError as error:
             log.warning("%s: the records have rows of steps that were lost", error)
 
@@ -243,7 +191,7 @@ class Tracker:
         Raises:
             UserError: a setting of a tracker is wrong.
         """
-        if self.active:
+        if self._files is not None:
             folder = self.run_dir.absolute()
             named = folder.parent if is_run_name(folder.name) else folder  # hydra.run.dir
             name = f"{config.model.name}/{named.name}"
@@ -252,7 +200,7 @@ class Tracker:
 
     def rows(self) -> list[dict[str, str]]:
         """Returns the rows of metrics.csv."""
-        return [] if self._csv is None else self._csv.rows()
+        return [] if self._files is None else self._files.metrics.rows()
 
     def _feed(self, step: int, values: Mapping[str, float | bytes]) -> None:
         point = Point(step, values)
@@ -272,13 +220,13 @@ class Tracker:
             position: epoch, step, train_seconds and wall_seconds.
             values: the measurements, by column.
         """
-        if self._events is None or self._csv is None:
+        if self._files is None or self._files.events is None:
             return
-        cells = {**position, **values}
-        self._csv.write_row([_cell(cells[c]) if c in cells else "" for c in self._csv.columns])
+        cells, table = {**position, **values}, self._files.metrics
+        table.write_row([_cell(cells[c]) if c in cells else "" for c in table.columns])
         scalars = [Summary.Value(tag=self._tags[c], simple_value=v) for c, v in values.items()]
-        self._events.add(Summary(value=scalars), int(position["step"]))
-        self.flush()
+        self._files.events.add(Summary(value=scalars), int(position["step"]))
+        self._files.flush()
         measured = {TAGS[c]: v for c, v in values.items()}
         self._feed(int(position["step"]), {**measured, "epoch": position["epoch"]})
 
@@ -286,12 +234,12 @@ class Tracker:
         self, model: nn.Module, position: Mapping[str, float], *, histograms: bool = True
     ) -> None:
         """Writes a row for each normalisation, and histograms of γ, β and running statistics."""
-        if self._events is None:
+        if self._files is None or self._files.events is None:
             return
-        step = int(position["step"])
+        step, events = int(position["step"]), self._files.events
         for name, norm in statistics_norms(model):
             short = name.rpartition(".")[2]
-            self._write_norm(short, norm, position)
+            self._files.norms.write_row(_norm_cells(short, norm, position))
             if not histograms:
                 continue
             tensors = {
@@ -304,22 +252,7 @@ class Tracker:
                 if tensor is not None:
                     tag = f"{self._tags[kind]}/{short}"
                     values = tensor.detach().float().cpu().numpy()
-                    self._events.add(summaries.histogram(tag, values, HISTOGRAM_BINS), step)
-
-    def _write_norm(self, name: str, norm: StepBatchNorm, position: Mapping[str, float]) -> None:
-        if self._norms is None:
-            self._norms = TableFile(self.norms_path, NORM_COLUMNS)
-        cells: list[str] = []
-        for weights in (norm.weight, norm.bias):
-            if weights is None:
-                cells += ["", ""]
-            else:
-                values = weights.detach().float()
-                cells += [f"{values.mean():.6g}", f"{values.std(correction=0):.6g}"]
-        var = norm.running_var
-        cells.append("" if var is None else f"{var.float().mean().sqrt():.6g}")
-        at = [_cell(position["epoch"]), _cell(position["step"])]
-        self._norms.write_row([*at, name, *cells])
+                    events.add(summaries.histogram(tag, values, HISTOGRAM_BINS), step)
 
     def write_over_time(self, columns: Mapping[str, np.ndarray]) -> None:
         """Replaces over_time.csv.
@@ -327,15 +260,14 @@ class Tracker:
         Args:
             columns: (T,) each.
         """
-        if not self.active:
+        if self._files is None:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["t", *columns])
         for t, values in enumerate(zip(*columns.values(), strict=True), start=1):
             writer.writerow([t, *(f"{value:.6g}" for value in values)])
-        self._over_time = text.getvalue().encode()
-        files.write_atomic(self.over_time_path, self._over_time, sync=False)
+        self._files.write_over_time(text.getvalue().encode())
 
     def has_picture(self, name: str) -> bool:
         """Returns whether a run that resumes has this picture of the checkpoint's step."""
@@ -393,54 +325,35 @@ class Tracker:
 
     def flush(self) -> None:
         """Writes everything that was logged to the files, and restores removed files."""
-        with files.writing(self.run_dir):
-            for record in self._open_records():
-                record.file.flush()
-        for record in self._open_records():
-            path, happened = record.path, record.repair()
-            if happened is not None:
-                log.warning("%s %s", path, happened)
-        if self._over_time is not None and not self.over_time_path.exists():
-            log.warning("%s was removed during the run: it is written again", self.over_time_path)
-            files.write_atomic(self.over_time_path, self._over_time, sync=False)
+        if self._files is not None:
+            self._files.flush()
 
     def sizes(self) -> dict[str, Any]:
         """Returns sizes and fingerprints of the files, for a checkpoint.
 
         Their bytes are on the disk when it returns.
         """
-        if self._csv is None or self._events is None:
-            return {}
-        self.flush()
-        with files.writing(self.run_dir):
-            for record in self._open_records():
-                os.fsync(record.file.fileno())
-        norms = {"norms": 0} if self._norms is None else self._norms.mark("norms")
-        return {**self._csv.mark("metrics"), **norms, "events": self._events.total()}
+        return {} if self._files is None else self._files.sizes()
 
     def close(self) -> None:
         """Closes all files. It never fails, so it cannot hide the error that ended the run."""
-        for record in self._open_records():
-            try:
-                record.file.close()
-            except OSError as error:
-                log.warning("cannot write to %s: %s", self.run_dir, error)
-        self._csv = self._norms = self._events = None
-
-    def _open_records(self) -> list[TableFile | EventFile]:
-        records = (self._csv, self._norms, self._events)
-        return [record for record in records if record is not None]
+        record_files, self._files = self._files, None
+        if record_files is not None:
+            record_files.close()
 
 
 def _cell(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.9g}"  # exact for float32
 
 
-def _columns(path: Path, columns: Sequence[str]) -> Sequence[str]:
-    """Returns the columns of metrics.csv; a file of an earlier version keeps its columns."""
-    try:
-        with path.open("rb") as file:
-            header = file.readline(10_000).decode("ascii", "replace").strip()
-    except OSError:
-        return columns
-    return FIRST_COLUMNS if header == ",".join(FIRST_COLUMNS) else columns
+def _norm_cells(name: str, norm: StepBatchNorm, position: Mapping[str, float]) -> list[str]:
+    """Returns a row of norms.csv."""
+    cells = [_cell(position["epoch"]), _cell(position["step"]), name]
+    for weights in (norm.weight, norm.bias):
+        if weights is None:
+            cells += ["", ""]
+        else:
+            values = weights.detach().float()
+            cells += [f"{values.mean():.6g}", f"{values.std(correction=0):.6g}"]
+    var = norm.running_var
+    return [*cells, "" if var is None else f"{var.float().mean().sqrt():.6g}"]

@@ -22,9 +22,10 @@ from elstm.config.extras import require_extras
 from elstm.config.schema import Config
 from elstm.errors import UserError
 from elstm.files.atomic import refuse_no_folder, remove_leftovers, writing
+from elstm.records.record_files import COLUMNS
 from elstm.records.status import Status, code_version, read_status, training_history
 from elstm.records.tags import RAW_SCALARS
-from elstm.records.tracking import COLUMNS, Tracker
+from elstm.records.tracking import Tracker
 from elstm.training import checkpoint, evaluation
 from elstm.training import device as runtime
 from elstm.training.build import build_limits, build_parts

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from elstm.errors import UserError
 from elstm.files import atomic
-from elstm.records.tracking import COLUMNS, Tracker
+from elstm.records.record_files import COLUMNS
+from elstm.records.tracking import Tracker
 from elstm.sweeps.job import run_log
 
 

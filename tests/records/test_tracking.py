@@ -20,7 +20,8 @@ from elstm.nn import ELSTMBN
 from elstm.nn.norm import StepBatchNorm
 from elstm.records import status, tracking
 from elstm.records.descriptions import hparams
-from elstm.records.tracking import COLUMNS, FIRST_COLUMNS, Tracker
+from elstm.records.record_files import COLUMNS, FIRST_COLUMNS
+from elstm.records.tracking import Tracker
 
 POSITION = {"epoch": 0.5, "step": 7, "train_seconds": 1.5, "wall_seconds": 2.5}
 TRAIN = {
@@ -265,9 +266,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     if not full.exists():
         pytest.skip("no /dev/full")
     tracker = started(tmp_path)
-    assert tracker._csv is not None
-    tracker._csv.file.close()
-    tracker._csv.file = full.open("wb")
+    assert tracker._files is not None
+    tracker._files.metrics.file.close()
+    tracker._files.metrics.file = full.open("wb")
     with pytest.raises(UserError, match="No space left on device"):
         tracker.log(POSITION, TRAIN)
     tracker.close()  # says so once more, and does not raise
