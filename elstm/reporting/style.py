@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from elstm.records.drawing import FigureCanvasAgg, isolated_settings
 
@@ -112,12 +113,17 @@ def _style(model: str, index: int) -> GroupStyle:
 
 
 def render(figure: Figure) -> tuple[bytes, bytes]:
-    """Renders the figure as (PNG, SVG)."""
-    png, svg = io.BytesIO(), io.BytesIO()
+    """Renders the figure as (PNG, SVG).
+
+    The PNG has a palette of 256 colours, which makes it three times smaller.
+    """
+    full, png, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure)
     with isolated_settings(STYLE):
-        figure.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        figure.savefig(full, format="png", dpi=PNG_DPI, pil_kwargs={"compress_level": 0})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    image = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(png, "PNG", dpi=(PNG_DPI, PNG_DPI))
     return png.getvalue(), svg.getvalue()
 
 

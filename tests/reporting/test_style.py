@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 from synthetic_runs import write_run
 
 from elstm.commands.report import main
@@ -48,3 +49,9 @@ def test_a_model_keeps_its_colour_from_report_to_report(tmp_path):
     pink = "#cc79a7"  # of gru
     assert pink in colours("a", "lstm", "gru") & colours("b", "gru", "elstm_bn", "bn_lstm")
     assert pink not in colours("c", "lstm", "elstm_bn", "bn_lstm")
+    with Image.open(tmp_path / "a-report/figures/fashion_mnist-validation-accuracy.png") as image:
+        assert image.mode == "P"  # a palette: a third of the bytes
+        shown = {colour for _, colour in image.convert("RGB").getcolors()}
+    assert any(
+        max(abs(a - b) for a, b in zip(c, (0xCC, 0x79, 0xA7), strict=True)) < 8 for c in shown
+    )
