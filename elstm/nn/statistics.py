@@ -126,13 +126,14 @@ def recompute_statistics(
     For each step, the mean and the variance are those of all sequences of all batches that are
     active at that step, weighted by count, within and between batches. The recurrence runs in batch
     mode; dropout and noise are off; the random state, the gradients and every module's mode stay as
-    they were.
+    they were. The statistics of norms in eval mode are replaced too, as update_bn does.
 
     Args:
         model: any module that holds BNLSTM or ELSTMBN layers; without one nothing is done.
         batches: an iterable of what `model` takes, such as a DataLoader. The first element of a
             tuple or list is passed to the model; a dict is passed as keyword arguments. A batch of
-            one sequence is skipped, because it has no variance.
+            one sequence is skipped, because it has no variance. Pass [(x, y)] for a single batch
+            with labels, because (x, y) counts as two batches.
         across_processes: pool the batches of all processes of a torch.distributed job. Each process
             passes its batches, or none; all have to call, and all get the same statistics. Each
             batch is normalised by itself.
