@@ -20,6 +20,8 @@ PAGES = {
     "rows": [PAPER / "README.md"],
     "default": [PAPER / "README.md"],
     "epochs": [PAPER / "README.md"],
+    "steps-196": [PAPER / "README.md"],
+    "ordered": [PAPER / "README.md"],
     "permuted": [PAPER / "README.md"],
     "statistics": [PAPER / "README.md"],
     "ucr": [ROOT / "elstm" / "data" / "README.md"],
