@@ -120,6 +120,8 @@ class Runner:
             arguments += ["--baseline", str(baseline)]
         if "figures" in study.report:
             arguments += ["--figures", ",".join(study.report["figures"]) or "none"]
+        if not study.report.get("times", True):
+            arguments += ["--no-times"]
         arguments += ["--title", study.report.get("title", study.name), "-o", str(folder)]
         print("+ elstm-report", shlex.join(arguments), flush=True)
         code = report.main(arguments)

@@ -56,6 +56,7 @@ def _main(arguments: argparse.Namespace) -> int:
             "--thresholds": arguments.thresholds is not None,
             "--ignore": arguments.ignore,
             "--figures": arguments.figures is not None,
+            "--no-times": arguments.no_times,
             "--title": arguments.title is not None,
         }
         unused = [option for option, is_given in given.items() if is_given]
@@ -73,6 +74,7 @@ def _main(arguments: argparse.Namespace) -> int:
         arguments.folders,
         Path("outputs/report") if output is None else output,
         figures=arguments.figures,
+        times=not arguments.no_times,
         title="Comparison of runs" if arguments.title is None else arguments.title,
         baselines=arguments.baseline,
         thresholds=arguments.thresholds,
@@ -135,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_figures,
         metavar="NAME,NAME,...",
         help=f"the figures to draw: {', '.join(FIGURES)}, all (the default) or none",
+    )
+    parser.add_argument(
+        "--no-times",
+        action="store_true",
+        help="draw no wall-clock times, for example because the machine did other work",
     )
     parser.add_argument("--title", help="the report's title (default: Comparison of runs)")
     return parser

@@ -16,8 +16,8 @@ A file holds:
     quick             settings for --quick, which count last, and `seeds`, their number
     alone             true: one run at a time, whatever --jobs is, because times are compared
     gpu               true: trained only if there is a GPU
-    report            title, baselines, figures; `with`: runs of other studies, as NAME/DATA/MODEL,
-                      where * stands for any text
+    report            title, baselines, figures; times: false draws no wall-clock times; `with`:
+                      runs of other studies, as NAME/DATA/MODEL, where * stands for any text
     tables            FILE.md: PATH, the settings of the runs below PATH as a table, best first
 """
 
@@ -83,7 +83,7 @@ REQUIRED = ("question", "hypothesis", "tuned", "tests", "cost", "models", "seeds
 _KEY = re.compile(r"[A-Za-z_][\w./]*", re.ASCII)
 _FILE = re.compile(r"\w[\w.-]*\.md", re.ASCII)
 _KIND_NAMES = {str: "text", list: "list", dict: "mapping", bool: "true or false"}
-REPORT = {"title": str, "baselines": list, "figures": list, "with": list}
+REPORT = {"title": str, "baselines": list, "figures": list, "times": bool, "with": list}
 
 
 def read_study(path: Path) -> Study:

@@ -38,6 +38,7 @@ def write_report(
     thresholds: Sequence[float] | None = None,
     ignored: Sequence[str] = (),
     figures: Sequence[str] | None = None,
+    times: bool = True,
 ) -> str:
     """Reads the runs in the folders and writes the report; returns the message for the user.
 
@@ -49,6 +50,7 @@ def write_report(
         thresholds: accuracies as fractions.
         ignored: settings that do not divide groups.
         figures: the names of the figures to draw; None: all.
+        times: whether to draw wall-clock times, where they are comparable.
 
     Raises:
         UserError: there are no runs, a baseline fits no group, the output cannot be written, or it
@@ -75,7 +77,7 @@ def write_report(
     names: set[str] = set()
     for analysis, groups, group_styles in zip(chapters, drawn, styles, strict=True):
         name = _file_name(analysis.section.title, names)
-        pictures = _pictures(analysis, groups, group_styles, name, files, figures)
+        pictures = _pictures(analysis, groups, group_styles, name, files, figures, times)
         blocks += section_blocks(analysis, pictures)
     blocks += [*pages.table_of_runs(analyses, output), *pages.run_lists(analyses, runs, damaged)]
     blocks += [*pages.method(analyses), *pages.made_with(runs)]
@@ -97,13 +99,14 @@ def _pictures(
     name: str,
     files: dict[str, bytes],
     chosen: Sequence[str] | None,
+    times: bool,
 ) -> Pictures:
     """Draws the figures of a section into `files`."""
     baseline = analysis.section.baseline.label
     title = analysis.section.title
     read = dynamics.read_groups(groups)
     # Times that the report calls rough or not comparable are not drawn.
-    times = times_are_comparable(analysis.section.groups)
+    times = times and times_are_comparable(analysis.section.groups)
     against = "against epochs and wall-clock time" if times else "against epochs"
     seeds, one = "seeds", "seed"
     if analysis.section.folds is not None:

@@ -107,3 +107,14 @@ def test_the_norms_that_are_drawn_are_counted():
 
     assert dynamics.shown_norms(read(4)) == "each normalisation"
     assert dynamics.shown_norms(read(6)) == "the first 4 of 6 normalisations"
+
+
+def test_times_are_left_out_on_request(tmp_path):
+    write_run(tmp_path / "runs", epochs=2)
+    arguments = [str(tmp_path / "runs"), "-o", str(tmp_path / "report")]
+    captions = []
+    for option in ([], ["--no-times"]):
+        assert main([*arguments, "--figures", "validation-accuracy", *option]) == 0
+        text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+        captions.append(" and wall-clock time. Mean" in text)
+    assert captions == [True, False]
