@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def _completed_config_dir() -> str | None:
     # ValueError: a quotation mark that is not closed yet. UserError: half a path.
     with suppress(ValueError, UserError):
         words = shlex.split(os.environ.get("COMP_LINE", ""))
-        for word, following in zip(words, [*words[1:], ""], strict=True):
+        for word, following in pairwise([*words, ""]):
             flag, equals, value = word.partition("=")
             if flag in ("--config-dir", "-cd"):
                 return str(find_extra_dir(value if equals else following))
@@ -266,7 +267,8 @@ def _resume_settings(
         UserError: naming the argument that sets another key.
     """
     from elstm.config.changes import EXTENDING, may_extend
-    from elstm.config.hints import GROUPS, all_keys, unknown_key
+    from elstm.config.help import GROUPS
+    from elstm.config.hints import all_keys, unknown_key
     from elstm.config.schema import settings_without_effect
     from elstm.errors import show
 

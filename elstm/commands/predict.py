@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _with_values(arguments: list[str]) -> Iterator[str]:
     """Adds the value of --invert where it is missing, as in `--invert IMAGE`."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+    for argument, following in pairwise([*arguments, ""]):
         alone = argument == "--invert" and following not in INVERT
         yield "--invert=yes" if alone else argument
 

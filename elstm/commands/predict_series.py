@@ -42,15 +42,10 @@ def write_predictions(trained: TrainedModel, paths: Sequence[Path], rows: Rows) 
     read = [load_series(trained.config.data, trained.facts, str(path)) for path in paths]
     rows.start(["id", "label"], trained.facts["class_names"], shown_text)
     for path, (data, part) in zip(paths, read, strict=True):
-        number = 0
+        number, file = 0, "" if len(paths) == 1 else f"{file_text(path)}: "
         for x, _ in data.eval_batches("test", trained.config.data.eval_batch_size):
             with torch.no_grad():
                 probabilities = trained.model(x).softmax(1).tolist()
             for p in probabilities:
-                name = (
-                    part.ids[number]
-                    if len(paths) == 1
-                    else f"{file_text(path)}: {part.ids[number]}"
-                )
-                rows.add([name, part.labels[number]], p)
+                rows.add([f"{file}{part.ids[number]}", part.labels[number]], p)
                 number += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from elstm.config import removed
 from elstm.config.fields import leaf_values, leaves
+from elstm.config.help import GROUPS
 from elstm.config.schema import SCHEMAS, Config, SweepConfig, TrackingConfig, TrainerConfig
 from elstm.errors import ALIASES, UserError, did_you_mean, show, show_key, suggestion
 
@@ -45,7 +46,6 @@ FLAGS = {
     "seed": "seed={}",
 }
 NO_OPTION = ("experiment", "debug")  # groups of which no option has to be chosen
-GROUPS = (*SCHEMAS, "trainer", *NO_OPTION)
 
 
 def all_keys() -> list[str]:

@@ -53,7 +53,7 @@ def _explain_key(error: OmegaConfBaseException, outer: str, arguments: Sequence[
         )
     if key.startswith("hydra."):
         return UserError(f"{show_key(key)}: {show(text)}")
-    if key.partition(".")[0] in ("experiment", "debug") and "Could not override" not in outer:
+    if key.partition(".")[0] in NO_OPTION and "Could not override" not in outer:
         return UserError(
             f"{show_key(key)}: the first line of such a file has to be '# @package _global_', "
             "because its settings are those of all groups"
@@ -108,4 +108,4 @@ def _known_keys(key: str, owner: Any) -> list[str]:
         for schema in schemas
         for field, _, _ in leaves(schema)
     ]
-    return [*dict.fromkeys(names), "seed", "experiment", "debug"]
+    return [*dict.fromkeys(names), "seed", *NO_OPTION]

@@ -144,7 +144,7 @@ class OverrideParser:
                 f"elstm-train -m {in_full(shlex.quote(argument))}; "
                 "a comma that is no separator is quoted: 'KEY=\"A,B\"'"
             )
-        group_of_one = key in (*SCHEMAS, "trainer", "experiment", "debug")
+        group_of_one = key in GROUPS
         added = override.is_add() and not override.is_force_add() and key in all_keys()
         if added or (group_of_one and (override.is_add() or override.is_force_add())):
             plain = argument.lstrip("+")

@@ -14,8 +14,6 @@ from torch.nn.utils import parametrize
 from elstm.nn.recurrence import at_least_float32
 
 RECURRENT_INITS = ("orthogonal", "identity")
-
-
 LARGEST = 1e18  # its square, the eps of a carried norm, is finite in float32
 
 

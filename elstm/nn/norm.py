@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elstm.nn import init
-from elstm.nn.backends.plain import transformed, why_unreadable
+from elstm.nn.backends.plain import running_transform, why_unreadable
 from elstm.nn.recurrence import NormInputs, Statistics, at_least_float32
 from elstm.nn.sync import BatchCounts
 
@@ -299,7 +299,7 @@ def take_statistics(
     tracked = [rows(norm.num_batches_tracked) for norm in norms]
     means = [mean for _, mean, _, _ in folded]
     variances = [var for _, _, var, _ in folded if var is not None]
-    together = transformed() is None  # torch.func.vmap has no operations on lists of tensors
+    together = running_transform() is None  # torch.func.vmap has no operations on lists of tensors
     if isinstance(counts, int) and together and variances:
         unbiased = list(torch._foreach_mul(variances, counts / (counts - 1)))
     else:

@@ -61,7 +61,7 @@ class RecordFiles:
 
     @property
     def norms(self) -> TableFile:
-        """The table of the normalisations, which is created when first needed."""
+        """Returns the table of the normalisations, which is created when first needed."""
         if self._norms is None:
             self._norms = TableFile(self.norms_path, NORM_COLUMNS)
         return self._norms

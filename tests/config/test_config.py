@@ -1,4 +1,4 @@
-"""What arguments and files of conf/ compose to."""
+"""Tests what arguments and files of conf/ compose to."""
 
 import dataclasses
 import json

@@ -111,7 +111,7 @@ def _refuse_other_splits(path: Path) -> None:
         if (
             file.suffix.lower() == ".ts"
             and stem.upper() == name
-            and split.lower() in LIKE_SPLITS - {"train", "test"}
+            and split.lower() in LIKE_SPLITS.difference(ENDS.values())
         ):
             raise UserError(
                 f"{path.parent} holds {file.name}, which would not be used: the splits are "

@@ -41,14 +41,14 @@ def constant_result(function: Callable[..., Any]) -> Callable[..., Any]:
 def why_unreadable(*tensors: Tensor | None) -> str | None:
     """Returns why compiled code cannot read these tensors, in one line; None where it can."""
     if torch.compiler.is_dynamo_compiling():
-        return transformed()  # the compiler traces ordinary tensors; its modes are no concern
+        return running_transform()  # the compiler traces ordinary tensors; its modes are no concern
     if torch.jit.is_tracing():
         return "torch.jit.trace records the call"
     if torch._C._len_torch_dispatch_stack():
         return "a dispatch mode of torch is active, such as FakeTensorMode"
     if _function_mode():
         return "a function mode of torch is active"
-    reason = transformed()
+    reason = running_transform()
     if reason is not None:
         return reason
     keys_of, tangents = torch._C._dispatch_keys, forward_ad._current_level >= 0
@@ -95,7 +95,7 @@ def why_not_layer_norm(norm: nn.Module) -> str | None:
 
 
 @constant_result
-def transformed() -> str | None:
+def running_transform() -> str | None:
     """Returns that a transform of torch.func runs, in one line; None where none does."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func runs, such as grad or vmap"
