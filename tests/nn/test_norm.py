@@ -1,5 +1,7 @@
 """Population statistics: moved in training, pooled by recompute_statistics, read in eval mode."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -329,3 +331,16 @@ def test_batch_statistics_ends_with_an_error_too():
     assert_same(before, snapshot(model))
     x = sequences(6, 4, F)
     assert_close(model.rnn.eval()(x)[0], lstm(model.rnn, x.numpy()).output)
+
+
+def test_statistics_of_several_dtypes_move_alike():
+    layer = ELSTMBN(3, 4, max_steps=5, backend="reference")
+    mixed = copy.deepcopy(layer)
+    norm = mixed.norm_hh_l0
+    norm.running_mean, norm.running_var = norm.running_mean.double(), norm.running_var.double()
+    for each in (layer, mixed):
+        torch.manual_seed(0)
+        each(torch.randn(5, 6, 3))
+    assert norm.running_mean.dtype == torch.float64
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(mixed.get_buffer(name).to(buffer), buffer)
