@@ -114,7 +114,7 @@ def flag_as_argument(flag: str, value: str | None) -> str | None:
     if len(name) < 2:
         return None
     if not same:
-        names = [*FLAGS, *map(_leaf, all_keys())]
+        names = [*FLAGS, *GROUPS, *map(_leaf, all_keys())]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
         return flag_as_argument(f"--{near[0]}={given}", None) if near else None
     if given == "VALUE" and same[0].startswith("tracking."):

@@ -35,6 +35,7 @@ from elstm.train import main
         (["--hidden", "64"], ": model.hidden_size=64 ("),
         (["--num-epochs", "5"], ": trainer.max_epochs=5 ("),
         (["--seeds=3"], ": seed=3 ("),
+        (["--modle", "lstm"], ": model=lstm ("),
         (["--data-path", "x.npz"], ": data.path=x.npz ("),
         (["--dataset", "mnist"], ": data=mnist ("),
         (["--multirum"], "did you mean --multirun?"),
